@@ -1,0 +1,25 @@
+"""Errors a user can act on: each names the place, the value and the choices.
+
+The command line prints them as one line and exits with 2 (``ConfigError``: the request itself is wrong) or 1
+(any other ``AdasearchError``: the run failed). Every other exception is a bug of ours and keeps its traceback.
+"""
+
+
+class AdasearchError(Exception):
+    """Base class of the errors that are the user's to mend."""
+
+
+class ConfigError(AdasearchError):
+    """A setting, flag, search space or architecture is wrong; raised before any work begins."""
+
+
+class DataError(AdasearchError):
+    """A data set, file or row is wrong; raised before any training begins."""
+
+
+class ModelError(AdasearchError):
+    """A checkpoint cannot be used as asked (missing files, another label count, another architecture)."""
+
+
+class TrainingError(AdasearchError):
+    """A run cannot go on (loss is not finite, disk is full); the last checkpoint is still good."""
