@@ -30,7 +30,7 @@ class Macro:
     norm_affine: bool = True
     cell_output: str = "attentive"  # "attentive": learned softmax weights over the inner nodes; "sum"; "mean"
     pooling: str = "mean"  # tokens -> vector: "mean", "max" or "attention"
-    attention_heads: int = 4
+    attention_head_size: int = 32  # heads are width / this: widths are its multiples
     dropout: float = 0.1
 
 

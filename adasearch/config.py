@@ -126,6 +126,7 @@ class FitConfig:
         steps: optimiser steps.
         batch_size: examples a step.
         learning_rate: peak of the weights' learning rate (linear warm-up, cosine decay).
+        embedding_rate: the word table's learning rate as a share of that.
         warmup: share of the steps in which the learning rate rises.
         weight_decay: AdamW's, on matrices only.
         clip_norm: largest gradient norm.
@@ -134,6 +135,7 @@ class FitConfig:
     steps: int = 2_500
     batch_size: int = 128
     learning_rate: float = 2e-3
+    embedding_rate: float = 0.5
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip_norm: float = 5.0
@@ -214,6 +216,7 @@ class RunConfig(TaskConfig):
 
     Args:
         teacher: name or path of a checkpoint; ``demo`` is the packaged MiniLM; ``none`` with ``soft_label_columns``.
+        tokenizer: with teacher ``none``: checkpoint whose tokenizer and embedding table the student starts from.
         space: name of a YAML file of ``search_spaces/`` or a path to one.
         architecture: JSON of an earlier search to retrain; the search is then left out.
         output_dir: folder of the run; ``runs/<task>`` when absent.
@@ -230,6 +233,7 @@ class RunConfig(TaskConfig):
     """
 
     teacher: str = "demo"
+    tokenizer: str = "demo"
     space: str = "adasearch"
     architecture: str | None = None
     output_dir: str | None = None
@@ -296,6 +300,8 @@ def validate(config: RunConfig) -> None:
         ("bench.repeats", config.bench.repeats, 1, float("inf")),
     ):
         check_range(where, value, low, high)
+    if config.seeds is not None and not config.seeds:
+        raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
     if config.search.efficiency == "constraint" and not (config.search.target_macs or config.search.target_params):
         raise ConfigError("search.efficiency: 'constraint' needs a target; choices: search.target_macs, search.target_params")
     if config.transfer.masked_lm and not config.transfer.masked_lm_model:

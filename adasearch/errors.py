@@ -1,7 +1,7 @@
 """Errors a user can act on: each names the place, the value and the choices.
 
-The command line prints them as one line and exits with 2 (``ConfigError``: the request itself is wrong) or 1
-(any other ``AdasearchError``: the run failed). Every other exception is a bug of ours and keeps its traceback.
+The command line prints them as one line and exits with 2 (``ConfigError``, ``DataError``: the request or its data are
+wrong) or 1 (any other ``AdasearchError``: the run failed). Every other exception is a bug of ours and keeps its traceback.
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """The same for a folder that is not there yet: filled under another name, then renamed. Raises ``TrainingError``."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left there by a kill
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
 
 

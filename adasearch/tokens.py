@@ -146,10 +146,10 @@ class BatchSampler:
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         generator = np.random.default_rng((self.seed, epoch))
-        order = generator.permutation(len(self.lengths))
+        order = generator.permutation(len(self.lengths))[: self.batches_per_epoch * self.batch_size]
         bucket = BUCKET_BATCHES * self.batch_size
         order = np.concatenate(
             [part[np.argsort(self.lengths[part], kind="stable")] for part in np.split(order, range(bucket, len(order), bucket))]
         )
-        batches = np.split(order[: self.batches_per_epoch * self.batch_size], self.batches_per_epoch)
+        batches = np.split(order, self.batches_per_epoch)
         return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,0 +1,69 @@
+"""adasearch: task + teacher + search space + budget -> a small, fast student that is a Hugging Face model.
+
+    import adasearch
+    student_dir = adasearch.compress(adasearch.RunConfig(task="demo")) / "student"
+    student = adasearch.load_student(student_dir)
+
+The names below are loaded on first use. Importing the package makes the student known to the Auto classes of
+transformers, so that ``AutoModelForSequenceClassification.from_pretrained(student_dir)`` and ``pipeline`` work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no module of ours may bear that name
+    "compress": "adasearch.pipeline:run",
+    "load_student": "adasearch.predict:load_student",
+    "load_space": "adasearch.space:load_space",
+    "register_operation": "adasearch.operations:register_operation",
+    "Architecture": "adasearch.architecture:Architecture",
+    "Progress": "adasearch.progress:Progress",
+    "RunConfig": "adasearch.config:RunConfig",
+}
+__all__ = ["__version__", "register_student", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'adasearch' has no attribute {name!r}; public: {', '.join(sorted(_PUBLIC))}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted({*globals(), *_PUBLIC})
+
+
+def _is_command_line() -> bool:
+    """Whether this process is ``adasearch VERB`` or ``python -m adasearch VERB``."""
+    program = (getattr(sys, "argv", None) or [""])[0]  # runpy leaves "-m" there while it looks for the module
+    name = program.replace("\\", "/").rsplit("/", 1)[-1]
+    is_module = program == "-m" and "adasearch" in sys.orig_argv
+    return is_module or name in ("adasearch", "adasearch.exe", "adasearch-script.py")
+
+
+def register_student() -> None:
+    """Make the student known to AutoConfig and AutoModelForSequenceClassification; calling it again does no harm.
+
+    It is not done in ``adasearch.student`` because that file travels with every saved student as its remote code.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
+
+    AutoConfig.register(AdasearchConfig.model_type, AdasearchConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(AdasearchConfig, AdasearchForSequenceClassification, exist_ok=True)
+
+
+# transformers learns of a class only when it is handed over, and that class needs torch: seconds, which a library user
+# pays anyway but `adasearch --help` should not. The console script cannot avoid importing this file, so it is the one
+# caller that is left out; it registers before it starts a verb, after the thread settings are in place.
+if not _is_command_line():
+    register_student()

@@ -1,0 +1,489 @@
+"""The transfer set: new texts made from the training texts in word-piece ids, for the teacher to label.
+
+Nothing here knows a label, and nothing is tokenised again: a text is taken apart into its frame (``[CLS]``, ``[SEP]``)
+and its segments (the sentences), changed at word boundaries, and put back into the same frame. Jiao et al. 2020
+(TinyBERT, section 3.3) and Tang et al. 2019 found as much gain in such texts as in the distillation itself.
+
+Dimensions: V vocabulary, D embedding width, K candidates, M masked words, B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adasearch.config import TransferConfig
+from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch.files import fingerprint, read_json, write_json
+from adasearch.progress import Progress
+from adasearch.registry import Registry
+from adasearch.tokens import TokenStore
+
+UNUSED = re.compile(r"[\[<](unused|reserved|extra)[-_ ]?\w*[\]>]|madeupword\d+")  # rows no training ever touched
+ONE_SIDE = 2 / 3  # of the pairs have only one of their sentences changed (Tang et al. 2019)
+BLOCK = 256  # items made together; the masked language model's batches are cut from a block, wherever a stream starts
+MLM_BATCH = 32  # texts a forward pass: 32 x 64 x 30,522 logits are 250 MB
+CHUNK = 10_000  # texts a cache file: what a kill costs at most
+EFFORT = 5  # items tried for each one asked for, before a data set too small for the size is given up
+_STREAM = 0x7472  # keeps these random numbers apart from every other use of the run's seed
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What augmentation must know of a vocabulary."""
+
+    is_frame_V: np.ndarray  # bool: stands around the segments ([CLS], [SEP], [PAD], begin and end of a sequence)
+    is_frozen_V: np.ndarray  # bool: never replaced, never a replacement: every special piece and the unused ones
+    is_inner_V: np.ndarray  # bool: joined to the piece before it (or behind it, where ``marks_ends``)
+    marks_ends: bool = False  # the vocabulary marks where words end (``</w>``, ``@@``), not where they begin or go on
+    mask_token_id: int | None = None
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> Pieces:
+        """Read a Hugging Face tokenizer's vocabulary; how it marks words is what most of its pieces show.
+
+        WordPiece marks continuations (``##ing``), byte-level BPE and SentencePiece beginnings (``Ġthe``, ``▁the``),
+        older BPEs ends (``the</w>``) or non-ends (``th@@``). A vocabulary without any such mark has one piece a word.
+        """
+        vocabulary = tokenizer.get_vocab()
+        names = [""] * (max(vocabulary.values()) + 1)
+        for name, index in vocabulary.items():
+            names[index] = name
+        rules: dict[str, tuple[Callable[[str], bool], bool]] = {  # mark -> (carries it, so it is inner or so it is not)
+            "##": (lambda name: name.startswith("##"), True),
+            "Ġ": (lambda name: name.startswith("Ġ"), False),
+            "▁": (lambda name: name.startswith("▁"), False),
+            "</w>": (lambda name: name.endswith("</w>"), False),
+            "@@": (lambda name: name.endswith("@@"), True),
+        }
+        marked = {mark: np.array([has(name) for name in names]) for mark, (has, _) in rules.items()}
+        mark = max(marked, key=lambda key: int(marked[key].sum()))
+        inner_V = marked[mark] == rules[mark][1] if marked[mark].any() else np.zeros(len(names), bool)
+        frozen_V = np.array([name == "" or UNUSED.fullmatch(name) is not None for name in names])
+        frozen_V[list(tokenizer.all_special_ids)] = True
+        frame_V = np.zeros(len(names), bool)
+        for kind in ("cls", "sep", "pad", "bos", "eos"):  # not [UNK] and [MASK]: they stand inside
+            if getattr(tokenizer, f"{kind}_token_id", None) is not None:
+                frame_V[getattr(tokenizer, f"{kind}_token_id")] = True
+        pad = tokenizer.pad_token_id
+        return cls(
+            frame_V, frozen_V | frame_V, inner_V & ~frozen_V, mark in ("</w>", "@@"),
+            getattr(tokenizer, "mask_token_id", None), 0 if pad is None else pad,
+        )  # fmt: skip
+
+    def word_starts(self, segment: np.ndarray) -> np.ndarray:
+        """Positions at which a word begins, (words,); 0 is always one of them, since a segment begins with a word."""
+        joined = self.is_inner_V[segment[:-1] if self.marks_ends else segment[1:]]
+        return np.concatenate([[0], np.flatnonzero(~joined) + 1]) if len(segment) else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A sequence taken apart: ``frame[0] segments[0] frame[1] … segments[-1] frame[-1]``."""
+
+    frame: list[np.ndarray]
+    segments: list[np.ndarray]  # none of them empty
+
+    def rebuild(self, segments: list[np.ndarray] | None = None) -> np.ndarray:
+        """The sequence again, (L,) int32; with other ``segments`` in the same frame where they are given."""
+        inside = self.segments if segments is None else segments
+        parts = [part for pair in zip(self.frame, inside) for part in pair]
+        return np.concatenate([*parts, self.frame[-1]]).astype(np.int32, copy=False)
+
+
+def split_text(ids: np.ndarray, pieces: Pieces) -> Text:
+    """Take ``[CLS] A [SEP]``, ``[CLS] A [SEP] B [SEP]``, ``<s> A </s></s> B </s>``… apart; ``rebuild`` undoes it."""
+    is_frame = pieces.is_frame_V[ids]
+    cuts = np.flatnonzero(is_frame[1:] != is_frame[:-1]) + 1
+    runs = np.split(ids, cuts)
+    if len(ids) and not is_frame[0]:
+        runs.insert(0, ids[:0])
+    if len(runs) % 2 == 0:  # ends with a segment, not with a frame
+        runs.append(ids[:0])
+    return Text(runs[::2], runs[1::2])
+
+
+def shorten(ids: np.ndarray, pieces: Pieces, max_length: int) -> np.ndarray:
+    """Cut pieces off the end of the longest segment until the sequence has at most ``max_length``, specials included.
+
+    Raises ``ConfigError`` when the specials alone leave no room for one piece of each segment.
+    """
+    if len(ids) <= max_length:
+        return ids
+    text = split_text(ids, pieces)
+    lengths = [len(segment) for segment in text.segments]
+    room = max_length - (len(ids) - sum(lengths))
+    if room < len(lengths):
+        raise ConfigError(
+            f"max_seq_length: {max_length} leaves no room between {len(ids) - sum(lengths)} special pieces; "
+            f"choices: {len(ids) - sum(lengths) + len(lengths)} or more"
+        )
+    while sum(lengths) > room:
+        lengths[int(np.argmax(lengths))] -= 1
+    return text.rebuild([segment[:length] for segment, length in zip(text.segments, lengths)])
+
+
+def neighbours_table(
+    embeddings: np.ndarray, candidates: int, pieces: Pieces, *, restrict: np.ndarray | None = None
+) -> np.ndarray:
+    """The ``candidates`` nearest pieces of each piece by cosine of ``embeddings`` (V, D), nearest first: (V, K) int32.
+
+    Only pieces of the same kind are near: those that begin words for those that begin words, inner ones for inner ones;
+    never the piece itself, a special or an unused one. Rows of such pieces, and of those outside ``restrict`` (the ids
+    that occur), are -1, as are places beyond the last candidate. Made in blocks: the V x V cosines never exist at once.
+    Raises ``ModelError`` when the table has no row for a piece that occurs.
+    """
+    size = min(len(embeddings), len(pieces.is_frozen_V))
+    wanted = np.arange(size) if restrict is None else np.unique(restrict)
+    if len(wanted) and wanted[-1] >= len(embeddings):
+        raise ModelError(f"embeddings: no row for piece {wanted[-1]}; the table has {len(embeddings)} rows")
+    wanted = wanted[wanted < size]
+    wanted = wanted[~pieces.is_frozen_V[wanted]]
+    usable = np.flatnonzero(~pieces.is_frozen_V[:size])
+    unit_VD = torch.nn.functional.normalize(torch.from_numpy(np.array(embeddings[:size], dtype=np.float32)), dim=1)
+    table_VK = np.full((len(embeddings), candidates), -1, dtype=np.int32)
+    for is_inner in (False, True):
+        rows, columns = (ids[pieces.is_inner_V[ids] == is_inner] for ids in (wanted, usable))
+        k = min(candidates, len(columns) - 1)
+        if k < 1:
+            continue
+        kept_DC = unit_VD[columns].T.contiguous()
+        for block in np.split(rows, range(512, len(rows), 512)):
+            cosine_BC = unit_VD[block] @ kept_DC
+            cosine_BC[torch.arange(len(block)), torch.from_numpy(np.searchsorted(columns, block))] = -torch.inf
+            table_VK[block, :k] = columns[cosine_BC.topk(k, dim=1).indices.numpy()]
+    return table_VK
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an augmentation may draw from besides the text itself."""
+
+    store: TokenStore
+    sources: np.ndarray  # indices of the texts of ``store`` that are not empty
+    pieces: Pieces
+    config: TransferConfig
+    table_VK: np.ndarray | None = None  # of ``neighbours_table``
+    mlm: Any = None  # a masked language model (``AutoModelForMaskedLM``) in eval mode
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A random text that is not empty, (L,) int32."""
+        return self.store[self.sources[rng.integers(len(self.sources))]]
+
+
+Augmentation = Callable[[list[np.ndarray], list[np.random.Generator], Material], list[np.ndarray]]
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")  # their shares are the fields of ``TransferConfig``
+OneText = Callable[[np.ndarray, np.random.Generator, Material], np.ndarray]
+
+
+def for_each_text(name: str) -> Callable[[OneText], OneText]:
+    """Register a function of one text (ids, rng, material) under ``name``."""
+
+    def add(augment: OneText) -> OneText:
+        def augment_all(
+            texts: list[np.ndarray], rngs: list[np.random.Generator], material: Material
+        ) -> list[np.ndarray]:
+            return [augment(ids, rng, material) for ids, rng in zip(texts, rngs)]
+
+        AUGMENTATIONS.register(name)(augment_all)
+        return augment
+
+    return add
+
+
+def _sides(text: Text, rng: np.random.Generator) -> list[int]:
+    """Which segments to change: one of them with probability ``ONE_SIDE``, else all."""
+    count = len(text.segments)
+    return [int(rng.integers(count))] if count > 1 and rng.random() < ONE_SIDE else list(range(count))
+
+
+def _some(eligible: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """Each eligible position with ``probability``, but at least one: a mere copy teaches nothing. (n,) bool."""
+    chosen = eligible & (rng.random(len(eligible)) < probability)
+    if not chosen.any() and eligible.any():
+        chosen[rng.choice(np.flatnonzero(eligible))] = True
+    return chosen
+
+
+@for_each_text("neighbours")
+def neighbours(ids: np.ndarray, rng: np.random.Generator, material: Material) -> np.ndarray:
+    """Replace pieces, each with ``replace_probability``, by one of their nearest in the table, drawn uniformly."""
+    text, table_VK = split_text(ids, material.pieces), material.table_VK
+    segments = list(text.segments)
+    for side in _sides(text, rng):
+        segment = segments[side].copy()
+        places = np.flatnonzero(_some(table_VK[segment, 0] >= 0, material.config.replace_probability, rng))
+        near_MK = table_VK[segment[places]]
+        pick_M = (rng.random(len(places)) * (near_MK >= 0).sum(1)).astype(np.int64)
+        segment[places] = near_MK[np.arange(len(places)), pick_M]
+        segments[side] = segment
+    return text.rebuild(segments)
+
+
+@for_each_text("fragments")
+def fragments(ids: np.ndarray, rng: np.random.Generator, material: Material) -> np.ndarray:
+    """Keep a random run of whole words: 2 to all but one of them, drawn uniformly (1 of 2; a single word stays)."""
+    text = split_text(ids, material.pieces)
+    segments = list(text.segments)
+    for side in _sides(text, rng):
+        starts = material.pieces.word_starts(segments[side])
+        if (words := len(starts)) < 2:
+            continue
+        kept = int(rng.integers(min(2, words - 1), words))
+        first = int(rng.integers(words - kept + 1))
+        bounds = np.append(starts, len(segments[side]))
+        segments[side] = segments[side][bounds[first] : bounds[first + kept]]
+    return text.rebuild(segments)
+
+
+@for_each_text("splices")
+def splices(ids: np.ndarray, rng: np.random.Generator, material: Material) -> np.ndarray:
+    """Join the first words of a text to the last words of another, both cut at the same share of their length.
+
+    Half of the pairs instead keep their first sentence and take the second of another pair, which hardly belongs to it.
+    """
+    text, other = split_text(ids, material.pieces), split_text(material.draw(rng), material.pieces)
+    segments = list(text.segments)
+    if len(segments) > 1 and rng.random() < 0.5:
+        return text.rebuild([*segments[:-1], other.segments[-1]])
+    for side in _sides(text, rng):
+        head, tail, share = segments[side], other.segments[min(side, len(other.segments) - 1)], rng.random()
+        head_starts, tail_starts = material.pieces.word_starts(head), material.pieces.word_starts(tail)
+        if not material.pieces.marks_ends:  # in byte-level BPE a text's first word has no mark and would stick
+            tail_starts = tail_starts[~material.pieces.is_inner_V[tail[tail_starts]]]
+        if not len(tail_starts):
+            continue
+        stop = max(1, round(share * len(head_starts)))
+        first = min(len(tail_starts) - 1, round(share * len(tail_starts)))
+        segments[side] = np.concatenate([head[: np.append(head_starts, len(head))[stop]], tail[tail_starts[first] :]])
+    return text.rebuild(segments)
+
+
+def _mask_words(
+    ids: np.ndarray, rng: np.random.Generator, material: Material
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put one mask in the place of each drawn word: (ids, places of the masks (M,), the piece each stands for (M,)).
+
+    Of a word of several pieces the marking one stands (the first, or the last where ends are marked): it has its kind.
+    """
+    pieces, text = material.pieces, split_text(ids, material.pieces)
+    segments = list(text.segments)
+    for side in _sides(text, rng):
+        segment = segments[side].copy()
+        starts = pieces.word_starts(segment)
+        bounds = np.append(starts, len(segment))
+        is_frozen = np.logical_or.reduceat(pieces.is_frozen_V[segment], starts)
+        words = _some(~is_frozen, material.config.replace_probability, rng)
+        marking = (bounds[1:] - 1 if pieces.marks_ends else starts)[words]
+        keep = ~np.repeat(words, np.diff(bounds))
+        keep[marking] = True
+        segment[marking] = -segment[marking] - 1  # below zero: masked, and still says what it was
+        segments[side] = segment[keep]
+    masked = text.rebuild(segments)
+    places = np.flatnonzero(masked < 0)
+    originals = -masked[places] - 1
+    masked[places] = pieces.mask_token_id
+    return masked, places, originals
+
+
+@torch.inference_mode()
+def _propose(
+    masked: list[np.ndarray], places: list[np.ndarray], originals: np.ndarray, material: Material
+) -> np.ndarray:
+    """The best pieces for every mask of a batch, of the original's kind but not the original: (M, K), -1 = none."""
+    pieces, mlm = material.pieces, material.mlm
+    ids_BL, mask_BL = TokenStore.from_lists(masked).pad(range(len(masked)), pieces.pad_token_id)
+    rows = np.repeat(np.arange(len(masked)), [len(place) for place in places])
+    inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
+    if getattr(mlm.config, "type_vocab_size", 1) > 1:  # BERT knows by it what stands behind the first separator
+        inputs["token_type_ids"] = torch.zeros_like(ids_BL)
+        for row, text in enumerate(split_text(ids, pieces) for ids in masked):
+            inputs["token_type_ids"][row, len(text.frame[0]) + len(text.segments[0]) + 1 : len(masked[row])] = 1
+    output = mlm(**{name: values.to(mlm.device) for name, values in inputs.items()})
+    logits_MV = output.logits[rows, np.concatenate(places)].float().cpu()[:, : len(pieces.is_inner_V)]
+    inner_V, frozen_V = (np.asarray(flags)[: logits_MV.shape[1]] for flags in (pieces.is_inner_V, pieces.is_frozen_V))
+    allowed_MV = (inner_V[None, :] == pieces.is_inner_V[originals][:, None]) & ~frozen_V
+    allowed_MV[np.arange(len(originals)), originals] = False
+    logits_MV = logits_MV.masked_fill(~torch.from_numpy(allowed_MV), -torch.inf)
+    best = logits_MV.topk(min(material.config.candidates, logits_MV.shape[1]))
+    return np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), -1)
+
+
+@AUGMENTATIONS.register("masked_lm")
+def masked_lm(texts: list[np.ndarray], rngs: list[np.random.Generator], material: Material) -> list[np.ndarray]:
+    """Replace words, each with ``replace_probability``, by one of a masked language model's best, drawn uniformly.
+
+    All drawn words of a text are masked at once and each becomes one piece (TinyBERT masks them one by one and gives
+    GloVe neighbours to words of several pieces). Texts are batched by length.
+    """
+    drawn = [_mask_words(ids, rng, material) for ids, rng in zip(texts, rngs)]
+    order = [int(n) for n in np.argsort([len(ids) for ids, _, _ in drawn], kind="stable") if len(drawn[n][1])]
+    for start in range(0, len(order), MLM_BATCH):
+        batch = order[start : start + MLM_BATCH]
+        masked, places, originals = (list(column) for column in zip(*(drawn[n] for n in batch)))
+        proposals_MK = _propose(masked, places, np.concatenate(originals), material)
+        for n, near_MK in zip(batch, np.split(proposals_MK, np.cumsum([len(place) for place in places])[:-1])):
+            ids, place, original = drawn[n]
+            pick_M = (rngs[n].random(len(place)) * (near_MK >= 0).sum(1)).astype(np.int64)
+            chosen_M = near_MK[np.arange(len(place)), pick_M]
+            ids[place] = np.where(chosen_M >= 0, chosen_M, original)
+    return [ids for ids, _, _ in drawn]
+
+
+def load_masked_lm(name: str, tokenizer: Any) -> Any:
+    """The masked language model ``name`` in eval mode. ``ModelError`` if its vocabulary is not ``tokenizer``'s."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    try:
+        own = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForMaskedLM.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"transfer.masked_lm_model: {name!r} cannot be loaded ({reason})") from error
+    if own.get_vocab() != tokenizer.get_vocab() or tokenizer.mask_token_id is None:
+        raise ModelError(
+            f"transfer.masked_lm_model: {name!r} does not share the teacher's vocabulary and mask; "
+            "choices: a model with the same tokenizer, or transfer.masked_lm 0"
+        )
+    return model.eval()
+
+
+def shares(config: TransferConfig) -> dict[str, float]:
+    """The share of every augmentation above 0, adding up to 1. Raises ``ConfigError`` for none or a negative one."""
+    asked = {name: float(getattr(config, name, 0.0)) for name in AUGMENTATIONS}
+    for name, share in asked.items():
+        if not 0 <= share < float("inf"):
+            raise ConfigError(f"transfer.{name}: {share!r} is out of range; choices: 0 or more")
+    if not (total := sum(asked.values())):
+        choices = ", ".join(sorted(asked))
+        raise ConfigError(f"transfer: size is {config.size} but every share is 0; choices to raise: {choices}")
+    return {name: share / total for name, share in asked.items() if share > 0}
+
+
+def stream_transfer(
+    store: TokenStore,
+    config: TransferConfig,
+    pieces: Pieces,
+    table_VK: np.ndarray | None,
+    *,
+    seed: int,
+    max_length: int,
+    mlm: Any = None,
+    start: int = 0,
+) -> Iterator[np.ndarray]:
+    """Endless new texts, (L,) int32 each with 1 <= L <= ``max_length``, from number ``start`` on.
+
+    Text number n is a pure function of (seed, n) and the arguments: cut the stream anywhere and go on from there.
+    Repeats and copies of training texts can occur. Raises ``ConfigError`` at once for impossible settings and
+    ``DataError`` for a store without one word.
+    """
+    weights = shares(config)
+    if mlm is not None:
+        mlm.eval()  # dropout would draw from torch's random numbers, not from (seed, n)
+    if config.candidates < 1:
+        raise ConfigError(f"transfer.candidates: {config.candidates!r} is out of range; choices: 1 or more")
+    if "masked_lm" in weights and (mlm is None or pieces.mask_token_id is None):
+        raise ConfigError(
+            f"transfer.masked_lm: {config.masked_lm} needs transfer.masked_lm_model and a tokenizer with a mask token; "
+            "choices: give both, or 0"
+        )
+    assert table_VK is not None or "neighbours" not in weights, "neighbours needs the table of neighbours_table"
+    plain = TokenStore(np.asarray(store.ids), np.asarray(store.offsets))  # slices of a memory map are slow to make
+    words_before = np.concatenate([[0], np.cumsum(~pieces.is_frame_V[plain.ids])])
+    sources = np.flatnonzero(np.diff(words_before[plain.offsets]) > 0)
+    if not len(sources):
+        raise DataError(f"transfer.size: {config.size} texts cannot be made from {len(store)} texts without one word")
+    material = Material(plain, sources, pieces, config, table_VK, mlm)
+    names, edges = list(weights), np.cumsum(list(weights.values()))[:-1]
+
+    def make(block: int) -> list[np.ndarray]:
+        rngs = [np.random.default_rng((seed, _STREAM, n)) for n in range(block * BLOCK, (block + 1) * BLOCK)]
+        kinds = np.searchsorted(edges, [rng.random() for rng in rngs], side="right")
+        made = [shorten(material.draw(rng), pieces, max_length) for rng in rngs]
+        for kind, name in enumerate(names):
+            members = np.flatnonzero(kinds == kind)
+            results = AUGMENTATIONS[name]([made[n] for n in members], [rngs[n] for n in members], material)
+            for n, result in zip(members, results):
+                made[n] = shorten(result, pieces, max_length)
+        return made
+
+    blocks = itertools.chain.from_iterable(make(block) for block in itertools.count(start // BLOCK))
+    return itertools.islice(blocks, start % BLOCK, None)
+
+
+def _digest(ids: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(ids, dtype=np.int32), digest_size=8).digest()
+
+
+def build_transfer(
+    store: TokenStore,
+    config: TransferConfig,
+    pieces: Pieces,
+    table_VK: np.ndarray | None,
+    *,
+    seed: int,
+    max_length: int,
+    cache: Path,
+    progress: Progress,
+    mlm: Any = None,
+    chunk: int = CHUNK,
+) -> TokenStore:
+    """``config.size`` different texts that are no training text, kept in ``cache``; made once, resumed after a kill.
+
+    The result does not depend on interruptions. The shares are of the tries: a short text has few fragments that are
+    new. Where the training texts do not yield so many within ``EFFORT`` tries each, there are fewer and ``progress`` is
+    warned. Raises what ``stream_transfer`` raises.
+    """
+    if not config.size:
+        return TokenStore.from_lists([])
+    table = np.zeros(0, np.int32) if table_VK is None else table_VK
+    inputs = (store.ids, store.offsets, pieces.is_frame_V, pieces.is_frozen_V, pieces.is_inner_V, table)
+    name = f"transfer-{fingerprint(dataclasses.asdict(config), seed, max_length, *inputs)}"
+    whole = TokenStore.load(cache, name)
+    if whole is not None:
+        return whole
+    parts: list[TokenStore] = []
+    tried = 0
+    while (state := cache / f"{name}.{len(parts)}.json").exists():
+        tried = read_json(state)["tried"]
+        parts.append(TokenStore.load(cache, f"{name}.{len(parts)}"))
+    texts = stream_transfer(store, config, pieces, table_VK, seed=seed, max_length=max_length, mlm=mlm, start=tried)
+    seen = {_digest(text[n]) for text in (store, *parts) for n in range(len(text))}
+    done = sum(len(part) for part in parts)
+    progress.stage("transfer set", total=config.size, done=done)
+    while done < config.size and tried < EFFORT * config.size:
+        fresh: list[np.ndarray] = []
+        while len(fresh) < min(chunk, config.size - done) and tried < EFFORT * config.size:
+            text, tried = next(texts), tried + 1
+            if (digest := _digest(text)) not in seen:
+                seen.add(digest)
+                fresh.append(text)
+                if len(fresh) % BLOCK == 0:
+                    progress.step(done + len(fresh))
+        part = TokenStore.from_lists(fresh)
+        part.save(cache, f"{name}.{len(parts)}")
+        write_json(cache / f"{name}.{len(parts)}.json", {"tried": tried})  # last: only now the chunk counts
+        parts.append(part)
+        done += len(part)
+        progress.step(done)
+    if done < config.size:
+        progress.warning(
+            f"transfer.size: {done} different texts were found in {tried} tries, not {config.size}; "
+            f"{len(store)} training texts yield no more"
+        )
+    whole = TokenStore.concatenate(parts)
+    whole.save(cache, name)
+    for n in range(len(parts)):
+        for ending in ("json", "ids.npy", "offsets.npy"):
+            (cache / f"{name}.{n}.{ending}").unlink(missing_ok=True)
+    return whole

@@ -1,0 +1,137 @@
+"""``adasearch VERB [--config file.yaml] [--key value ...]``: every verb is a thin call of a public function.
+
+Nothing heavy is imported before a verb is known and its settings are read. Results go to standard output, progress and
+errors to standard error. Exit codes: 0; 1 the run failed; 2 the request or the data is wrong; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import adasearch
+from adasearch.config import RunConfig, validate
+from adasearch.console import make_progress, quiet_third_parties
+from adasearch.errors import AdasearchError, ConfigError, DataError
+from adasearch.verbs import VERBS
+
+FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # the last two are 128 + the signal's number, as in shells
+
+
+def parse(name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """Settings of the verb ``name`` and the modules to import first. Raises ``ConfigError``."""
+    # jsonargparse reads and checks whole signatures: a tenth of a second that --version does not need
+    from adasearch.arguments import parse_settings
+
+    verb = VERBS[name]
+    about = f"{verb.help[0].upper()}{verb.help[1:]}."
+    return parse_settings(verb.settings, arguments, prog=f"adasearch {name}", about=about, positional=verb.positional)
+
+
+def import_user_code(name: str) -> None:
+    """Import a module, or a ``.py`` file under its stem. Raises ``ConfigError`` when it is absent or does not parse."""
+    try:
+        if not name.endswith(".py"):
+            if os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())  # a console script, unlike python -m, does not look here
+            importlib.import_module(name)
+            return
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise ConfigError(f"--import {name}: no such file")
+        if path.stem in sys.modules:
+            raise ConfigError(f"--import {name}: a module named {path.stem!r} is loaded already; rename the file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # where inspect finds the source that is saved with the student
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[path.stem]  # as the import statement does
+            raise
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"--import {name}: cannot be imported ({error})") from error
+
+
+def overview() -> str:
+    """The text of ``adasearch --help``."""
+    verbs = "\n".join(f"  {name:<9} {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: adasearch VERB [--config file.yaml] [--key value ...]\n\n"
+        "From a text-classification task and a teacher transformer to a small, fast student.\n\n"
+        f"{verbs}\n\nadasearch VERB --help lists the settings of a verb; adasearch --version prints the version.\n"
+        "To begin: adasearch run demo"
+    )
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Do what the arguments ask for. Raises ``AdasearchError`` for what is the user's to mend."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if arguments else BAD_USAGE
+    if arguments[0] == "--version":
+        print(f"adasearch {adasearch.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"adasearch: unknown verb {name!r}{hint}; choices: {', '.join(VERBS)}")
+    verb = VERBS[name]
+    settings, modules = parse(name, rest)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it once; spinning threads stall a shared machine
+    quiet_third_parties()
+    for module in modules:
+        import_user_code(module)
+    if isinstance(settings, RunConfig):
+        validate(settings)
+    if verb.needs_student:
+        adasearch.register_student()
+    with make_progress(settings.quiet) as progress:
+        text = verb.call(settings, progress)
+    if text:
+        print(text)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Errors of ours keep their traceback; the user's are one line."""
+    try:
+        code = _explained(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()  # a reader that has gone away is noticed here rather than at exit
+        return code
+    except BrokenPipeError:
+        # the interpreter flushes standard output once more at exit: let it flush into nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _explained(arguments: Sequence[str]) -> int:
+    try:
+        return dispatch(arguments)
+    except SystemExit as done:  # --help and --print_config
+        return int(done.code or 0)
+    except AdasearchError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return BAD_USAGE if isinstance(error, (ConfigError, DataError)) else FAILED
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on")
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "output"
+        _say(f"error: {where}: the disk is full; what was saved before is intact, and the same command goes on")
+        return FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

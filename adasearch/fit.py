@@ -1,0 +1,226 @@
+"""The one training loop: teachers, searches, students and controls all go through ``fit``.
+
+A run is a pure function of model, examples, config and seed: batches depend on (seed, step) alone, and a checkpoint
+holds everything else that moves. So a run killed at any moment ends, when started again, with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from adasearch.config import FitConfig
+from adasearch.errors import TrainingError
+from adasearch.files import write_atomically, write_text
+from adasearch.methods.base import Group, Method
+from adasearch.outputs import autocast
+from adasearch.progress import Progress
+from adasearch.tokens import BatchSampler, Examples
+
+HISTORY_RECORDS = 100  # so many lines a run, each the mean of the steps since the last
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Share of the peak learning rate at ``step`` of ``steps``: linear warm-up, then cosine or linear to zero."""
+    if schedule == "constant":
+        return 1.0
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return 1.0 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    splits: Mapping[str, Examples],
+    config: FitConfig,
+    *,
+    seed: int,
+    folder: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+    title: str,
+    evaluate: Evaluate | None = None,
+    evaluations: int = 0,
+    checkpoint_seconds: float = 60.0,
+    is_mixed: bool = False,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place for ``config.steps`` steps and return the history.
+
+    Args:
+        splits: examples by name; ``method.phases`` says which are used.
+        folder: receives ``history.jsonl`` and, while it runs, ``checkpoint.pt``; an interrupted run goes on from it.
+        is_mixed: compute in the accelerator's mixed precision; worth it for teachers, too small a gain for students.
+        evaluate: called ``evaluations`` times, evenly spread and at the end; its metrics go into the history.
+
+    Raises ``TrainingError`` when the loss is not finite (the last checkpoint is kept) or the disk is full.
+    """
+    run = _Run(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed)
+    return run.train(title, evaluate, evaluations)
+
+
+class _Run:
+    """The state of one call of ``fit``: what a checkpoint holds and what can be rebuilt."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        splits: Mapping[str, Examples],
+        config: FitConfig,
+        seed: int,
+        folder: Path,
+        accelerator: Accelerator,
+        progress: Progress,
+        checkpoint_seconds: float,
+        is_mixed: bool,
+    ):
+        torch.manual_seed(seed)
+        method.attach(model)
+        self.model, self.method = model.to(accelerator.device), method.to(accelerator.device)
+        self.splits, self.config, self.folder = splits, config, folder
+        self.accelerator, self.progress, self.checkpoint_seconds = accelerator, progress, checkpoint_seconds
+        self.is_mixed = is_mixed
+        self.samplers = {
+            name: BatchSampler(examples.tokens.lengths, config.batch_size, seed + index)
+            for index, (name, examples) in enumerate(splits.items())
+        }
+        self.groups = method.groups(model)
+        fused = {"fused": True} if accelerator.device.type in ("cpu", "cuda") else {}
+        self.optimizers = {
+            group.name: group.optimizer(
+                group.params, lr=group.learning_rate, **(fused if group.optimizer is torch.optim.AdamW else {}), **group.settings
+            )
+            for group in self.groups
+        }
+        self.step, self.history = 0, []
+        self.window: dict[str, float] = {}
+        self._resume()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _resume(self) -> None:
+        if not self._checkpoint.exists():
+            return
+        # weights_only: tensors and plain data, never code
+        state = torch.load(self._checkpoint, map_location=self.accelerator.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.method.load_state_dict(state["method"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.step, self.history, self.window = state["step"], json.loads(state["history"]), state["window"]
+        torch.set_rng_state(state["rng"].cpu())
+        if "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "history": json.dumps(self.history),
+            "window": self.window,
+            "rng": torch.get_rng_state(),
+        }
+        if self.accelerator.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        write_atomically(self._checkpoint, lambda path: torch.save(state, path))
+
+    def train(self, title: str, evaluate: Evaluate | None, evaluations: int) -> list[dict[str, Any]]:
+        steps = self.config.steps
+        log_every = max(1, steps // HISTORY_RECORDS)
+        evaluate_every = max(1, steps // evaluations) if evaluations and evaluate else None
+        self.progress.stage(title, steps, self.step)
+        saved = time.monotonic()
+        stopped = False
+        while self.step < steps and not stopped:
+            self._add(self._train_step())
+            stopped = self.method.after_step(self.model, self.step)
+            self.step += 1
+            is_last = self.step == steps or stopped
+            record = self._record() if self.step % log_every == 0 or is_last else None
+            if evaluate_every and (is_last or (self.step % evaluate_every == 0 and steps - self.step >= evaluate_every)):
+                record = record or self._record()
+                record["validation"] = evaluate(self.model)
+                self.model.train()
+            if record:
+                self.history.append(record)
+                self._write_history()
+                self.progress.step(self.step, **self._shown(record))
+            if time.monotonic() - saved > self.checkpoint_seconds and not is_last:
+                self._save()
+                saved = time.monotonic()
+        self.method.finish(self.model)
+        self.model.eval()
+        return self.history
+
+    def _train_step(self) -> dict[str, float]:
+        self.model.train()
+        self.method.begin_step(self.model, self.step, self.config.steps)
+        shown: dict[str, float] = {}
+        for learners, split in self.method.phases(self.step):
+            batch = self.splits[split].collate(self.samplers[split](self.step))
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            learning = [group for group in self.groups if "all" in learners or group.name in learners]
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            with autocast(self.accelerator, self.is_mixed):
+                terms = self.method.loss(self.model, batch)
+            loss = sum(terms.values())
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"{self.folder}: the loss is {loss.item()} at step {self.step}"
+                    f" ({', '.join(f'{name} {value.item():.4g}' for name, value in terms.items())});"
+                    " a smaller learning rate helps; the last checkpoint is kept"
+                )
+            self.accelerator.backward(loss)
+            for group in learning:
+                self._update(group)
+            if split == "train":
+                shown = {name: float(value.detach()) for name, value in terms.items()}
+        return shown
+
+    def _update(self, group: Group) -> None:
+        factor = learning_rate_factor(self.step, self.config.steps, self.config.warmup, group.schedule)
+        optimizer = self.optimizers[group.name]
+        for params in optimizer.param_groups:
+            params["lr"] = group.learning_rate * factor
+        tensors: list[Tensor] = [tensor for params in group.params for tensor in params["params"]]
+        if not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
+            nn.utils.clip_grad_norm_(tensors, self.config.clip_norm)
+        optimizer.step()
+
+    def _add(self, terms: dict[str, float]) -> None:
+        self.window["count"] = self.window.get("count", 0) + 1
+        for name, value in terms.items():
+            self.window[name] = self.window.get(name, 0.0) + value
+
+    def _record(self) -> dict[str, Any]:
+        count = self.window.pop("count")
+        terms = {name: total / count for name, total in self.window.items()}
+        self.window = {}
+        main = self.groups[0]
+        factor = learning_rate_factor(self.step - 1, self.config.steps, self.config.warmup, main.schedule)
+        record = {"step": self.step, "loss": sum(terms.values()), "terms": terms, "learning_rate": main.learning_rate * factor}
+        return {**record, **self.method.measures(self.model)}
+
+    @staticmethod
+    def _shown(record: dict[str, Any]) -> dict[str, float]:
+        return {"loss": record["loss"], **record["terms"], **record.get("validation", {})}
+
+    def _write_history(self) -> None:
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(record) + "\n" for record in self.history))

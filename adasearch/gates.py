@@ -1,0 +1,164 @@
+"""Gates: learnable choices over the elements of one named axis of a model.
+
+A gate answers four questions: ``forward()`` acts (relaxed while training, hard in eval), ``expected()`` is what is
+kept on average (differentiable, the input of every cost), ``decide()`` the discrete choice as plain data; the fourth,
+shrinking the model to that data, is the model's own affair.
+
+Dimensions: R rows (independent choices), N choices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+INIT_STD = 1e-3  # AdaBERT's own code: logits start as good as equal
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of ``hard`` (exactly) with the gradient of ``soft``. Bengio et al. 2013."""
+    return hard + (soft - soft.detach())
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Independent standard Gumbel noise, shaped like the argument, from torch's one seeded generator."""
+    return -torch.empty_like(like).exponential_().log()
+
+
+class Gate(nn.Module):
+    """A learnable choice on ``axis``. ``temperature`` and ``is_frozen`` are set by the method's schedule.
+
+    While frozen the choices are drawn uniformly and no gradient reaches the logits: the weights warm up.
+    """
+
+    def __init__(self, axis: str):
+        super().__init__()
+        self.axis = axis
+        self.is_frozen = False
+        self.register_buffer("temperature", torch.ones(()))
+
+    def expected(self) -> Tensor:
+        """What is kept on average, differentiable."""
+        raise NotImplementedError
+
+    def decide(self) -> Any:
+        """The discrete choice, as plain data."""
+        raise NotImplementedError
+
+    def entropy(self) -> Tensor:
+        """Mean entropy of the choices as a share of its maximum, 0 (decided) to 1 (open)."""
+        raise NotImplementedError
+
+
+class ChoiceGate(Gate):
+    """R independent picks of one element in N, by Gumbel-softmax. Jang et al. 2017; AdaBERT, section 3.3.
+
+    Args:
+        axis: what is chosen, for logs.
+        choices: the N elements.
+        rows: R, the number of independent choices.
+    """
+
+    def __init__(self, axis: str, choices: Sequence[Any], rows: int = 1):
+        super().__init__(axis)
+        self.choices = list(choices)
+        self.logits = nn.Parameter(torch.randn(rows, len(self.choices)) * INIT_STD)
+
+    def forward(self) -> tuple[list[int], Tensor]:
+        """Draw every row: (the picked index of each row, one-hot weights (R, N)).
+
+        The weights are exactly 0 and 1; their gradient is that of softmax((log p + Gumbel noise) / temperature).
+        In eval the most probable element is picked, without noise. Picking by Gumbel noise is sampling from p,
+        whatever the temperature (Maddison et al. 2017).
+        """
+        if not self.training:
+            return self._hard(self.logits.detach())
+        if self.is_frozen:
+            return self._hard(gumbel_noise(self.logits))
+        noisy = self.logits.log_softmax(-1) + gumbel_noise(self.logits)
+        picked, hard = self._hard(noisy.detach())
+        return picked, straight_through(hard, (noisy / self.temperature).softmax(-1))
+
+    @staticmethod
+    def _hard(scores: Tensor) -> tuple[list[int], Tensor]:
+        indices = scores.argmax(-1)
+        return indices.tolist(), nn.functional.one_hot(indices, scores.shape[-1]).to(scores.dtype)
+
+    def expected(self) -> Tensor:
+        """Probability of each choice, (R, N), differentiable."""
+        return self.logits.softmax(-1)
+
+    def entropy(self) -> Tensor:
+        """Mean entropy of the rows as a share of log N."""
+        if len(self.choices) == 1:
+            return self.logits.new_zeros(())
+        log_p = self.logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1).mean() / torch.log(torch.tensor(float(len(self.choices))))
+
+    def decide(self, exclude: Sequence[Any] = ()) -> list[Any]:
+        """The most probable allowed element of each row."""
+        scores = self.logits.detach().clone()
+        scores[:, [i for i, choice in enumerate(self.choices) if choice in exclude]] = -torch.inf
+        return [self.choices[i] for i in scores.argmax(-1).tolist()]
+
+    def moment(self, power: int) -> Tensor:
+        """E[size^power] of a one-row gate over sizes: what cost needs of an axis."""
+        sizes = torch.tensor([float(choice) for choice in self.choices], device=self.logits.device)
+        return (self.expected()[0] * sizes**power).sum()
+
+
+class SubsetGate(Gate):
+    """One pick of ``size`` elements out of N without replacement, by Gumbel top-k. Kool et al. 2019.
+
+    Picking the ``size`` largest of log p + Gumbel noise is drawing without replacement from p.
+    """
+
+    def __init__(self, axis: str, count: int, size: int):
+        super().__init__(axis)
+        self.size = min(size, count)
+        self.logits = nn.Parameter(torch.randn(count) * INIT_STD)
+        orders = list(itertools.permutations(range(count), self.size))  # N <= 6 or so: the ways to draw, in order
+        self.register_buffer("orders", torch.tensor(orders), persistent=False)  # (N!/(N-size)!, size)
+
+    def _inclusion(self, p_N: Tensor) -> Tensor:
+        """Probability that each element is among the drawn, (N,): the exact sum over all orders of drawing."""
+        p_OS = p_N[self.orders]
+        left = 1 - torch.cat([torch.zeros_like(p_OS[:, :1]), p_OS.cumsum(1)[:, :-1]], 1)
+        p_O = (p_OS / left.clamp_min(1e-12)).prod(1)
+        return torch.zeros_like(p_N).index_add(0, self.orders.flatten(), p_O.repeat_interleave(self.size))
+
+    def forward(self) -> tuple[list[int], Tensor]:
+        """Draw: (sorted indices of the picked elements, weights (N,) of exactly 0 and 1 with relaxed gradient)."""
+        if self.training and not self.is_frozen:
+            noisy = self.logits.log_softmax(-1) + gumbel_noise(self.logits)
+            soft = self._inclusion((noisy / self.temperature).softmax(-1))
+        else:
+            noisy = gumbel_noise(self.logits) if self.training else self.logits.detach()
+            soft = None
+        picked = noisy.detach().topk(self.size).indices
+        hard = torch.zeros_like(self.logits.detach()).index_fill(0, picked, 1.0)
+        return sorted(picked.tolist()), hard if soft is None else straight_through(hard, soft)
+
+    def expected(self) -> Tensor:
+        """Probability that each element is drawn, (N,), summing to ``size``; differentiable."""
+        return self._inclusion(self.logits.softmax(-1))
+
+    def entropy(self) -> Tensor:
+        """Entropy of the underlying distribution as a share of log N; 0 where there is nothing to choose."""
+        if self.size == len(self.logits):
+            return self.logits.new_zeros(())
+        log_p = self.logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum() / torch.log(torch.tensor(float(len(self.logits))))
+
+    def decide(self) -> list[int]:
+        """The ``size`` most probable elements, sorted."""
+        return sorted(self.logits.detach().topk(self.size).indices.tolist())
+
+
+def gates_of(model: nn.Module) -> list[Gate]:
+    """All gates of a model, in order."""
+    return [module for module in model.modules() if isinstance(module, Gate)]

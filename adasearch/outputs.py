@@ -1,0 +1,79 @@
+"""A model's outputs for whole sets of texts: in memory, or computed once into memory-mapped files.
+
+Dimensions: N texts, B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
+from torch import Tensor
+
+from adasearch.files import write_array
+from adasearch.progress import Progress
+from adasearch.tokens import Examples
+
+CHUNK = 8_192  # texts between two saves
+Forward = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # (input_ids, attention_mask), both (B, L) -> outputs (B, ...)
+
+
+def autocast(accelerator: Accelerator, is_mixed: bool) -> AbstractContextManager[None]:
+    """The accelerator's mixed precision, or none."""
+    return accelerator.autocast(AutocastKwargs(enabled=is_mixed and accelerator.mixed_precision != "no"))
+
+
+@torch.inference_mode()
+def outputs_of(
+    forward: Forward, examples: Examples, accelerator: Accelerator, *, batch_size: int = 128, is_mixed: bool = False
+) -> list[np.ndarray]:
+    """Every output of ``forward`` for all examples in their order, each (N, ...) float32."""
+    rows: list[np.ndarray] = []
+    for indices, batch in examples.in_order(batch_size):
+        with autocast(accelerator, is_mixed):
+            outputs = forward(batch["input_ids"].to(accelerator.device), batch["attention_mask"].to(accelerator.device))
+        if not rows:
+            rows = [np.empty((len(examples), *output.shape[1:]), np.float32) for output in outputs]
+        for row, output in zip(rows, outputs):
+            row[indices] = output.float().cpu().numpy()
+    return rows
+
+
+def cached_outputs(
+    forward: Forward,
+    examples: Examples,
+    folder: Path,
+    names: tuple[str, ...],
+    accelerator: Accelerator,
+    progress: Progress,
+    title: str,
+    *,
+    is_mixed: bool = True,
+) -> list[np.ndarray]:
+    """The same from memory-mapped files ``folder/<name>.npy``, one for each output, made when they are absent.
+
+    Saved every ``CHUNK`` texts, so that a killed pass goes on where it was.
+    """
+    targets = [folder / f"{name}.npy" for name in names]
+    if not all(path.exists() for path in targets):
+        starts = range(0, len(examples), CHUNK)
+        progress.stage(title, len(examples))
+        for start in starts:
+            stop = min(start + CHUNK, len(examples))
+            parts = [folder / f"{name}.{start}.npy" for name in names]
+            if not all(path.exists() for path in parts):
+                chunk = examples.select(np.arange(start, stop))
+                for path, array in zip(parts, outputs_of(forward, chunk, accelerator, is_mixed=is_mixed)):
+                    write_array(path, array)
+            progress.step(stop)
+        for name, path in zip(names, targets):
+            write_array(path, np.concatenate([np.load(folder / f"{name}.{start}.npy") for start in starts]))
+        for name in names:
+            for start in starts:
+                (folder / f"{name}.{start}.npy").unlink()
+    return [np.load(path, mmap_mode="r") for path in targets]

@@ -1,0 +1,97 @@
+"""From an Architecture to the physical student: built fresh, or cut out of a trained supernet."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adasearch.architecture import Architecture, Edge, Space
+from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification, Trunk
+from adasearch.supernet import Supernet, architecture_cost
+
+READ_OUT_ROWS = "trunk.read_out.level_logits"  # one row an exit in the supernet, a single one in the student
+
+
+def build_student(architecture: Architecture, config: AdasearchConfig) -> AdasearchForSequenceClassification:
+    """A student of that shape with fresh weights; ``config`` gives vocabulary, labels and embedding rank."""
+    settings = {**config.to_dict(), "architecture": architecture.to_dict()}
+    return AdasearchForSequenceClassification(AdasearchConfig.from_dict(settings))
+
+
+@torch.no_grad()
+def shrink(supernet: Supernet, architecture: Architecture) -> AdasearchForSequenceClassification:
+    """The student cut out of the supernet: it computes what the supernet does on that path, to rounding.
+
+    Widths are prefixes, so every smaller tensor is the leading block of the supernet's.
+    """
+    student = build_student(architecture, supernet.config)
+    source = supernet.state_dict()
+    for name, tensor in student.state_dict().items():
+        whole = source[name]
+        if name == READ_OUT_ROWS:
+            whole = whole[architecture.depth - supernet.space.cells[0]][None]
+        tensor.copy_(whole[tuple(slice(0, n) for n in tensor.shape)])
+    return student
+
+
+@torch.no_grad()
+def inherit_embeddings(trunk: Trunk, word: Tensor, position: Tensor | None) -> None:
+    """Edit in place: start from a teacher's tables, (V, R) and (positions, R), seen through their principal directions.
+
+    The projection's rows are the leading right singular vectors of the word table: the linear map to the student's
+    width that loses least of it. Being a prefix of one another, they suit every width of a search.
+    """
+    embeddings = trunk.embeddings
+    assert embeddings.projection is not None, "a folded table cannot be started from a teacher's"
+    embeddings.word.weight.copy_(word)
+    if embeddings.position is not None and position is not None:
+        rows = min(len(position), len(embeddings.position.weight))
+        embeddings.position.weight[:rows] = position[:rows]
+    _, directions = torch.linalg.eigh((word.mT @ word).double())
+    size = embeddings.projection.out_features
+    leading = directions.flip(1).mT[:size].to(word.dtype)
+    embeddings.projection.weight[: len(leading)] = leading
+
+
+def random_architecture(space: Space, generator: np.random.Generator, seed: int = 0) -> Architecture:
+    """A uniformly drawn member of the space."""
+    names = [name for name in space.operations if name not in space.never_derived]
+    depth = int(generator.integers(space.cells[0], space.cells[1] + 1))
+
+    def cell() -> tuple[tuple[Edge, ...], ...]:
+        nodes = []
+        for node in range(space.nodes):
+            kept = min(space.edges_per_node, node + 2)
+            sources = np.sort(generator.choice(node + 2, kept, replace=False))
+            nodes.append(tuple(Edge(int(source), names[generator.integers(len(names))]) for source in sources))
+        return tuple(nodes)
+
+    cells = (cell(),) * depth if space.share_cells else tuple(cell() for _ in range(depth))
+    width = int(generator.choice(space.widths))
+    return Architecture(space.name, space.digest, cells, width, space.macro, seed)
+
+
+def random_architecture_like(
+    architecture: Architecture, space: Space, length: float, seed: int, draws: int = 2_000, tolerance: float = 0.05
+) -> Architecture:
+    """The first random member, other than the given one, whose MACs are within ``tolerance`` of it; else the nearest.
+
+    The control of the honest table: what the same budget and the same training give without a search.
+    """
+    target = float(architecture_cost(architecture, length).macs)
+    generator = np.random.default_rng((seed, 0x5EED))
+    best, gap = None, float("inf")
+    for _ in range(draws):
+        candidate = random_architecture(space, generator, seed)
+        if candidate.cells == architecture.cells and candidate.width == architecture.width:
+            continue
+        off = abs(float(architecture_cost(candidate, length).macs) - target) / max(target, 1.0)
+        if off < gap:
+            best, gap = candidate, off
+        if gap <= tolerance:
+            break
+    assert best is not None, "the space has a single member"
+    return dataclasses.replace(best, seed=seed)

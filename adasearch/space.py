@@ -1,0 +1,92 @@
+"""Search spaces from YAML files: the packaged ones by name, anyone's by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adasearch.architecture import Macro, Space
+from adasearch.config import check_choice
+from adasearch.errors import ConfigError
+from adasearch.operations import OPERATIONS
+
+MACRO_CHOICES = {
+    "inputs": ("joint", "two"),
+    "norm": ("batch", "layer"),
+    "cell_output": ("attentive", "sum", "mean"),
+    "pooling": ("mean", "max", "attention"),
+}
+
+
+def packaged_spaces() -> dict[str, Path]:
+    """Name -> file of every space that comes with the package."""
+    here = Path(__file__).parent  # a wheel carries the folder inside the package, a checkout beside it
+    folder = next(place for place in (here / "search_spaces", here.parent / "search_spaces") if place.is_dir())
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_space(name_or_path: str) -> Space:
+    """Read a space. Raises ``ConfigError`` naming file, key, value and choices."""
+    packaged = packaged_spaces()
+    path = Path(name_or_path)
+    if name_or_path in packaged:
+        file = packaged[name_or_path]
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        file = path
+    else:
+        raise ConfigError(f"space: {name_or_path!r} is neither a packaged space nor a YAML file; choices: {', '.join(sorted(packaged))}")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name_or_path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name_or_path}: a mapping of settings is expected, found {type(data).__name__}")
+    return space_from_dict(data, where=str(name_or_path))
+
+
+def space_from_dict(data: dict[str, Any], where: str) -> Space:
+    """A checked Space from plain data; ``where`` begins every error."""
+    _check_keys(data, Space, where)
+    macro_data = data.get("macro") or {}
+    _check_keys(macro_data, Macro, f"{where}: macro")
+    for key, choices in MACRO_CHOICES.items():
+        if key in macro_data:
+            check_choice(f"{where}: macro.{key}", macro_data[key], choices)
+    for key in ("operations", "pair_operations", "never_derived"):
+        for index, name in enumerate(data.get(key) or []):
+            if name not in OPERATIONS:
+                near = difflib.get_close_matches(str(name), list(OPERATIONS), n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise ConfigError(f"{where}: {key}[{index}]: unknown operation {name!r}{hint}; known: {', '.join(sorted(OPERATIONS))}")
+    lists = {key: tuple(data[key]) for key in ("operations", "pair_operations", "never_derived", "widths", "cells") if data.get(key)}
+    space = Space(**{**data, **lists, "macro": Macro(**macro_data)})
+    _check_space(space, where)
+    return space
+
+
+def _check_keys(data: dict[str, Any], cls: type, where: str) -> None:
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(fields))}")
+
+
+def _check_space(space: Space, where: str) -> None:
+    if len(set(space.operations)) != len(space.operations):
+        raise ConfigError(f"{where}: operations: {list(space.operations)} names one twice")
+    if not set(space.operations) - set(space.never_derived):
+        raise ConfigError(f"{where}: operations: none is left once never_derived {list(space.never_derived)} are taken out")
+    if len(space.cells) != 2 or not 1 <= space.cells[0] <= space.cells[1]:
+        raise ConfigError(f"{where}: cells: {list(space.cells)} must be [smallest, largest] with 1 <= smallest <= largest")
+    if space.nodes < 1 or space.edges_per_node < 1:
+        raise ConfigError(f"{where}: nodes {space.nodes} and edges_per_node {space.edges_per_node} must be at least 1")
+    head = space.macro.attention_head_size
+    for width in space.widths:
+        if width < 8 or (width > head and width % head):
+            raise ConfigError(f"{where}: widths: {width} must be at least 8 and a multiple of macro.attention_head_size {head}")
+    if not 0 <= space.macro.dropout < 1:
+        raise ConfigError(f"{where}: macro.dropout: {space.macro.dropout} is out of range; choices: 0 to below 1")

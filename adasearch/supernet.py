@@ -1,0 +1,208 @@
+"""The relaxed student: every candidate of a space in one network, of which each step runs one drawn member.
+
+Dimensions: B batch, L tokens, D width, C labels, K depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adasearch.architecture import Architecture, Edge, Macro, Space
+from adasearch.cell import Cell, Path, Step, edge_key
+from adasearch.cost import Cost, FixedAxis
+from adasearch.gates import ChoiceGate, SubsetGate, gates_of
+from adasearch.operations import OPERATIONS, WIDTH
+from adasearch.student import AdasearchConfig, Trunk
+
+
+@dataclass(frozen=True)
+class SupernetOutput:
+    """One drawn member of the space at work.
+
+    ``levels[k]`` (B, D) are the pooled levels, ``logits[k]`` (B, C) those of the network that stops at
+    ``depths[k]`` cells, ``drawn`` which of these depths was drawn, ``depth_weights`` its one-hot with gradient.
+    Exits beyond the drawn one are computed without gradient; while the architecture is frozen they are left out.
+    """
+
+    levels: list[Tensor]
+    logits: list[Tensor]
+    depths: list[int]
+    drawn: int
+    depth_weights: Tensor
+
+
+class CellGates(nn.Module):
+    """The choices inside one cell: an operation for every edge and, where edges are drawn, the edges of every node."""
+
+    def __init__(self, space: Space):
+        super().__init__()
+        self.space = space
+        self.pairs = [(node, source) for node in range(space.nodes) for source in range(node + 2)]
+        self.operations = ChoiceGate("operations", space.operations, rows=len(self.pairs))
+        subsets = [SubsetGate("edges", node + 2, space.edges_per_node) for node in range(space.nodes)]
+        self.edges = nn.ModuleList(subsets) if space.sample_edges else None
+
+    def draw(self) -> Path:
+        """One member's path. Operations are picked on all edges, then only kept edges are run."""
+        picked, weights = self.operations()
+        path: list[list[Step]] = [[] for _ in range(self.space.nodes)]
+        kept = None if self.edges is None else [gate() for gate in self.edges]
+        for row, (node, source) in enumerate(self.pairs):
+            name = self.space.operations[picked[row]]
+            if name == "none" or (kept is not None and source not in kept[node][0]):
+                continue
+            scale = None
+            if weights.requires_grad:
+                scale = weights[row, picked[row]]
+                scale = scale if kept is None else scale * kept[node][1][source]
+            path[node].append(Step(source, name, scale))
+        return path
+
+    def expected_share(self) -> Tensor:
+        """Probability that each operation runs on each edge, (R, N), differentiable."""
+        p_RN = self.operations.expected()
+        if self.edges is None:
+            return p_RN
+        kept_R = torch.cat([gate.expected() for gate in self.edges])  # nodes in order, sources in order: as ``pairs``
+        return p_RN * kept_R[:, None]
+
+    def decide(self) -> tuple[tuple[Edge, ...], ...]:
+        """The derived cell: the best allowed operation of every edge, and each node's strongest edges.
+
+        Where edges were not drawn, an edge is as strong as its best operation's probability (DARTS, section 2.3).
+        """
+        names = self.operations.decide(exclude=self.space.never_derived)
+        p_RN = self.operations.expected().detach()
+        allowed = [i for i, name in enumerate(self.space.operations) if name not in self.space.never_derived]
+        nodes = []
+        for node in range(self.space.nodes):
+            rows = [row for row, pair in enumerate(self.pairs) if pair[0] == node]
+            if self.edges is not None:
+                kept = [rows[source] for source in self.edges[node].decide()]
+            else:
+                strongest = sorted(rows, key=lambda row: -p_RN[row, allowed].max().item())
+                kept = sorted(strongest[: self.space.edges_per_node])
+            nodes.append(tuple(Edge(self.pairs[row][1], names[row]) for row in kept))
+        return tuple(nodes)
+
+
+class Supernet(nn.Module):
+    """All members of ``space`` at once, sharing weights. AdaBERT, section 3; sampled-path execution after GDAS."""
+
+    def __init__(self, space: Space, config: AdasearchConfig):
+        super().__init__()
+        self.space, self.config = space, config
+        width, deepest = max(space.widths), space.cells[1]
+        candidates = [
+            [(source, name) for source in range(node + 2) for name in space.operations if name != "none"]
+            for node in range(space.nodes)
+        ]
+        cells: list[nn.Module] = [Cell(candidates, width, space.macro) for _ in range(deepest)]
+        self.cell_gates = nn.ModuleList(CellGates(space) for _ in range(1 if space.share_cells else deepest))
+        self.depth_gate = ChoiceGate("depth", range(space.cells[0], deepest + 1))
+        self.width_gate = ChoiceGate("width", space.widths) if len(space.widths) > 1 else None
+        self.trunk = Trunk(config, cells, width, space.macro, len(self.depth_gate.choices), config.num_labels)
+        self.trunk.embeddings.apply(self._init_embedding)
+        self._cost_tables: dict[float, tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def _init_embedding(module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.05)
+
+    @property
+    def gates(self) -> list[nn.Module]:
+        """Every gate, for optimiser groups and schedules."""
+        return gates_of(self)
+
+    def _draw_width(self) -> Tensor | None:
+        if self.width_gate is None:
+            return None
+        _, weights = self.width_gate()
+        sizes = torch.tensor(self.space.widths, device=weights.device)
+        alive_ND = torch.arange(max(self.space.widths), device=weights.device) < sizes[:, None]
+        return weights[0] @ alive_ND.to(weights.dtype)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SupernetOutput:
+        """Draw a member and run it (in eval: the decided one)."""
+        depths: list[int] = self.depth_gate.choices
+        (drawn,), depth_weights = self.depth_gate()
+        keep_D = self._draw_width()
+        paths = [gates.draw() for gates in self.cell_gates]
+        first, second, context = self.trunk.inputs(input_ids, attention_mask, keep_D)
+        levels = [self.trunk.pool(0, first if first is second else (first + second) / 2, context)]
+        logits = []
+        run = len(self.trunk.cells) if depth_weights.requires_grad else depths[drawn]
+        for k in range(1, run + 1):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and k <= depths[drawn]):
+                path = paths[0 if len(paths) == 1 else k - 1]
+                first, second = second, self.trunk.cells[k - 1](first, second, context, path)
+                levels.append(self.trunk.pool(k, second, context))
+                if k >= depths[0]:
+                    logits.append(self.trunk.read_out(levels, exit_index=k - depths[0]))
+        return SupernetOutput(levels, logits, depths[: len(logits)], drawn, depth_weights[0])
+
+    def expected_cost(self, length: float) -> Cost:
+        """E[cost] of the cells of a drawn member for one text of ``length`` tokens; differentiable.
+
+        The gates are independent, so it is the sum over cells, edges, operations and widths of probability x cost.
+        """
+        p_W = self.depth_gate.logits.new_ones(1) if self.width_gate is None else self.width_gate.expected()[0]
+        deep_enough = self.depth_gate.expected()[0].flip(0).cumsum(0).flip(0)  # P(K >= each choice of depth)
+        run_RN: Tensor | float = 0.0
+        for index in range(len(self.trunk.cells)):
+            gates = self.cell_gates[0 if len(self.cell_gates) == 1 else index]
+            run_RN = run_RN + gates.expected_share() * deep_enough[max(0, index + 1 - self.space.cells[0])]
+        params_WRN, macs_WRN = self._costs(length)
+        weights_WRN = p_W[:, None, None] * run_RN
+        return Cost((weights_WRN * params_WRN).sum(), (weights_WRN * macs_WRN).sum())
+
+    def full_cost(self, length: float) -> Cost:
+        """Cost of everything at once: all cells, edges and candidates at the largest width; the unit of efficiency."""
+        params_WRN, macs_WRN = self._costs(length)
+        widest, cells = self.space.widths.index(max(self.space.widths)), len(self.trunk.cells)
+        return Cost(float(params_WRN[widest].sum()) * cells, float(macs_WRN[widest].sum()) * cells)
+
+    def _costs(self, length: float) -> tuple[Tensor, Tensor]:
+        """Parameters and MACs of each operation on each edge at each width, (W, R, N); constants, computed once."""
+        if length not in self._cost_tables:
+            device, edges = self.depth_gate.logits.device, self.trunk.cells[0].edges
+            table = [
+                [
+                    [
+                        Cost() if name == "none" else edges[edge_key(*pair)][name].cost({WIDTH: FixedAxis(width)}, length)
+                        for name in self.space.operations
+                    ]
+                    for pair in self.cell_gates[0].pairs
+                ]
+                for width in self.space.widths
+            ]
+            self._cost_tables[length] = tuple(
+                torch.tensor([[[float(getattr(cost, kind)) for cost in row] for row in rows] for rows in table], device=device)
+                for kind in ("params", "macs")
+            )
+        return self._cost_tables[length]
+
+    def decide(self, seed: int = 0) -> Architecture:
+        """The decided member as plain data."""
+        depth = self.depth_gate.decide()[0]
+        width = max(self.space.widths) if self.width_gate is None else self.width_gate.decide()[0]
+        cells = [gates.decide() for gates in self.cell_gates]
+        cells = cells * depth if len(cells) == 1 else cells[:depth]
+        return Architecture(self.space.name, self.space.digest, tuple(cells), width, self.space.macro, seed)
+
+
+def operation_costs(names: list[str], width: int, macro: Macro, length: float) -> dict[str, Cost]:
+    """Cost of each named operation at ``width`` channels for a text of ``length`` tokens; nothing is allocated."""
+    with torch.device("meta"):
+        built = {name: OPERATIONS[name](width, macro) for name in dict.fromkeys(names)}
+    return {name: operation.cost({WIDTH: FixedAxis(width)}, length) for name, operation in built.items()}
+
+
+def architecture_cost(architecture: Architecture, length: float) -> Cost:
+    """Cost of an architecture's cells for one text of ``length`` tokens (embeddings and read-out left out)."""
+    costs = operation_costs(architecture.operations, architecture.width, architecture.macro, length)
+    return sum((costs[name] for name in architecture.operations), Cost())

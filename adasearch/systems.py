@@ -1,0 +1,173 @@
+"""The systems of the honest table: the student and the controls that say what the search and the teacher were worth.
+
+Every trained system goes through the same ``fit`` with the same settings; they differ in one thing each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from adasearch.architecture import Architecture, Space
+from adasearch.config import DistillConfig, RunConfig, SearchConfig
+from adasearch.export import save_student
+from adasearch.files import read_json, write_atomically, write_json
+from adasearch.fit import fit
+from adasearch.methods.adabert import AdaBert
+from adasearch.methods.distill import Distill
+from adasearch.metrics import score
+from adasearch.outputs import outputs_of
+from adasearch.prepare import Problem
+from adasearch.progress import Progress
+from adasearch.shrink import build_student, inherit_embeddings, random_architecture_like, shrink
+from adasearch.student import AdasearchForSequenceClassification
+from adasearch.supernet import Supernet
+from adasearch.tokens import Examples
+
+
+def scores_of(problem: Problem, logits: np.ndarray, examples: Examples) -> dict[str, float]:
+    """The task's metrics, as fractions."""
+    return score(problem.task.metrics, logits, examples.labels)
+
+
+def student_logits(model: AdasearchForSequenceClassification, examples: Examples, accelerator: Accelerator) -> np.ndarray:
+    """Logits of all examples, (N, C)."""
+    model.eval()
+    return outputs_of(lambda ids, mask: (model(ids, mask).logits,), examples, accelerator)[0]
+
+
+def run_search(
+    config: RunConfig, problem: Problem, space: Space, folder: Path, accelerator: Accelerator, progress: Progress
+) -> tuple[Supernet, Architecture]:
+    """Search, or read back a finished search. Leaves ``architecture.json`` and ``supernet.pt`` in ``folder``."""
+    torch.manual_seed(config.seed)
+    supernet = Supernet(space, problem.student_config)
+    inherit_embeddings(supernet.trunk, problem.word, problem.position)
+    path, weights = folder / "architecture.json", folder / "supernet.pt"
+    if path.exists():
+        supernet.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+        return supernet.eval(), Architecture.load(path)
+    settings = _capped(config.search, config.max_steps)
+    lesson = problem.lesson
+    splits = {"train": lesson}
+    if settings.mode == "bilevel":
+        # held out of the labelled texts; what was made from them by augmentation stays with the weights' share
+        order = np.random.default_rng(config.seed).permutation(len(problem.labelled))
+        held = order[: max(1, round(settings.valid_share * len(order)))]
+        splits = {"train": lesson.select(np.setdiff1d(np.arange(len(lesson)), held)), "valid": lesson.select(np.sort(held))}
+    method = AdaBert(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length)
+    fit(
+        supernet,
+        method,
+        splits,
+        settings,
+        seed=config.seed,
+        folder=folder,
+        accelerator=accelerator,
+        progress=progress,
+        title="search",
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
+    supernet.cpu().trunk.embeddings.word.sparse = False
+    architecture = supernet.decide(config.seed)
+    write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
+    write_json(path, architecture.to_dict())
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return supernet, architecture
+
+
+def _capped(settings: SearchConfig, max_steps: int | None) -> SearchConfig:
+    return settings if max_steps is None else dataclasses.replace(settings, steps=min(settings.steps, max_steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """One trained system: its folder, the metrics on the held-out examples, its architecture."""
+
+    kind: str
+    seed: int
+    folder: Path
+    scores: dict[str, float]
+    architecture: Architecture
+
+
+class Trainer:
+    """Trains students of any shape on one problem; what is finished is read back."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        problem: Problem,
+        space: Space,
+        supernet: Supernet | None,
+        folder: Path,
+        accelerator: Accelerator,
+        progress: Progress,
+    ):
+        self.config, self.problem, self.space, self.supernet = config, problem, space, supernet
+        self.folder, self.accelerator, self.progress = folder, accelerator, progress
+
+    def train(self, kind: str, architecture: Architecture, seed: int) -> Trained:
+        """Train one system of the table with one seed.
+
+        student and random_architecture learn alike; student_no_kd starts afresh and sees gold labels alone;
+        bag_of_embeddings is a student without cells.
+        """
+        target = self.folder / "models" / f"{kind}-{seed}"
+        work = self.folder / "work" / f"{kind}-{seed}"
+        if kind == "random_architecture":
+            architecture = random_architecture_like(architecture, self.space, self.problem.length, seed)
+        elif kind == "bag_of_embeddings":
+            architecture = dataclasses.replace(architecture, cells=())
+        if not (target / "scores.json").exists():
+            self._train(kind, architecture, seed, target, work)
+        return Trained(kind, seed, target, read_json(target / "scores.json"), architecture)
+
+    def _train(self, kind: str, architecture: Architecture, seed: int, target: Path, work: Path) -> None:
+        problem, config, accelerator = self.problem, self.config, self.accelerator
+        with_teacher = kind != "student_no_kd"
+        torch.manual_seed(seed)
+        if self.supernet is not None and config.retrain.inherit and with_teacher and architecture.cells:
+            student = shrink(self.supernet, architecture)
+        else:
+            student = build_student(architecture, problem.student_config)
+            inherit_embeddings(student.trunk, problem.word, problem.position)
+        steps = config.retrain.steps
+        settings = dataclasses.replace(config.retrain, steps=min(steps, config.max_steps or steps))
+        examples = problem.lesson
+        if not with_teacher:
+            examples = dataclasses.replace(problem.labelled, teacher_logits=None, probe_logits=None)
+        distill = config.distill if with_teacher else DistillConfig(gamma=0.0, probe_weight=0.0)
+        method = Distill(
+            settings, distill, problem.task.problem_type, problem.task.num_labels, architecture.width, max(1, architecture.depth)
+        )
+
+        def evaluate(_: torch.nn.Module) -> dict[str, float]:
+            return scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
+
+        history = fit(
+            student,
+            method,
+            {"train": examples},
+            settings,
+            seed=seed,
+            folder=work,
+            accelerator=accelerator,
+            progress=self.progress,
+            title=f"train {kind.replace('_', ' ')}, seed {seed}",
+            evaluate=evaluate,
+            evaluations=config.evaluate,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        held_out = scores_of(problem, student_logits(student, problem.held_out, accelerator), problem.held_out)
+        shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
+        save_student(student.cpu(), problem.tokenizer, target)
+        write_json(target / "history.json", history)
+        write_json(target / "scores.json", held_out)  # last: it says that all is there
+        (work / "checkpoint.pt").unlink(missing_ok=True)
+

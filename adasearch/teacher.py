@@ -1,0 +1,156 @@
+"""The teacher: any sequence classifier, the probes on its frozen levels, and what it says of every text, computed once.
+
+Dimensions: N texts, B batch, L tokens, D hidden, P levels (embeddings and every layer), C labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from adasearch.errors import ModelError
+from adasearch.objectives import task_loss
+from adasearch.progress import Progress
+from adasearch.tasks import Task
+
+HF_PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+PROBE_EXAMPLES = 10_000  # a linear probe on a few hundred features needs no more
+PROBE_L2 = 1e-3
+
+
+@dataclass
+class Teacher:
+    """A frozen classifier with its tokenizer and, once fitted, one linear probe a level."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    probe_weights_PCD: Tensor | None = None
+    probe_biases_PC: Tensor | None = None
+
+    @property
+    def levels(self) -> int:
+        """P: embeddings and layers."""
+        return self.model.config.num_hidden_layers + 1
+
+    def token_types(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Segment ids, for models that were trained with two of them: 1 after the first separator."""
+        if getattr(self.model.config, "type_vocab_size", 1) < 2:
+            return {}
+        is_sep_BL = (input_ids == self.tokenizer.sep_token_id).long()
+        second_BL = (is_sep_BL.cumsum(1) - is_sep_BL) > 0
+        return {"token_type_ids": (second_BL & (input_ids != self.tokenizer.pad_token_id)).long()}
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, C)."""
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **self.token_types(input_ids)).logits
+
+    def logits_and_features(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and each level's vector (B, P, D): the tokens' mean of the embeddings, a layer's first token."""
+        output = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **self.token_types(input_ids)
+        )
+        mask_BL1 = attention_mask[:, :, None].to(output.hidden_states[0].dtype)
+        mean_BD = (output.hidden_states[0] * mask_BL1).sum(1) / mask_BL1.sum(1)
+        return output.logits, torch.stack([mean_BD, *(hidden[:, 0] for hidden in output.hidden_states[1:])], 1)
+
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and the probes' logits (B, P, C)."""
+        assert self.probe_weights_PCD is not None, "fit_probes comes first"
+        logits, features_BPD = self.logits_and_features(input_ids, attention_mask)
+        probes = torch.einsum("bpd,pcd->bpc", features_BPD.float(), self.probe_weights_PCD) + self.probe_biases_PC
+        return logits, probes
+
+
+def needs_finetuning(path: str, when: str) -> bool:
+    """Whether a checkpoint is to be fine-tuned: ``auto`` says no to those saved as sequence classifiers."""
+    if when != "auto":
+        return when == "always"
+    config = _config(path, False)
+    return not any("ForSequenceClassification" in name for name in (config.architectures or []))
+
+
+def _config(path: str, trust_remote_code: bool):
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"teacher: {path!r} cannot be loaded ({reason}); choices: a folder, a hub name, 'demo' or 'none'") from error
+
+
+def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code: bool = False) -> Teacher:
+    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded or its labels are not the task's."""
+    config = _config(path, trust_remote_code)
+    if is_finetuned and config.num_labels != task.num_labels:
+        known = ", ".join(str(name) for name in (config.id2label or {}).values())
+        raise ModelError(
+            f"teacher: {path!r} has {config.num_labels} labels ({known}), task {task.name!r} has"
+            f" {task.num_labels} ({', '.join(task.label_names)}); choices: another teacher, or --finetune.when always"
+        )
+    labels = {
+        "num_labels": task.num_labels,
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {name: index for index, name in enumerate(task.label_names)},
+        "problem_type": HF_PROBLEM_TYPES[task.problem_type],
+    }
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, **labels
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"teacher: {path!r} cannot be loaded as a sequence classifier ({reason})") from error
+    return Teacher(model.float(), tokenizer)
+
+
+def fit_probes(
+    features_NPD: np.ndarray, labels: np.ndarray, problem_type: str, num_labels: int, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """One linear probe a level on frozen features, weights (P, C, D) and biases (P, C). AdaBERT, section 3.2.
+
+    The levels' losses add up without sharing anything, so each is a convex problem of its own; L-BFGS solves it to
+    the end, with a little L2 on standardised features, where SGD would have to be tuned.
+    """
+    weights, biases = [], []
+    targets = torch.from_numpy(labels)
+    progress.stage("probes", features_NPD.shape[1])
+    for level in range(features_NPD.shape[1]):
+        features = torch.from_numpy(features_NPD[:, level]).float()
+        mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
+        features = (features - mean) / scale
+        probe = nn.Linear(features.shape[1], num_labels)
+        nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
+        optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = task_loss(probe(features), targets, problem_type).mean() + PROBE_L2 * probe.weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        weight = probe.weight.detach() / scale
+        weights.append(weight)
+        biases.append(probe.bias.detach() - weight @ mean)
+        progress.step(level + 1)
+    return torch.stack(weights), torch.stack(biases)
+
+
+def tables_of(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """A model's word table (V, D) and, where it has learned absolute ones, its position table, both detached."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    position = getattr(embeddings, "position_embeddings", None)
+    word = model.get_input_embeddings().weight.detach()
+    if not isinstance(position, nn.Embedding):
+        return word, None
+    # RoBERTa counts positions from padding_idx + 1
+    first = 0 if position.padding_idx is None else position.padding_idx + 1
+    return word, position.weight.detach()[first:]

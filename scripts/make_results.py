@@ -1,0 +1,118 @@
+"""Collect finished runs into results/: their report.json as measured, and results/README.md written from all of them.
+
+    python scripts/make_results.py [RUN_FOLDER ...]     # seconds; without arguments only the page is rewritten
+
+Each report names its command, commit, seeds and hardware. No number of the page is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from adasearch.files import read_json, write_json, write_text
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+HEADER = """# Results
+
+Written by `scripts/make_results.py` from `runs/*.json`, which hold what the runs measured: do not edit by hand.
+Scores are mean ± standard deviation over seeds on examples that no stage has learned from or chosen by. Speed is one
+text of the given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios
+between rows are worth more than the milliseconds, which depend on the machine and on what else it does.
+"""
+
+
+def collect(run: Path) -> None:
+    """Copy a run's report, its architecture and figures under the name of its folder."""
+    report = read_json(run / "report.json")
+    write_json(RESULTS / "runs" / f"{run.name}.json", report)
+    figures = RESULTS / "figures" / run.name
+    shutil.rmtree(figures, ignore_errors=True)
+    figures.mkdir(parents=True)
+    for picture in sorted((run / "figures").glob("*.png")):
+        shutil.copy(picture, figures)
+    shutil.copy(run / "search" / "architecture.json", figures)
+
+
+def number(value: float | None, form: str, factor: float = 1.0) -> str:
+    """A formatted number, or a dash."""
+    return "–" if value is None else format(value * factor, form)
+
+
+def score(system: dict[str, Any], metric: str) -> str:
+    """Mean ± sd in percent."""
+    found = system["metrics"].get(metric)
+    if not found:
+        return "–"
+    spread = "" if found["sd"] is None else f" ± {found['sd'] * 100:.1f}"
+    return f"{found['mean'] * 100:.1f}{spread}"
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The honest table of one run."""
+    metrics, systems = report["metrics"], report["systems"]
+    teacher = next((s for s in systems if s["kind"] == "teacher"), None)
+    titles = ["system", *metrics, "parameters", "MACs", "on disk", "p50 ms", "p90 ms", "× teacher", "texts/s (batch 32)"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for system in systems:
+        faster = None
+        if teacher and system["seq_len"] == teacher["seq_len"]:
+            faster = teacher["latency_ms_p50"] / system["latency_ms_p50"]
+        batched = next((t["texts_per_s"] for t in system["timings"] if t["batch_size"] == 32), None)
+        cells = [
+            system["name"],
+            *(score(system, metric) for metric in metrics),
+            number(system["params"], ".2f", 1e-6) + " M",
+            number(system["macs"], ".1f", 1e-6) + " M",
+            number(system["size_bytes"], ".1f", 2**-20) + " MiB",
+            number(system["latency_ms_p50"], ".2f"),
+            number(system["latency_ms_p90"], ".2f"),
+            number(faster, ".1f"),
+            number(batched, ",.0f"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def section(name: str, report: dict[str, Any]) -> list[str]:
+    """One run: table, what was searched, how to repeat it."""
+    first, search, machine = report["systems"][0], report["search"], report["hardware"]
+    majority = ", ".join(f"{m} {report['majority'][m] * 100:.1f}" for m in report["metrics"] if m in report["majority"])
+    lines = [
+        f"## {name}",
+        "",
+        *table(report),
+        "",
+        f"Majority class: {majority}. Seeds {', '.join(map(str, report['seeds']))}. {first['runtime']} {first['precision']},"
+        f" {first['threads']} thread, batch {first['batch_size']} × {first['seq_len']} word pieces.",
+        "",
+    ]
+    if (RESULTS / "figures" / name / "cell.png").exists():
+        lines += [f"![derived cell](figures/{name}/cell.png)", ""]
+    operations = ", ".join(f"{count} × {operation}" for operation, count in search["operations"].items())
+    lines.append(f"Space `{search['space']}`: {search['depth']} cells of width {search['width']}; {operations}.")
+    if "seconds" in search:
+        lines.append(f"Search: {search['steps']} steps, {search['seconds'] / 60:.1f} minutes, peak memory {search['peak_rss_bytes'] / 2**30:.2f} GiB.")
+    lines += ["", f"Command: `{report['command']}`; commit {report['commit']}; {json.dumps(machine)}", ""]
+    return lines
+
+
+def main() -> None:
+    """Collect, then rewrite the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
+    for run in parser.parse_args().runs:
+        collect(run)
+    lines = [HEADER]
+    for path in sorted((RESULTS / "runs").glob("*.json")):
+        report = read_json(path)
+        if "systems" in report:
+            lines += section(path.stem, report)
+    write_text(RESULTS / "README.md", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

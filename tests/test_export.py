@@ -1,0 +1,322 @@
+"""What leaves the package: ONNX graphs equal to torch at every shape, folders that load anywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedModel,
+    PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification,
+)  # fmt: skip
+
+import adasearch
+from adasearch import export
+from adasearch.architecture import Architecture, Edge, Macro
+from adasearch.errors import ConfigError, ModelError, TrainingError
+from adasearch.runtimes import OnnxRuntime
+from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
+
+TINY = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 24, "num_labels": 3, "initializer_range": 0.5}  # fmt: skip
+
+
+def make_student(operations: list[str], **macro: object) -> AdasearchForSequenceClassification:
+    """A student of one cell, one operation a node, whose weights make every part felt."""
+    nodes = tuple((Edge(index + 1 if index else 0, name),) for index, name in enumerate(operations))
+    architecture = Architecture("test", "0", (nodes,), 32, Macro(**macro))
+    config = AdasearchConfig(
+        architecture=architecture.to_dict(), vocab_size=60, max_position_embeddings=24, sep_token_id=3, num_labels=3
+    )
+    torch.manual_seed(0)
+    student = AdasearchForSequenceClassification(config)
+    for parameter in student.trunk.embeddings.parameters():
+        nn.init.normal_(parameter)
+    return student.eval()
+
+
+def make_bert() -> PreTrainedModel:
+    return BertForSequenceClassification(BertConfig(**TINY))
+
+
+def make_roberta() -> PreTrainedModel:
+    return RobertaForSequenceClassification(RobertaConfig(**TINY, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1))
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert": make_bert,
+    "roberta": make_roberta,
+    "student": lambda: make_student(["max_pool3", "soft_alignment", "gated_conv5"], zero_cls=True, pooling="max"),
+    "student_two_inputs": lambda: make_student(["avg_pool3", "self_attention"], inputs="two", pooling="attention", norm="layer"),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    """A model and its graph."""
+    torch.manual_seed(0)
+    model = MODELS[request.param]().train()
+    path = export.export_onnx(model, tmp_path_factory.mktemp(request.param) / "model.onnx")
+    assert model.training  # left as it was
+    return model.eval(), path
+
+
+def test_the_graph_gives_torchs_logits_at_every_shape(exported: tuple[PreTrainedModel, Path]) -> None:
+    model, path = exported
+    runtime = OnnxRuntime(path, threads=1)
+    longest = export.longest_input(model)
+    assert longest == (22 if model.config.model_type == "roberta" else 24)  # RoBERTa's positions begin at padding_idx + 1
+    generator = np.random.default_rng(1)
+    for batch, length in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (5, 4), (3, 17), (2, longest)):
+        ids = generator.integers(4, 60, (batch, length))
+        ids[:, length // 2] = 3  # the students' separator
+        mask = (np.arange(length) < generator.integers(1, length + 1, (batch, 1))).astype(np.int64)
+        ids[mask == 0] = model.config.pad_token_id
+        with torch.no_grad():
+            expected = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+        np.testing.assert_allclose(runtime(ids, mask), expected, atol=1e-5, err_msg=f"{batch} x {length}")
+    assert export.check_onnx(model, path) < 1e-5
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx"]
+
+
+def test_only_models_with_token_types_take_them(exported: tuple[PreTrainedModel, Path]) -> None:
+    model, path = exported
+    takes_types = model.config.model_type == "bert"
+    assert OnnxRuntime(path, threads=1).input_names == set(export.input_names(model))
+    assert ("token_type_ids" in export.input_names(model)) == takes_types
+
+
+def test_the_check_names_shape_and_difference(exported: tuple[PreTrainedModel, Path]) -> None:
+    model, path = exported
+    bias = [parameter for name, parameter in model.named_parameters() if name.endswith("bias") and parameter.shape == (3,)][0]
+    with torch.no_grad():
+        bias += 0.5
+        try:
+            with pytest.raises(ModelError, match=r"model.onnx: differs from torch by 0.5 on batch 1 x length 1; allowed: 0.0001"):
+                export.check_onnx(model, path)
+            assert export.check_onnx(model, path, tolerance=0.51) == pytest.approx(0.5, abs=1e-4)
+            bias[0] = float("nan")
+            with pytest.raises(ModelError, match="differs from torch by nan"):
+                export.check_onnx(model, path, tolerance=1e9)
+        finally:
+            bias.copy_(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kernel_size": 3}, {"kernel_size": (2,), "stride": 1}, {"kernel_size": 3, "stride": (2,), "padding": 1, "dilation": 2},
+     {"kernel_size": 2, "stride": 3, "ceil_mode": True}],
+)  # fmt: skip
+def test_replaced_pooling_has_equal_values(settings: dict[str, object]) -> None:
+    x = torch.randn(2, 4, 13)
+    with export._Exportable():
+        found = F.max_pool1d(x, **settings), torch.max_pool1d(x, **settings), nn.MaxPool1d(**settings)(x)
+    for values in found:
+        assert torch.equal(values, F.max_pool1d(x, **settings))
+
+
+def test_replaced_where_has_equal_values() -> None:
+    condition, yes, no = torch.randn(3, 4) > 0, torch.randn(3, 4) > 0, torch.randn(4) > 0
+    with export._Exportable():
+        found = torch.where(condition, yes, no), yes.where(condition, no), torch.where(condition, yes.float(), 2.0)
+    assert torch.equal(found[0], torch.where(condition, yes, no)) and torch.equal(found[1], yes.where(condition, no))
+    assert torch.equal(found[2], torch.where(condition, yes.float(), 2.0))
+
+
+def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "ONE_FILE_BYTES", 1)
+    model = make_bert()
+    path = export.export_onnx(model, tmp_path / "deep" / "model.onnx")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert export.check_onnx(model, path) < 1e-5
+
+
+class CountingWords(PreTrainedModel):
+    """A classifier whose computation depends on the values of its inputs, which no graph can express."""
+
+    config_class = BertConfig
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.linear = nn.Linear(1, 2)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, return_dict: bool = True) -> Tensor:
+        return self.linear(input_ids.float().mean().view(1, 1)) if int(input_ids.sum()) % 2 else self.linear.bias
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"an earlier graph")
+    with pytest.raises(ModelError, match="CountingWords cannot be exported to ONNX") as caught:
+        export.export_onnx(CountingWords(BertConfig(**TINY)), path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"an earlier graph" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"'onnxscript' is not installed; pip install 'adasearch\[onnx\]'"):
+        export.export_onnx(make_bert(), path)
+
+
+def make_module(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a module from text under a name of ours."""
+    path = folder / f"{name.rpartition('.')[2]}.py"
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+FIRST = '''\
+"""The first.
+
+With two paragraphs.
+"""
+
+from __future__ import annotations
+
+import math, os.path  # two at once
+from collections.abc import Callable
+T = 3
+
+
+def scale(x: float) -> float:
+    """Not a statement: from adasearch.nowhere import nothing"""
+    return x * T * math.pi  # kept
+'''
+SECOND = '''\
+"""The second."""
+from __future__ import annotations
+from typing import TYPE_CHECKING
+import math
+name = "é"; from adasearch._first import scale as times  # behind two bytes of one letter
+from adasearch._first import (
+    T as three,
+    scale,
+)
+if TYPE_CHECKING:
+    from adasearch.nowhere import Nothing
+T = 3
+
+
+def twice(x: Nothing) -> float:
+    from adasearch._first import scale as again
+    if x > 1e9: from adasearch._first import scale
+    return again(x) + times(x) + three * math.e - math.e * T
+'''
+
+
+def test_bundled_modules_work_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = [make_module(tmp_path, "adasearch._first", FIRST, monkeypatch), make_module(tmp_path, "adasearch._second", SECOND, monkeypatch)]
+    target = tmp_path / "bundle.py"
+    export.bundle_modelling(modules, target)
+    text = target.read_text(encoding="utf-8")
+    assert text.count("from __future__") == text.count("import math\n") == 1
+    assert "# The first.\n#\n# With two paragraphs.\n" in text and "  # kept" in text
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules['adasearch'] = None; import bundle; print(bundle.twice(2.0))"
+    answer = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert float(answer) == modules[1].twice(2.0)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("def scale(x): return x", "top-level name 'scale' also means something else in adasearch._first"),
+        ("from json import dumps as scale", "'scale' also means something else in adasearch._first"),
+        ("import json as math", "'math' also means something else in 'import math'"),
+        ("math = 3", "'math' also means something else in 'import math'"),
+        ("T = 4", "'T' also means something else in adasearch._first"),
+        ("import adasearch._first", "'import adasearch._first' cannot travel; write: from adasearch.MODULE import NAME"),
+        ("from .first import scale", "'from .first import scale' cannot travel"),
+        ("from adasearch._first import *", "cannot travel"),
+        ("from adasearch._first import absent", "'absent' is not defined by what travels"),
+    ],
+)
+def test_what_cannot_be_bundled(second: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = [make_module(tmp_path, "adasearch._first", FIRST, monkeypatch)]
+    modules.append(make_module(tmp_path, "adasearch._second", "'''Empty.'''", monkeypatch))
+    (tmp_path / "_second.py").write_text(f"'''Filled after its import.'''\n{second}\n")
+    importlib.import_module("linecache").clearcache()
+    with pytest.raises(ModelError, match=message.replace("*", r"\*")):
+        export.modelling_source(modules)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{index}" for index in range(56))]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+USERS_OPERATION = '''
+"""An operation of a user's."""
+from torch import Tensor
+from adasearch.operations import Context, Operation, register_operation
+
+@register_operation("test_doubling")
+class Doubling(Operation):
+    def forward(self, x_BDL: Tensor, context: Context) -> Tensor:
+        return x_BDL * 2
+'''
+
+
+def test_a_saved_student_loads_bit_equal_with_and_without_adasearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adasearch.operations.OPERATIONS, "_items", dict(adasearch.operations.OPERATIONS._items))
+    make_module(tmp_path, "users_operations", USERS_OPERATION, monkeypatch)
+    student = make_student(["conv3", "test_doubling", "soft_alignment"])
+    folder = export.save_student(student, make_tokenizer(), tmp_path / "student", card="# A card\n")
+    ids = torch.tensor([[2, 8, 9, 3, 11, 3], [2, 59, 3, 0, 0, 0]])
+    expected = student(ids).logits
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(again) is AdasearchForSequenceClassification and torch.equal(again(ids).logits, expected)
+    assert AutoTokenizer.from_pretrained(folder)("word4 word55")["input_ids"] == [8, 59]
+    assert (folder / "README.md").read_text() == "# A card\n" and (folder / "model.safetensors").exists()
+
+    path = export.export_student(folder)
+    assert path == folder / "onnx" / "model.onnx" and (path.parent / "tokenizer.json").exists()
+    np.testing.assert_allclose(OnnxRuntime(path, 1)(ids.numpy(), (ids != 0).long().numpy()), expected.detach().numpy(), atol=1e-5)
+
+    program = f"""
+        import sys, torch
+        sys.modules["adasearch"] = None
+        torch.set_num_threads(1)
+        from transformers import AutoModelForSequenceClassification
+        student = AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)
+        torch.save(student(torch.tensor({ids.tolist()})).logits, {str(tmp_path / "logits.pt")!r})
+    """
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=tmp_path, env=environment)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+class FullDisk:
+    """A tokenizer on a disk that is full."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_student_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    first, second = make_student(["conv3"]), make_student(["skip"])
+    folder = export.save_student(first, None, tmp_path / "student")
+    (folder / "onnx").mkdir()  # the old student's graph must not be taken for the new one's
+    with pytest.raises(TrainingError, match="student: cannot be written .No space left on device.; what was saved before is intact"):
+        export.save_student(second, FullDisk(), folder)
+    ids = torch.tensor([[2, 8, 9, 3]])
+    assert torch.equal(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, first(ids).logits)
+    export.save_student(second, None, folder)
+    assert torch.equal(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, second(ids).logits)
+    assert list(tmp_path.iterdir()) == [folder] and not (folder / "onnx").exists()

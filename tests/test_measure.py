@@ -1,0 +1,222 @@
+"""Costs against hand-worked numbers; timings against a clock that the systems themselves move."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from adasearch import measure
+from adasearch.config import BenchConfig
+from adasearch.errors import ConfigError, ModelError
+from adasearch.runtimes import TorchRuntime
+
+TINY = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "max_position_embeddings": 32, "num_labels": 3}  # fmt: skip
+
+
+class Machine:
+    """A clock, and systems whose calls take a known time on it and are written down."""
+
+    def __init__(self) -> None:
+        self.now, self.calls = 0.0, []
+
+    def clock(self) -> float:
+        return self.now
+
+    def system(self, name: str, seconds: Callable[[int, int], float]) -> Callable[[int, int], Callable[[], None]]:
+        def factory(batch: int, length: int) -> Callable[[], None]:
+            def call() -> None:
+                self.now += seconds(batch, length)
+                self.calls.append((name, gc.isenabled()))
+
+            return call
+
+        return factory
+
+
+def test_a_timing_is_percentiles_of_calls() -> None:
+    seconds = [0.001 * i for i in (5, 1, 3, 2, 4)]
+    timing = measure.Timing.from_seconds(seconds, batch_size=6, seq_len=8, threads=1, runtime="torch", precision="fp32")
+    assert timing.latency_ms_p50 == pytest.approx(3.0)
+    assert timing.latency_ms_p90 == pytest.approx(4.6)  # 0.9 of the way from 1 to 5
+    assert timing.latency_cv == pytest.approx(np.sqrt(2) / 3)
+    assert timing.texts_per_s == pytest.approx(6 / 0.003) and timing.repeats == 5
+
+
+def test_systems_take_turns_in_a_rotating_order_with_the_collector_off() -> None:
+    machine = Machine()
+    systems = {name: machine.system(name, lambda batch, length: 0.1 * batch + 0.01 * length) for name in "abc"}
+    timings = measure.time_systems(systems, [(1, 2), (4, 2)], repeats=4, warmup=2, clock=machine.clock)
+    order = "".join(name for name, _ in machine.calls)
+    once = "aabbcc" + "abc" + "bca" + "cab" + "abc"  # two calls to warm up each, then four rounds
+    assert order == once * 2
+    assert [enabled for _, enabled in machine.calls] == ([True] * 6 + [False] * 12) * 2 and gc.isenabled()
+    for name in "abc":
+        assert [(t.batch_size, t.repeats) for t in timings[name]] == [(1, 4), (4, 4)]
+        assert [t.latency_ms_p50 for t in timings[name]] == pytest.approx([120.0, 420.0])
+        assert timings[name][1].texts_per_s == pytest.approx(4 / 0.42)
+
+
+def test_short_calls_are_primed_and_long_ones_are_rationed() -> None:
+    machine = Machine()
+    durations = {"short": 0.001, "long": measure.SECONDS_PER_SHAPE / 8, "longest": measure.SECONDS_PER_SHAPE}
+    systems = {name: machine.system(name, lambda batch, length, s=s: s) for name, s in durations.items()}
+    timings = measure.time_systems(systems, [(1, 1)], repeats=20, warmup=3, clock=machine.clock)
+    assert {name: rows[0].repeats for name, rows in timings.items()} == {"short": 20, "long": 8, "longest": measure.FEWEST_REPEATS}
+    names = [name for name, _ in machine.calls]
+    assert names.count("short") == 3 + 2 * 20  # warm-up, then an untimed call before each timed one
+    assert names.count("long") == 3 + 8 and names.count("longest") == 1 + measure.FEWEST_REPEATS
+    rounds = "".join(name[:5] for name in names[7:]).split("shortshort")[1:]
+    shares = [part.replace("longe", "").count("long") for part in rounds]
+    assert sum(shares[:10]) == 4  # spread evenly over the rounds
+
+
+def test_the_collector_comes_back_when_a_system_fails() -> None:
+    machine, calls = Machine(), []
+
+    def factory(batch: int, length: int) -> Callable[[], None]:
+        def call() -> None:
+            machine.now += 1.0
+            calls.append(gc.isenabled())
+            if len(calls) == 3:
+                raise ModelError("fails")
+
+        return call
+
+    with pytest.raises(ModelError, match="fails"):
+        measure.time_systems({"a": factory}, [(1, 1)], repeats=4, warmup=1, clock=machine.clock)
+    assert calls[-1] is False and gc.isenabled()
+
+
+def test_runtimes_are_fed_full_random_texts() -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model = BertForSequenceClassification(BertConfig(**TINY))
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append((kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True)
+    timing = measure.time_systems({"bert": TorchRuntime(model, 1)}, [(3, 7)], repeats=2, warmup=1)["bert"][0]
+    assert (timing.batch_size, timing.seq_len, timing.runtime, timing.precision, timing.threads) == (3, 7, "torch", "fp32", 1)
+    assert timing.latency_ms_p50 > 0
+    for ids, mask in seen:
+        assert ids.shape == mask.shape == (3, 7) and mask.all()
+        assert ids.min() >= 30 and ids.max() < 60 and ids.unique().numel() > 5
+        assert torch.equal(ids, seen[0][0])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_macs_of_a_transformer_are_those_counted_by_hand(attention: str) -> None:
+    model = BertForSequenceClassification(BertConfig(**TINY, attn_implementation=attention)).train()
+    tokens, hidden, inner = 10, 16, 24
+    layer = tokens * (4 * hidden**2 + 2 * hidden * inner) + 2 * tokens**2 * hidden
+    assert measure.count_macs(model, tokens) == 2 * layer + hidden**2 + 3 * hidden  # layers, pooler, classifier
+    assert model.training
+
+
+def test_macs_of_a_convolution() -> None:
+    class Convolution(nn.Module):
+        config = BertConfig(**TINY)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.convolution = nn.Embedding(60, 8), nn.Conv1d(8, 4, 3, padding=1, groups=2)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.convolution(self.table(input_ids).mT)
+
+    assert measure.count_macs(Convolution(), 11) == 11 * 4 * (8 // 2) * 3
+
+
+def test_parameters_are_counted_once() -> None:
+    model = BertForMaskedLM(BertConfig(**TINY))  # its decoder is the word table again
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    every, embedding = measure.count_params(model)
+    assert embedding == (60 + 32 + 2) * 16
+    assert every == sum({id(p): p.numel() for p in model.parameters()}.values())
+
+
+def test_size_is_what_is_deployed(tmp_path: Path) -> None:
+    sizes = {"model.safetensors": 1000, "config.json": 10, "tokenizer.json": 200, "vocab.txt": 150, "tokenizer_config.json": 20,
+             "README.md": 77, "modeling_adasearch.py": 30, "training_args.bin": 5, "onnx/model.onnx": 900, "onnx/model.onnx.data": 50,
+             "onnx/tokenizer.json": 200, "onnx/model_int8.onnx": 300}  # fmt: skip
+    (tmp_path / "onnx").mkdir()
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert measure.size_bytes(tmp_path) == 1000 + 10 + 200 + 20 + 30
+    assert measure.size_bytes(tmp_path, "onnxruntime") == 900 + 50 + 10 + 200 + 20
+    assert measure.size_bytes(tmp_path, "onnxruntime", tmp_path / "onnx" / "model_int8.onnx") == 300 + 10 + 200 + 20
+    assert measure.size_bytes(tmp_path / "README.md") == 77
+    (tmp_path / "tokenizer.json").unlink()
+    assert measure.size_bytes(tmp_path) == 1000 + 10 + 150 + 20 + 30  # then the vocabulary is needed
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights for runtime 'torch'"):
+        measure.size_bytes(tmp_path)
+
+
+def test_hardware_says_what_matters_and_does_not_name_the_machine() -> None:
+    facts = measure.hardware()
+    assert facts["torch"] == torch.__version__ and facts["torch_threads"] == torch.get_num_threads()
+    assert facts["cores"] >= facts["cores_usable"] >= 1 and facts["memory_bytes"] > 1 << 28 and facts["cpu"]
+    assert platform.node() not in json.dumps(facts).split('"')
+
+
+def test_peak_memory_is_what_the_system_says() -> None:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs Linux's account of the process")
+    peaks = [measure.peak_rss_bytes(), int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024]
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.05)  # the two accounts are updated at different moments
+
+
+def test_threads() -> None:
+    try:
+        measure.set_threads(2)
+        assert torch.get_num_threads() == 2
+    finally:
+        measure.set_threads(1)
+    with pytest.raises(ConfigError, match="threads: 0 is out of range"):
+        measure.set_threads(0)
+
+
+def test_the_reference_shape_leaves_the_generator_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = (measure.bert_base_shape(BertConfig(**TINY)) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state()) and not first.training
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert BertConfig().num_hidden_layers == 12 and BertConfig().hidden_size == 768  # what it takes without an argument
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_bench_of_folders(tmp_path: Path, runtime: str) -> None:
+    folder = tmp_path / "bert"
+    model = BertForSequenceClassification(BertConfig(**{**TINY, "num_hidden_layers": 1}))
+    model.save_pretrained(folder)
+    before = sorted(file.name for file in folder.rglob("*"))
+    config = BenchConfig(runtime=runtime, batch_sizes=[1, 2], seq_lengths=[8, 4], repeats=2, warmup=1, reference=False)
+    models = [folder, folder] if runtime == "torch" else [folder]
+    rows = measure.bench_folders(models, config)
+    assert [row["name"] for row in rows] == [str(folder), f"{folder} (2)"][: len(models)]
+    for row in rows:
+        assert (row["params"], row["params_embedding"]) == measure.count_params(model) and row["macs"] == measure.count_macs(model, 8)
+        assert (row["runtime"], row["batch_size"], row["seq_len"], row["precision"]) == (runtime, 1, 8, "fp32")
+        assert [(t["batch_size"], t["seq_len"]) for t in row["timings"]] == [(1, 8), (2, 8), (1, 4), (2, 4)]
+        assert row["latency_ms_p50"] == row["timings"][0]["latency_ms_p50"] > 0
+        assert row["size_bytes"] >= 4 * row["params"]
+    assert sorted(file.name for file in folder.rglob("*")) == before  # nothing is left in it
+    json.dumps(rows)
+
+
+def test_bench_refuses_before_it_works(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent is no model folder"):
+        measure.bench_folders([tmp_path / "absent"], BenchConfig())
+    with pytest.raises(ConfigError, match="runtime: 'tvm' is not known"):
+        measure.bench_folders([], BenchConfig(runtime="tvm"))
+    BertForSequenceClassification(BertConfig(**TINY)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="seq_lengths: 128 is more than .* has positions for; choices: up to 32"):
+        measure.bench_folders([tmp_path], BenchConfig(runtime="torch", reference=False))
