@@ -76,7 +76,7 @@ class Edge:
     operation: str
 
 
-Cell = tuple[tuple[Edge, ...], ...]  # the incoming edges of each inner node
+CellChoice = tuple[tuple[Edge, ...], ...]  # the incoming edges of each inner node
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Architecture:
 
     space: str
     space_digest: str
-    cells: tuple[Cell, ...]
+    cells: tuple[CellChoice, ...]
     width: int
     macro: Macro
     seed: int = 0

@@ -303,14 +303,20 @@ def _propose(
     """The best pieces for every mask of a batch, of the original's kind but not the original: (M, K), -1 = none."""
     pieces, mlm = material.pieces, material.mlm
     ids_BL, mask_BL = TokenStore.from_lists(masked).pad(range(len(masked)), pieces.pad_token_id)
-    rows = np.repeat(np.arange(len(masked)), [len(place) for place in places])
+    rows, columns = np.repeat(np.arange(len(masked)), [len(place) for place in places]), np.concatenate(places)
     inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
     if getattr(mlm.config, "type_vocab_size", 1) > 1:  # BERT knows by it what stands behind the first separator
         inputs["token_type_ids"] = torch.zeros_like(ids_BL)
         for row, text in enumerate(split_text(ids, pieces) for ids in masked):
             inputs["token_type_ids"][row, len(text.frame[0]) + len(text.segments[0]) + 1 : len(masked[row])] = 1
-    output = mlm(**{name: values.to(mlm.device) for name, values in inputs.items()})
-    logits_MV = output.logits[rows, np.concatenate(places)].float().cpu()[:, : len(pieces.is_inner_V)]
+    head = mlm.get_output_embeddings()  # D -> V is most of the work, and only the masked places need it
+    hook = head.register_forward_pre_hook(lambda _, x: (x[0][rows, columns],) if x[0].dim() == 3 else None)
+    try:
+        logits = mlm(**{name: values.to(mlm.device) for name, values in inputs.items()}).logits
+    finally:
+        hook.remove()
+    logits = logits[rows, columns] if logits.dim() == 3 else logits  # a model that takes the head's weights past the hook
+    logits_MV = logits.float().cpu()[:, : len(pieces.is_inner_V)]
     inner_V, frozen_V = (np.asarray(flags)[: logits_MV.shape[1]] for flags in (pieces.is_inner_V, pieces.is_frozen_V))
     allowed_MV = (inner_V[None, :] == pieces.is_inner_V[originals][:, None]) & ~frozen_V
     allowed_MV[np.arange(len(originals)), originals] = False
@@ -346,10 +352,13 @@ def load_masked_lm(name: str, tokenizer: Any) -> Any:
 
     try:
         own = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForMaskedLM.from_pretrained(name)
+        model, report = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"transfer.masked_lm_model: {name!r} cannot be loaded ({reason})") from error
+    if report["missing_keys"]:  # a bare encoder: its head would be random, and so would the proposals
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError(f"transfer.masked_lm_model: {name!r} has no masked language model's head ({missing} missing)")
     if own.get_vocab() != tokenizer.get_vocab() or tokenizer.mask_token_id is None:
         raise ModelError(
             f"transfer.masked_lm_model: {name!r} does not share the teacher's vocabulary and mask; "

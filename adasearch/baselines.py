@@ -98,8 +98,10 @@ class TfidfBaseline:
         """Length of the pickled pipeline: what it would take on disk. It is made in memory only; none is ever read."""
         return len(pickle.dumps(self.pipeline, protocol=pickle.HIGHEST_PROTOCOL))
 
-    def factory(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Callable[[int, int], Callable[[], Any]]:
-        """For ``measure.time_systems``: (batch size, length) -> a call on that many raw texts, each call on the next ones.
+    def factory(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> Callable[[int, int], Callable[[], Any]]:
+        """For ``measure.time_systems``: (batch size, length) -> a call on that many raw texts, each on the next ones.
 
         The length is the texts' own, so times are those of this task, from text to score, without a tokenizer to add.
         """
@@ -111,7 +113,9 @@ class TfidfBaseline:
                 nonlocal position
                 rows = [index % len(texts) for index in range(position, position + batch)]
                 position += batch
-                return self.scores([texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows])
+                return self.scores(
+                    [texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows]
+                )
 
             return call
 
@@ -128,7 +132,11 @@ def _known(problem_type: str, labels: np.ndarray) -> np.ndarray:
     if problem_type == "single_label":
         return labels >= 0
     values = labels.reshape(len(labels), -1)
-    return np.isfinite(values).all(1) & (values >= 0).all(1) if problem_type == "multi_label" else np.isfinite(values).all(1)
+    return (
+        np.isfinite(values).all(1) & (values >= 0).all(1)
+        if problem_type == "multi_label"
+        else np.isfinite(values).all(1)
+    )
 
 
 def tfidf_baseline(
@@ -151,9 +159,13 @@ def tfidf_baseline(
     inputs, labels = [inputs[index] for index in keep], labels[keep]
     labels = labels.reshape(len(labels)).astype(float) if problem_type == "regression" else labels.astype(np.int64)
     if problem_type != "multi_label" and len(np.unique(labels)) < 2:
-        raise DataError(f"tfidf: {len(labels)} labelled texts with {len(np.unique(labels))} different labels; at least 2 are needed")
+        raise DataError(
+            f"tfidf: {len(labels)} labelled texts with {len(np.unique(labels))} different labels; at least 2 are needed"
+        )
     if num_labels is None:
-        num_labels = {"single_label": lambda: int(labels.max()) + 1, "multi_label": lambda: labels.shape[1]}.get(problem_type, lambda: 1)()
+        num_labels = {"single_label": lambda: int(labels.max()) + 1, "multi_label": lambda: labels.shape[1]}.get(
+            problem_type, lambda: 1
+        )()
     min_df = 2 if len(inputs) >= RARE_FROM else 1
     vectorizer = _vectorizer(min_df) if pairs is None else PairTfidf(min_df)
     try:
@@ -177,8 +189,10 @@ def _linear(problem_type: str, strength: float) -> BaseEstimator:
     return logistic if problem_type == "single_label" else OneVsRestClassifier(logistic)
 
 
-def _choose_strength(problem_type: str, features_NV: sparse.csr_matrix, labels: np.ndarray, seed: int) -> tuple[float, bool]:
-    """The best of ``STRENGTHS`` by cross-validation (accuracy, micro F1, squared error), and whether there was a choice."""
+def _choose_strength(
+    problem_type: str, features_NV: sparse.csr_matrix, labels: np.ndarray, seed: int
+) -> tuple[float, bool]:
+    """The best of ``STRENGTHS`` by cross-validation (accuracy, micro F1, squared error); whether it was a choice."""
     rows = np.random.default_rng(seed).permutation(len(labels))[:CHOICE_TEXTS]
     features_NV, labels = features_NV[rows], labels[rows]
     fewest = np.unique(labels, return_counts=True)[1].min() if problem_type == "single_label" else len(labels)
@@ -189,7 +203,9 @@ def _choose_strength(problem_type: str, features_NV: sparse.csr_matrix, labels: 
         "multi_label": ("estimator__C", list(STRENGTHS)),
         "regression": ("alpha", [1 / strength for strength in STRENGTHS]),
     }[problem_type]
-    scoring = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "neg_mean_squared_error"}[problem_type]
+    scoring = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "neg_mean_squared_error"}[
+        problem_type
+    ]
     search = GridSearchCV(_linear(problem_type, 1.0), {name: values}, cv=FOLDS, scoring=scoring, refit=False)
     search.fit(features_NV, labels)
     return STRENGTHS[values.index(search.best_params_[name])], True

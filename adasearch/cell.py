@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adasearch.architecture import Cell as CellChoice
-from adasearch.architecture import Macro
+from adasearch.architecture import CellChoice, Macro
 from adasearch.operations import OPERATIONS, Context
 
 
@@ -27,7 +26,7 @@ class Step:
     scale: Tensor | None = None
 
 
-Path = Sequence[Sequence[Step]]  # the edges into each inner node
+CellPath = Sequence[Sequence[Step]]  # the edges into each inner node
 
 
 def edge_key(node: int, source: int) -> str:
@@ -51,7 +50,7 @@ class Cell(nn.Module):
         if self.output == "attentive":
             self.output_logits = nn.Parameter(torch.zeros(len(candidates)))
 
-    def forward(self, first: Tensor, second: Tensor, context: Context, path: Path) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, context: Context, path: CellPath) -> Tensor:
         """Both input nodes and the output: (B, D, L), zero on padding."""
         nodes = [first, second]
         for node, steps in enumerate(path):
@@ -68,7 +67,7 @@ class Cell(nn.Module):
         return sum(inner) if self.output == "sum" else sum(inner) / len(inner)
 
 
-def fixed_path(choice: CellChoice) -> Path:
+def fixed_path(choice: CellChoice) -> CellPath:
     """The path of a derived cell."""
     return [[Step(edge.source, edge.operation) for edge in node] for node in choice]
 

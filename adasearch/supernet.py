@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adasearch.architecture import Architecture, Edge, Macro, Space
-from adasearch.cell import Cell, Path, Step, edge_key
+from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of
 from adasearch.operations import OPERATIONS, WIDTH
@@ -45,7 +45,7 @@ class CellGates(nn.Module):
         subsets = [SubsetGate("edges", node + 2, space.edges_per_node) for node in range(space.nodes)]
         self.edges = nn.ModuleList(subsets) if space.sample_edges else None
 
-    def draw(self) -> Path:
+    def draw(self) -> CellPath:
         """One member's path. Operations are picked on all edges, then only kept edges are run."""
         picked, weights = self.operations()
         path: list[list[Step]] = [[] for _ in range(self.space.nodes)]

@@ -327,21 +327,25 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
     if config.problem_type is not None:
         check_choice("problem_type", config.problem_type, ("single_label", "multi_label", "regression"))
     is_demo = config.task == "demo" and not config.train_file
-    task = _demo(config, cache) if is_demo else _build(_source(config), config, seed)
+    task = _load_demo(config, cache) if is_demo else _build(_source(config), config, seed)
     if config.unlabeled_file:
         task.unlabeled = _read_unlabeled(config, task)
     return task
 
 
-def _demo(config: TaskConfig, cache: Path | None) -> Task:
-    """Movie-review sentences; positive = the mean of 20 ratings is above 0. 80/10/10 by a fixed seed."""
+def _load_demo(config: TaskConfig, cache: Path | None) -> Task:
     assets = None if config.demo_assets is None else Path(config.demo_assets)
     with tempfile.TemporaryDirectory() as scratch:
         reviews = fetch_demo_reviews(Path(scratch) if cache is None else cache, assets)
+    return demo_task(reviews, metric=config.metric)
+
+
+def demo_task(reviews: Sequence[tuple[str, float]], *, metric: str | None = None) -> Task:
+    """Movie-review sentences with their mean rating; positive = above 0. 80/10/10 by a fixed seed."""
     whole = Split([text for text, _ in reviews], labels=np.array([rating > 0 for _, rating in reviews], dtype=np.int64))
     order = np.random.default_rng(DEMO_SPLIT_SEED).permutation(len(whole))
     test, validation, train = np.split(order, [len(whole) // 10, 2 * (len(whole) // 10)])
-    metrics = choose_metrics("single_label", 2, asked=config.metric)
+    metrics = choose_metrics("single_label", 2, asked=metric)
     notes = ["demo: movie-review sentences of Hutto and Gilbert (2014); positive where the mean rating is above 0"]
     splits = map(whole.select, (train, validation, test))
     return Task("demo", "single_label", ("negative", "positive"), metrics, *splits, notes=notes)

@@ -362,7 +362,7 @@ def test_masked_lm_sees_the_second_sentence_as_such(wordpiece: Any, tiny_mlm: Be
     assert seen[0][0].tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1)
 
 
-def test_load_masked_lm_refuses_another_vocabulary(
+def test_load_masked_lm_refuses_another_vocabulary_and_bare_encoders(
     wordpiece: Any, byte_bpe: Any, tiny_mlm: BertForMaskedLM, tmp_path: Path
 ) -> None:
     tiny_mlm.save_pretrained(tmp_path / "mlm")
@@ -371,6 +371,10 @@ def test_load_masked_lm_refuses_another_vocabulary(
     assert not loaded.training
     with pytest.raises(ModelError, match="does not share the teacher's vocabulary"):
         load_masked_lm(str(tmp_path / "mlm"), byte_bpe)
+    tiny_mlm.bert.save_pretrained(tmp_path / "bare")
+    wordpiece.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ModelError, match="has no masked language model's head"):
+        load_masked_lm(str(tmp_path / "bare"), wordpiece)
     with pytest.raises(ModelError, match="masked_lm_model: .* cannot be loaded"):
         load_masked_lm(str(tmp_path / "absent"), wordpiece)
 

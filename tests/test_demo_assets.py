@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -20,7 +21,8 @@ from adasearch.errors import DataError, ModelError
 
 FILES = {"config.json": b'{"model_type": "bert"}', "model.safetensors": bytes(range(256))}
 HASHES = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
-REVIEWS = "1\t2.25\tA clich\u00e9 \u2013 but fun.\r\n2\t-0.5\tEffective but too tepid biopic\r\n3\t0.0\tNeither  here nor there."
+TEXTS = ["A clich\u00e9 \u2013 but fun.", "Effective but too tepid biopic", "Neither  here nor there."]
+REVIEWS = "\r\n".join(f"{i}\t{rating}\t{text}" for i, rating, text in zip("123", ["2.25", "-0.5", "0.0"], TEXTS))
 
 
 def _tar(members: dict[str, bytes]) -> bytes:
@@ -51,8 +53,8 @@ def _sdist(tmp_path: Path, reviews: str) -> Pin:
     path = tmp_path / "assets" / "vaderSentiment-3.3.2.tar.gz"
     path.parent.mkdir(exist_ok=True)
     inner = _tar({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": reviews.encode("utf-8")})
-    setup = b"raise SystemExit('executed')"
-    path.write_bytes(_tar({"vaderSentiment-3.3.2/setup.py": setup, "vaderSentiment-3.3.2/" + demo_assets.INNER_ARCHIVE: inner}))
+    members = {"setup.py": b"raise SystemExit('executed')", demo_assets.INNER_ARCHIVE: inner}
+    path.write_bytes(_tar({f"vaderSentiment-3.3.2/{name}": content for name, content in members.items()}))
     return _pin("vaderSentiment", "3.3.2", path)
 
 
@@ -99,7 +101,7 @@ def test_missing_archive_is_named(tmp_path: Path, wheel: Pin) -> None:
 
 def test_reviews_come_out_of_the_archive_in_the_archive(tmp_path: Path) -> None:
     pin = _sdist(tmp_path, REVIEWS)
-    expected = [("A clich\u00e9 \u2013 but fun.", 2.25), ("Effective but too tepid biopic", -0.5), ("Neither  here nor there.", 0.0)]
+    expected = list(zip(TEXTS, [2.25, -0.5, 0.0]))
     assert fetch_demo_reviews(tmp_path / "cache", tmp_path / "assets", pin=pin) == expected
     assert fetch_demo_reviews(tmp_path / "cache", tmp_path / "nowhere", pin=pin) == expected
     (tmp_path / "cache" / "vaderSentiment-3.3.2.tar.gz").write_bytes(b"cut short")
@@ -123,11 +125,11 @@ def test_spelling_of_the_file_name_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_pip", [True, False])
-def test_failed_download_says_what_else_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_pip: bool) -> None:
+def test_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_pip: bool) -> None:
     """pip without an index, and a Python without pip (an executable that fails as that one does)."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     if not has_pip:
-        monkeypatch.setattr(sys, "executable", "/bin/false")
+        monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(DataError, match="pip cannot download vaderSentiment==3.3.2 .*--demo_assets"):
         fetch_demo_reviews(tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

@@ -71,7 +71,11 @@ def test_short_calls_are_primed_and_long_ones_are_rationed() -> None:
     durations = {"short": 0.001, "long": measure.SECONDS_PER_SHAPE / 8, "longest": measure.SECONDS_PER_SHAPE}
     systems = {name: machine.system(name, lambda batch, length, s=s: s) for name, s in durations.items()}
     timings = measure.time_systems(systems, [(1, 1)], repeats=20, warmup=3, clock=machine.clock)
-    assert {name: rows[0].repeats for name, rows in timings.items()} == {"short": 20, "long": 8, "longest": measure.FEWEST_REPEATS}
+    assert {name: rows[0].repeats for name, rows in timings.items()} == {
+        "short": 20,
+        "long": 8,
+        "longest": measure.FEWEST_REPEATS,
+    }
     names = [name for name, _ in machine.calls]
     assert names.count("short") == 3 + 2 * 20  # warm-up, then an untimed call before each timed one
     assert names.count("long") == 3 + 8 and names.count("longest") == 1 + measure.FEWEST_REPEATS
@@ -100,9 +104,17 @@ def test_the_collector_comes_back_when_a_system_fails() -> None:
 def test_runtimes_are_fed_full_random_texts() -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     model = BertForSequenceClassification(BertConfig(**TINY))
-    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append((kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True
+    )
     timing = measure.time_systems({"bert": TorchRuntime(model, 1)}, [(3, 7)], repeats=2, warmup=1)["bert"][0]
-    assert (timing.batch_size, timing.seq_len, timing.runtime, timing.precision, timing.threads) == (3, 7, "torch", "fp32", 1)
+    assert (timing.batch_size, timing.seq_len, timing.runtime, timing.precision, timing.threads) == (
+        3,
+        7,
+        "torch",
+        "fp32",
+        1,
+    )
     assert timing.latency_ms_p50 > 0
     for ids, mask in seen:
         assert ids.shape == mask.shape == (3, 7) and mask.all()
@@ -142,9 +154,10 @@ def test_parameters_are_counted_once() -> None:
 
 
 def test_size_is_what_is_deployed(tmp_path: Path) -> None:
-    sizes = {"model.safetensors": 1000, "config.json": 10, "tokenizer.json": 200, "vocab.txt": 150, "tokenizer_config.json": 20,
-             "README.md": 77, "modeling_adasearch.py": 30, "training_args.bin": 5, "onnx/model.onnx": 900, "onnx/model.onnx.data": 50,
-             "onnx/tokenizer.json": 200, "onnx/model_int8.onnx": 300}  # fmt: skip
+    sizes = {"model.safetensors": 1000, "config.json": 10, "tokenizer.json": 200, "vocab.txt": 150,
+             "tokenizer_config.json": 20, "README.md": 77, "modeling_adasearch.py": 30, "training_args.bin": 5,
+             "onnx/model.onnx": 900, "onnx/model.onnx.data": 50, "onnx/tokenizer.json": 200,
+             "onnx/model_int8.onnx": 300}  # fmt: skip
     (tmp_path / "onnx").mkdir()
     for name, size in sizes.items():
         (tmp_path / name).write_bytes(b"x" * size)
@@ -203,7 +216,9 @@ def test_bench_of_folders(tmp_path: Path, runtime: str) -> None:
     rows = measure.bench_folders(models, config)
     assert [row["name"] for row in rows] == [str(folder), f"{folder} (2)"][: len(models)]
     for row in rows:
-        assert (row["params"], row["params_embedding"]) == measure.count_params(model) and row["macs"] == measure.count_macs(model, 8)
+        assert (row["params"], row["params_embedding"]) == measure.count_params(model) and row[
+            "macs"
+        ] == measure.count_macs(model, 8)
         assert (row["runtime"], row["batch_size"], row["seq_len"], row["precision"]) == (runtime, 1, 8, "fp32")
         assert [(t["batch_size"], t["seq_len"]) for t in row["timings"]] == [(1, 8), (2, 8), (1, 4), (2, 4)]
         assert row["latency_ms_p50"] == row["timings"][0]["latency_ms_p50"] > 0

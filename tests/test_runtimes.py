@@ -100,7 +100,10 @@ def test_errors_of_choice(folder: Path, tmp_path: Path) -> None:
     for settings, message in (
         ({"name": "tvm"}, "runtime: 'tvm' is not known; choices: auto, onnxruntime, torch"),
         ({"threads": 0}, "threads: 0 is out of range"),
-        ({"name": "onnxruntime", "precision": "int3"}, "precision: 'int3' is not known to runtime 'onnxruntime'; choices: fp32, int8"),
+        (
+            {"name": "onnxruntime", "precision": "int3"},
+            "precision: 'int3' is not known to runtime 'onnxruntime'; choices: fp32, int8",
+        ),
         ({"name": "torch", "precision": "int8"}, "precision: 'int8' is not known to runtime 'torch'"),
     ):
         with pytest.raises(ConfigError, match=message):

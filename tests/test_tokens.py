@@ -176,7 +176,9 @@ def test_batches_hold_texts_of_similar_length_in_mixed_order() -> None:
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.3
 
 
-@pytest.mark.parametrize(("lengths", "most"), [(np.full(2_000, 10), 0.02), (np.arange(2_000), 0.5)], ids=["equal", "distinct"])
+@pytest.mark.parametrize(
+    ("lengths", "most"), [(np.full(2_000, 10), 0.02), (np.arange(2_000), 0.5)], ids=["equal", "distinct"]
+)
 def test_companions_in_a_batch_change_from_epoch_to_epoch(lengths: np.ndarray, most: float) -> None:
     """Sorting by length must not freeze the batches: two epochs have few pairs in common."""
     sampler = BatchSampler(lengths, 8, seed=0)

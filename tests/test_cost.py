@@ -1,0 +1,209 @@
+"""Laws of cost: an expectation is the weighted mean over members, a certainty the true count.
+
+References: enumeration of every member of a tiny space, numel of the parameters, half of torch's FlopCounterMode.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny import WIDTHS, batch_of, make_certain, random_supernet, randomise, replaced, texts, tiny_space
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from adasearch.architecture import Architecture, Edge
+from adasearch.cost import Cost, FixedAxis, expected_product, weights_cost
+from adasearch.gates import ChoiceGate, SubsetGate, gates_of
+from adasearch.operations import OPERATIONS
+from adasearch.shrink import shrink
+from adasearch.student import AdasearchForSequenceClassification
+from adasearch.supernet import CellGates, Supernet, architecture_cost
+
+LENGTH = 7
+WEIGHED = ("conv3", "self_attention", "skip")  # linear and quadratic in the width, linear and quadratic in the length
+Member = tuple[float, tuple[tuple[Edge, ...], ...]]
+
+
+def size_gate(*sizes: int) -> ChoiceGate:
+    gate = ChoiceGate("axis", sizes)
+    torch.nn.init.normal_(gate.logits)
+    return gate
+
+
+def subsets(gate: SubsetGate) -> Iterator[tuple[float, set[int]]]:
+    """Every ordered draw without replacement and its probability."""
+    p = gate.logits.softmax(-1).tolist()
+    for order in itertools.permutations(range(len(p)), gate.size):
+        probability, left = 1.0, 1.0
+        for element in order:
+            probability, left = probability * p[element] / left, left - p[element]
+        yield probability, set(order)
+
+
+def members(gates: CellGates) -> list[Member]:
+    """Every cell that ``gates`` may draw and its probability, written out."""
+    space, p_RN = gates.space, gates.operations.logits.softmax(-1).tolist()
+    drawn = [[(1.0, set(range(node + 2)))] for node in range(space.nodes)]
+    if gates.edges is not None:
+        drawn = [list(subsets(gate)) for gate in gates.edges]
+    found = []
+    for picked in itertools.product(range(len(space.operations)), repeat=len(gates.pairs)):
+        p_operations = 1.0
+        for row, choice in enumerate(picked):
+            p_operations *= p_RN[row][choice]
+        for kept in itertools.product(*drawn):
+            probability, nodes = p_operations, [[] for _ in range(space.nodes)]
+            for p_subset, _ in kept:
+                probability *= p_subset
+            for (node, source), choice in zip(gates.pairs, picked):
+                if source in kept[node][1]:
+                    nodes[node].append(Edge(source, space.operations[choice]))
+            found.append((probability, tuple(map(tuple, nodes))))
+    return found
+
+
+def mean_cost(supernet: Supernet) -> tuple[float, float, float]:
+    """Probability-weighted mean of ``architecture_cost`` over all members, and the sum of the probabilities."""
+    space, cells = supernet.space, [members(gates) for gates in supernet.cell_gates]
+    depths = dict(zip(supernet.depth_gate.choices, supernet.depth_gate.logits.softmax(-1)[0].tolist()))
+    widths = dict(zip(space.widths, supernet.width_gate.logits.softmax(-1)[0].tolist() if supernet.width_gate else [1.0]))
+    known: dict[tuple[object, int], Cost] = {}
+
+    def cell_cost(cell: tuple[tuple[Edge, ...], ...], width: int) -> Cost:
+        if (cell, width) not in known:
+            member = Architecture(space.name, space.digest, (cell,), width, space.macro)
+            known[cell, width] = architecture_cost(member, LENGTH)
+        return known[cell, width]
+
+    total, params, macs = 0.0, 0.0, 0.0
+    for (depth, p_depth), (width, p_width) in itertools.product(depths.items(), widths.items()):
+        # shared: one draw for all cells; otherwise a draw for each
+        stacks = [(p, (cell,) * depth) for p, cell in cells[0]]
+        if not space.share_cells:
+            stacks = []
+            for stack in itertools.product(*cells[:depth]):
+                stacks.append((float(torch.tensor([p for p, _ in stack]).prod()), tuple(cell for _, cell in stack)))
+        for p_stack, stack in stacks:
+            p, cost = p_depth * p_width * p_stack, sum((cell_cost(cell, width) for cell in stack), Cost())
+            total, params, macs = total + p, params + p * cost.params, macs + p * cost.macs
+    return total, params, macs
+
+
+def cells_params(student: AdasearchForSequenceClassification) -> int:
+    """Parameters of the student's cells without the mixing weights of their outputs."""
+    return sum(p.numel() for name, p in student.trunk.cells.named_parameters() if not name.endswith("output_logits"))
+
+
+def cells_macs(student: AdasearchForSequenceClassification, length: int) -> float:
+    """Half the floating-point operations that torch counts in the cells, for one text."""
+    first, second, context = student.trunk.inputs(*batch_of(texts(length)))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        for cell, path in zip(student.trunk.cells, student.paths):
+            first, second = second, cell(first, second, context, path)
+    return counter.get_total_flops() / 2
+
+
+def test_equal_axes_are_not_independent() -> None:
+    a, b = size_gate(2, 5), size_gate(3, 4, 7)
+    p_a, p_b = a.expected()[0].tolist(), b.expected()[0].tolist()
+    joint = [(p * q, x, y) for p, x in zip(p_a, (2, 5)) for q, y in zip(p_b, (3, 4, 7))]
+    sizes = {"a": a, "b": b}
+    for axes, product in (
+        (("a", "a", 3), lambda x, y: 3 * x * x),  # E[x^2], not E[x]^2
+        (("a", "b"), lambda x, y: x * y),
+        (("b", "a", "b", 2, "b", 2), lambda x, y: 4 * x * y**3),
+        (("a",), lambda x, y: x),
+        ((5, 5), lambda x, y: 25),
+        ((), lambda x, y: 1),
+    ):
+        assert float(torch.as_tensor(expected_product(axes, sizes)).detach()) == pytest.approx(sum(p * product(x, y) for p, x, y in joint), rel=1e-6)
+    assert expected_product(("a", "a"), {"a": FixedAxis(6)}) == 36
+
+
+def test_vectors_cost_parameters_only() -> None:
+    weights = {"kernel": ("width", 4, 3), "bias": ("width",)}
+    assert weights_cost(weights, {"width": FixedAxis(6)}, length=10) == Cost(6 * 4 * 3 + 6, 6 * 4 * 3 * 10)
+    assert Cost(1, 2) + 3 * Cost(1, 2) == Cost(4, 8) == Cost(2, 4) * 2
+
+
+@pytest.mark.parametrize("sample_edges", [True, False], ids=["drawn_edges", "all_edges"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nodes": 2, "operations": WEIGHED[:2]},
+        {"nodes": 1, "operations": (*WEIGHED, "none"), "edges_per_node": 1, "share_cells": False},
+        {"nodes": 2, "operations": WEIGHED[:2], "edges_per_node": 1, "widths": (12,), "cells": (2, 4)},
+    ],
+    ids=["shared", "unshared", "one_edge_one_width"],
+)
+def test_expected_cost_is_the_mean_over_all_members(changes: dict, sample_edges: bool) -> None:
+    space = tiny_space(**{"cells": (1, 2), **changes, "sample_edges": sample_edges})
+    supernet = random_supernet(space)
+    total, params, macs = mean_cost(supernet)
+    expected = supernet.expected_cost(LENGTH)
+    assert total == pytest.approx(1.0, abs=1e-5)
+    # float32 sums of some dozen terms against double sums of hundreds
+    assert expected.params.item() == pytest.approx(params, rel=1e-5)
+    assert expected.macs.item() == pytest.approx(macs, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_certain_gates_cost_what_the_student_has(width: int, depth: int, norm: str) -> None:
+    operations = tuple(name for name in OPERATIONS if name not in ("none", "soft_alignment"))
+    supernet = random_supernet(tiny_space(operations=operations, nodes=3, edges_per_node=1, macro={"norm": norm}))
+    make_certain(supernet, depth, width)
+    architecture = supernet.decide()
+    student = shrink(supernet, architecture).eval()
+    assert (architecture.depth, architecture.width) == (depth, width)
+    true = cells_params(student), cells_macs(student, LENGTH)
+    assert supernet.expected_cost(LENGTH).params.item() == pytest.approx(true[0], rel=1e-6)
+    assert supernet.expected_cost(LENGTH).macs.item() == pytest.approx(true[1], rel=1e-6)
+    cost = architecture_cost(architecture, LENGTH)
+    assert (cost.params, cost.macs) == true
+
+
+def test_without_its_parent_a_cell_costs_nothing() -> None:
+    """Cells beyond the depth are children of the depth gate: at depth 1 neither their cost nor its gradient is left."""
+    supernet = random_supernet(tiny_space(share_cells=False, cells=(1, 3)))
+    deep = supernet.expected_cost(LENGTH)
+    supernet.depth_gate.logits.data.copy_(torch.tensor([[0.0, -200.0, -200.0]]))  # exp(-200) is 0 in float32
+    shallow = supernet.expected_cost(LENGTH)
+    shallow.macs.backward()
+    assert shallow.macs < deep.macs and shallow.params < deep.params
+    gradients = [gates.operations.logits.grad.abs().max().item() for gates in supernet.cell_gates]
+    assert gradients[0] > 0 and gradients[1:] == [0.0, 0.0]
+    before = shallow.macs.item()
+    randomise(supernet.cell_gates[1])
+    assert supernet.expected_cost(LENGTH).macs.item() == before
+
+
+def test_full_cost_is_everything_at_once_and_bounds_every_member() -> None:
+    supernet = random_supernet(tiny_space(operations=(*WEIGHED, "none"), share_cells=False))
+    full = supernet.full_cost(LENGTH)
+    parameters = supernet.trunk.cells.named_parameters()
+    assert full.params == sum(p.numel() for name, p in parameters if not name.endswith("output_logits"))
+    for _ in range(20):
+        randomise(supernet)
+        expected, decided = supernet.expected_cost(LENGTH), architecture_cost(supernet.decide(), LENGTH)
+        assert expected.params < full.params and expected.macs < full.macs
+        assert decided.params < full.params and decided.macs < full.macs
+
+
+def test_cost_teaches_every_gate() -> None:
+    supernet = random_supernet(tiny_space())
+    supernet.expected_cost(LENGTH).macs.backward()
+    subsets_of_all = [gate for gate in gates_of(supernet) if isinstance(gate, SubsetGate) and gate.size == len(gate.logits)]
+    for gate in gates_of(supernet):
+        if gate not in subsets_of_all:  # where all edges are kept there is nothing to learn
+            assert gate.logits.grad.abs().max() > 0, gate.axis
+
+
+def test_a_longer_text_costs_more_and_parameters_do_not_care() -> None:
+    supernet = random_supernet(replaced(tiny_space(), operations=WEIGHED))
+    short, long = supernet.expected_cost(10), supernet.expected_cost(20)
+    assert short.params.item() == pytest.approx(long.params.item()) and long.macs > 2 * short.macs  # attention is quadratic

@@ -1,0 +1,162 @@
+"""The one training loop: schedules, exact resumption after a kill at any step, failures that keep what was saved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import tiny_config, tiny_space
+
+from adasearch.config import DistillConfig, FitConfig, SearchConfig
+from adasearch.errors import TrainingError
+from adasearch.fit import fit, learning_rate_factor
+from adasearch.methods.adabert import AdaBert
+from adasearch.methods.base import Method
+from adasearch.methods.distill import Distill
+from adasearch.progress import Progress
+from adasearch.shrink import build_student
+from adasearch.supernet import Supernet
+from adasearch.tokens import Examples, TokenStore
+
+STEPS = 9
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+class KillAt(Progress):
+    """Kills the run when it reports a step; with a record every step that is any step one likes."""
+
+    def __init__(self, at: int | None):
+        self.at = at
+
+    def step(self, done: int, **metrics: float | int | str) -> None:
+        if done == self.at:
+            raise Killed
+
+
+def examples(count: int = 40) -> Examples:
+    """Random texts with labels, teacher's and probes' logits."""
+    rng = np.random.default_rng(0)
+    sequences = [np.concatenate([[1], rng.integers(3, 30, rng.integers(1, 9)), [2]]) for _ in range(count)]
+    return Examples(
+        TokenStore.from_lists(sequences),
+        0,
+        labels=rng.integers(0, 3, count),
+        teacher_logits=rng.normal(size=(count, 3)).astype(np.float32),
+        probe_logits=rng.normal(size=(count, 4, 3)).astype(np.float32),
+    )
+
+
+def search_parts(**settings: Any) -> tuple[Supernet, AdaBert, SearchConfig]:
+    """A supernet with dropout, so that random numbers matter, and its method."""
+    torch.manual_seed(1)
+    config = SearchConfig(steps=STEPS, batch_size=8, arch_warmup=0.3, **settings)
+    supernet = Supernet(tiny_space({"dropout": 0.2}), tiny_config())
+    return supernet, AdaBert(config, DistillConfig(), "single_label", 3, 6.0), config
+
+
+def run(folder: Path, parts: tuple, progress: Progress | None = None, checkpoint_seconds: float = 0.0) -> list[dict[str, Any]]:
+    """One call of ``fit``; with 0 seconds between checkpoints every step is saved."""
+    model, method, config = parts
+    data = examples()
+    splits = {"train": data, "valid": data.select(np.arange(20))}
+    return fit(
+        model, method, splits, config, seed=3, folder=folder, accelerator=Accelerator(cpu=True), progress=progress or Progress(),
+        title="test", checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "bilevel"}, {"efficiency": "constraint", "target_params": 500.0}], ids=str)
+@pytest.mark.parametrize("kill_at", [1, 4, STEPS - 1])
+def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, settings: dict, kill_at: int) -> None:
+    whole = search_parts(**settings)
+    history = run(tmp_path / "whole", whole)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", search_parts(**settings), KillAt(kill_at))
+    again = search_parts(**settings)
+    resumed = run(tmp_path / "killed", again)
+    for name, tensor in whole[0].state_dict().items():
+        assert torch.equal(tensor, again[0].state_dict()[name]), name
+    assert resumed == history
+    assert (tmp_path / "whole" / "history.jsonl").read_text() == (tmp_path / "killed" / "history.jsonl").read_text()
+
+
+def test_seeds_reproduce_and_differ(tmp_path: Path) -> None:
+    first, second = search_parts(), search_parts()
+    run(tmp_path / "a", first), run(tmp_path / "b", second)
+    assert all(torch.equal(a, b) for a, b in zip(first[0].state_dict().values(), second[0].state_dict().values()))
+    model, method, config = search_parts()
+    fit(model, method, {"train": examples()}, config, seed=4, folder=tmp_path / "c", accelerator=Accelerator(cpu=True), progress=Progress(), title="")
+    assert not torch.equal(model.depth_gate.logits, first[0].depth_gate.logits)
+
+
+def test_the_architecture_is_still_while_it_warms_up_and_moves_after(tmp_path: Path) -> None:
+    model, method, config = search_parts()
+    before = model.depth_gate.logits.detach().clone()
+
+    class Watch(Progress):
+        def step(self, done: int, **metrics: Any) -> None:
+            moved = not torch.equal(model.depth_gate.logits, before)
+            assert moved == (done > math.ceil(0.3 * STEPS)), done
+
+    run(tmp_path, (model, method, config), Watch())
+
+
+def test_history_terms_sum_to_the_loss(tmp_path: Path) -> None:
+    for record in run(tmp_path, search_parts()):
+        assert record["loss"] == pytest.approx(sum(record["terms"].values()))
+        assert sum(record["operations"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_constraint_drives_the_cost_to_its_target(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(tiny_space(), tiny_config())
+    start = float(supernet.expected_cost(6.0).params)
+    target = 0.5 * start
+    config = SearchConfig(steps=150, batch_size=8, arch_warmup=0.0, efficiency="constraint", target_params=target, arch_learning_rate=0.1)
+    method = AdaBert(config, DistillConfig(), "single_label", 3, 6.0)
+    run(tmp_path, (supernet, method, config), checkpoint_seconds=1e9)
+    assert float(supernet.expected_cost(6.0).params) < 1.1 * target
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Diverges(Method):
+        def loss(self, student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            self.calls = getattr(self, "calls", 0) + 1
+            value = student.weight.sum() * 0 + (math.nan if self.calls == 5 else 1.0)
+            return {"ce": value}
+
+    config = FitConfig(steps=9, batch_size=8)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 4 \(ce nan\)"):
+        run(tmp_path, (torch.nn.Linear(2, 2), Diverges(config, "single_label"), config))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+
+
+def test_training_a_student_lowers_its_loss_and_folds_its_table(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    supernet = Supernet(tiny_space(), tiny_config())
+    student = build_student(supernet.decide(), tiny_config())
+    config = FitConfig(steps=80, batch_size=16, learning_rate=1e-2)
+    method = Distill(config, DistillConfig(), "single_label", 3, student.architecture.width, student.architecture.depth)
+    history = run(tmp_path, (student, method, config), checkpoint_seconds=1e9)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert student.config.embedding_rank is None and not student.get_input_embeddings().sparse
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_learning_rate_schedules(schedule: str) -> None:
+    factors = [learning_rate_factor(step, 100, 0.1, schedule) for step in range(100)]
+    if schedule == "constant":
+        assert set(factors) == {1.0}
+        return
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    rest = [i / 90 for i in range(90)]
+    expected = [1 - x for x in rest] if schedule == "linear" else [0.5 * (1 + math.cos(math.pi * x)) for x in rest]
+    assert factors[10:] == pytest.approx(expected)

@@ -1,0 +1,410 @@
+"""Laws of tasks: what is read equals what was written, and every bad input is one line with its place and choices."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from adasearch.config import TaskConfig
+from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
+from adasearch.progress import Progress
+from adasearch.tasks import PRESETS, Split, Task, demo_task, load_task, read_table, split_sentences, tokenize
+
+WORDS = "the film is good bad long fine dull".split()
+
+
+def _rows(count: int = 40) -> pd.DataFrame:
+    """Texts with commas, quotes, line breaks and empty-looking words; labels neg and pos in turn."""
+    odd = ["plain", "a, b", 'say "hi"', "two\nlines", "NA", "null", "caf\u00e9 \u2028 x", "12"]
+    texts = [odd[i % 8] if i % 8 == 4 else f"{odd[i % 8]} {i}" for i in range(count)]
+    return pd.DataFrame({"text": texts, "label": ["neg", "pos"] * (count // 2)})
+
+
+def _write(frame: pd.DataFrame, path: Path) -> str:
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in frame.to_dict("records")), encoding="utf-8")
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return str(path)
+
+
+def _jsonl(path: Path, rows: list[Any]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def _csv(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def _load(train: str, **settings: Any) -> Task:
+    return load_task(TaskConfig(train_file=train, **settings))
+
+
+def _error(train: str, **settings: Any) -> str:
+    """The one line that loading ends with."""
+    with pytest.raises(AdasearchError) as caught:
+        _load(train, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
+    frame = _rows()
+    train, test = _write(frame, tmp_path / f"train{suffix}"), _write(frame[:7], tmp_path / f"test{suffix}")
+    task = _load(train, validation_file=train, test_file=test)
+    assert task.train.texts == frame["text"].tolist()
+    assert (task.label_names, task.problem_type, task.is_pair) == (("neg", "pos"), "single_label", False)
+    assert task.train.labels.tolist() == [0, 1] * 20 and task.train.labels.dtype == np.int64
+    assert task.held_out is task.test and len(task.test) == 7
+    assert any("taken for single_label" in note for note in task.notes)
+
+
+def test_line_numbers_count_header_and_quoted_line_breaks(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", 'text,label\n"two\nlines",a\n\n,b\nfine,a\none,two,three\nfine,b\n" ",c\n')
+    message = _error(path)
+    empty, long = "column 'text': empty text", "3 fields where the header has 2"
+    assert message.startswith(f"{path}: 3 bad rows: line 5: {empty}; line 7: {long}; line 9: {empty}. Mend them")
+    table = read_table(Path(path), "train_file")
+    assert list(table.numbers) == [2, 5, 6, 8, 9]
+
+
+def test_bad_rows_are_all_counted_and_five_are_shown(tmp_path: Path) -> None:
+    good = [{"text": "fine", "label": i % 2} for i in range(20)]
+    path = _jsonl(tmp_path / "t.jsonl", good + [{"text": None, "label": 0}] * 4 + [{"text": " ", "label": 1}] * 4)
+    message = _error(path)
+    assert "8 bad rows: line 21: column 'text': no text;" in message
+    assert "line 25: column 'text': empty text; and 3 more." in message
+    task = _load(path, validation_file=path, skip_bad_rows=True)
+    assert len(task.train) == len(task.validation) == 20
+    assert sum("left out" in note and "8 bad rows" in note for note in task.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("absent.csv", None, r"train_file: .*absent.csv: no such file"),
+        ("folder.csv", "folder", r"train_file: .* is a directory; expected: a file, .csv, .tsv, .jsonl, .parquet"),
+        ("t.xlsx", b"x", r"unknown suffix '.xlsx'; choices: .csv, .tsv, .jsonl, .parquet"),
+        ("t.csv", b"", r"t.csv: the file is empty"),
+        ("t.csv", b"text,label\n", r"t.csv: no examples"),
+        ("t.csv", b"text,label\nok,1\ncaf\xe9,0\n", r"t.csv: line 3: byte 0xe9 is not UTF-8"),
+        ("t.csv", b'text,label\nok,1\n"open,0\nx,1\n', r"1 bad row: line 3: cannot be read \(unexpected end of data"),
+        ("t.csv", b"text,text\na,b\n", r"line 1: a column name stands twice: text, text"),
+        ("t.csv", b"body,label\nok,1\nno,0\n", r"t.csv: text_column: no column 'text'; columns: body, label"),
+        ("t.csv", b"text,stars\nok,1\nno,0\n", r"t.csv: label_column: no column 'label'; columns: text, stars"),
+        ("t.csv", b"text,label\nok,\nno,1\nna,0\n", r"line 2: column 'label': no label"),
+        ("t.csv", b"text,label\na,pos\nb,neg\nc,3\nd,pos\n", r"line 4: column 'label': 3 is a number where .* text"),
+        ("t.csv", b"text,label\na,1\nb,1\nc,1\n", r"column 'label': only one class, '1', in 3 examples"),
+        ("t.csv", b"text,label\na,x\nb,x\nc,y\n", r"1 of 2 labels have one example only: y; each needs two"),
+        ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": \n[1]\n', r"2 bad rows: line 2: no JSON .*; line 3: a JSON"),
+        ("t.jsonl", b"oops\n", r"1 bad row: line 1: no JSON"),
+        ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": 5, "label": 0}', r"line 2: column 'text': 5 is not a text"),
+        ("t.jsonl", b'{"text": "\\ud83d", "label": 1}\n{"text": "b", "label": 0}', r"line 1: column 'text': half"),
+        ("t.jsonl", b'{"text": "a", "label": {}}\n{"text": "b", "label": {}}', r"labels are a dict; expected: texts"),
+        ("t.parquet", b"PAR0", r"t.parquet: no parquet file can be read"),
+    ],
+)
+def test_bad_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes | str | None, expected: str) -> None:
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    assert pytest.raises(AdasearchError, _load, str(path)).match(expected)
+    assert "\n" not in _error(str(path))
+
+
+def test_label_that_training_does_not_know(tmp_path: Path) -> None:
+    train = _write(_rows(), tmp_path / "train.csv")
+    held = _csv(tmp_path / "held.csv", "text,label\nfine,pos\nodd,maybe\n")
+    message = _error(train, validation_file=held)
+    assert f"{held}: 1 bad row: line 3: column 'label': unknown label 'maybe'; known: neg, pos" in message
+    assert len(_load(train, validation_file=held, skip_bad_rows=True).validation) == 1
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([10, 9, 10, 9, -1, -1], ("-1", "9", "10")),
+        ([1.0, 0.0, 1.0, 0.0], ("0", "1")),
+        ([True, False, True, False], ("False", "True")),
+        (["b", "a", "b", "a"], ("a", "b")),
+        (["2", "10", "2", "10"], ("2", "10")),
+        (["x1", "007", "x1", "007"], ("007", "x1")),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_labels_are_sorted(tmp_path: Path, values: list[Any], names: tuple[str, ...], suffix: str) -> None:
+    """Numbers by size, all else by letter."""
+    frame = pd.DataFrame({"text": [f"t{i}" for i in range(len(values))], "label": values})
+    path = _write(frame, tmp_path / f"t{suffix}")
+    task = _load(path, validation_file=path)
+    assert task.label_names == names
+    spelled = [str(int(v)) if type(v) is float else str(v) for v in values]
+    assert [task.label_names[label] for label in task.train.labels] == spelled
+
+
+def test_numbers_with_fractions_are_regression(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", "text,label\na,1\nb,2.5\nc,-3e-1\n")
+    task = _load(path, validation_file=path)
+    assert (task.problem_type, task.label_names, task.metric) == ("regression", ("score",), "pearson")
+    np.testing.assert_array_equal(task.train.labels, np.array([1, 2.5, -0.3], np.float32))
+    assert _load(path, validation_file=path, metric="spearmanr").metrics == ("spearmanr", "pearson", "mse")
+
+
+def test_regression_labels_are_finite_and_not_all_equal(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", "text,label\na,1.5\nb,inf\nc,2\nd,many\n")
+    message = _error(path, problem_type="regression")
+    assert "line 3: column 'label': label 'inf' is not a finite number; line 5: column 'label': label 'many'" in message
+    rows = pd.DataFrame({"text": ["a", "b", "c"], "label": [0.5, np.inf, np.nan]})
+    message = _error(_write(rows, tmp_path / "t.parquet"))
+    assert "row 2: column 'label': label inf is not a finite number; row 3: column 'label': no label" in message
+    assert "only one value, 2.5, in 2" in _error(_csv(tmp_path / "s.csv", "text,label\na,2.5\nb,2.5\n"))
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_multi_label_sets(tmp_path: Path, as_list: bool) -> None:
+    """Lists, or names joined by a bar; an empty set is a label too. Expected: the indicator matrix by hand."""
+    sets = [["b", "a"], ["c"], [], ["a"], ["c", "b"]]
+    labels = sets if as_list else ["|".join(tags) for tags in sets]
+    frame = pd.DataFrame({"text": list("vwxyz"), "label": labels})
+    path = _write(frame, tmp_path / ("t.jsonl" if as_list else "t.csv"))
+    task = _load(path, validation_file=path)
+    assert (task.problem_type, task.label_names, task.metric) == ("multi_label", ("a", "b", "c"), "f1_micro")
+    expected = [[1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    np.testing.assert_array_equal(task.train.labels, np.array(expected, np.float32))
+
+
+def test_multi_label_numbers_may_stand_alone(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", "text,label\na,1|10\nb,2\nc,10\n")
+    task = _load(path, validation_file=path)
+    assert task.label_names == ("1", "2", "10")
+    assert task.train.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+
+
+def test_class_labels_of_a_parquet_file_keep_their_names(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["good", "bad", "ugly"])})
+    data = Dataset.from_dict({"text": list("abcdef"), "label": [0, 1, 2, 2, 1, 0]}, features=features)
+    data.to_parquet(str(tmp_path / "t.parquet"))
+    task = _load(str(tmp_path / "t.parquet"), validation_file=str(tmp_path / "t.parquet"))
+    assert task.label_names == ("good", "bad", "ugly") and task.train.labels.tolist() == [0, 1, 2, 2, 1, 0]
+
+
+# --- soft labels ---
+
+
+def test_soft_labels_are_matched_by_name(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": ("neg", "pos")[i % 2], "p_pos": 0.1 * i, "p_neg": 1 - 0.1 * i} for i in range(8)]
+    rows[3]["label"] = None  # the teacher knows; gold does not
+    path = _jsonl(tmp_path / "t.jsonl", rows)
+    task = _load(path, validation_file=path, soft_label_columns=["p_pos", "p_neg"])
+    np.testing.assert_allclose(task.train.soft_labels, [[1 - 0.1 * i, 0.1 * i] for i in range(8)], atol=1e-6)
+    assert task.train.labels.tolist() == [0, 1, 0, -100, 0, 1, 0, 1]
+
+
+def test_likeliest_soft_label_stands_in_for_gold(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", "text,spam,ham\na,0.9,0.1\nb,0.2,0.8\nc,0.3,0.7\n")
+    task = _load(path, validation_file=path, soft_label_columns=["spam", "ham"])
+    assert task.label_names == ("spam", "ham") and task.train.labels.tolist() == [0, 1, 1]
+    assert any("stands in" in note for note in task.notes)
+
+
+def test_bad_soft_labels_are_named(tmp_path: Path) -> None:
+    rows = ["a,x,nan,0.5", "b,y,-0.1,1.1", "c,x,0.5,0.4", "d,y,half,1", "e,x,0.9995,0"]
+    path = _csv(tmp_path / "t.csv", "\n".join(["text,label,x,y", *rows]))
+    message = _error(path, soft_label_columns=["x", "y"])
+    assert "4 bad rows: line 2: column 'x': soft label 'nan' is not a probability; choices: 0 to 1; line 3: " in message
+    assert "line 3: column 'x': soft label '-0.1' is not a probability" in message
+    assert "line 4: column 'x+y': the soft labels sum to 0.9, not 1; line 5: column 'x': soft label 'half'" in message
+    assert "columns: no column 'z'; columns: text, label, x, y" in _error(path, soft_label_columns=["x", "z"])
+    assert "1 columns (x) for the 2 labels of column 'label' (x, y)" in _error(path, soft_label_columns=["x"])
+
+
+# --- splits and sources ---
+
+
+def test_held_out_examples_are_stratified_and_drawn_by_seed(tmp_path: Path) -> None:
+    labels = ["a"] * 100 + ["b"] * 50 + ["c"] * 2
+    path = _write(pd.DataFrame({"text": [f"t{i}" for i in range(152)], "label": labels}), tmp_path / "t.csv")
+    tasks = [load_task(TaskConfig(train_file=path), seed=seed) for seed in (1, 1, 2)]
+    assert Counter(tasks[0].validation.labels.tolist()) == {0: 10, 1: 5, 2: 1}
+    assert sorted(tasks[0].train.texts + tasks[0].validation.texts) == sorted(f"t{i}" for i in range(152))
+    assert tasks[0].validation.texts == tasks[1].validation.texts != tasks[2].validation.texts
+    assert tasks[0].metrics == ("accuracy", "f1_macro")  # 63% of the held-out examples are of one class
+
+
+def test_preset_from_a_folder_with_hidden_test_labels(tmp_path: Path) -> None:
+    (tmp_path / "mrpc").mkdir()
+    for split, labels in {"train": [0, 1, 1, 0, -1], "validation": [1, 0], "test": [-1, -1]}.items():
+        texts = [f"{split} {i}" for i in range(len(labels))]
+        frame = pd.DataFrame({"sentence1": texts, "sentence2": texts[::-1], "label": labels, "idx": range(len(labels))})
+        frame.to_parquet(tmp_path / "mrpc" / f"{split}.parquet")
+    task = load_task(TaskConfig(task="mrpc", data_dir=str(tmp_path)))
+    assert task.is_pair and task.train.pairs == ["train 4", "train 3", "train 2", "train 1"]
+    assert (task.label_names, task.metrics) == (("not_equivalent", "equivalent"), ("accuracy", "f1"))
+    assert task.test is None and task.held_out is task.validation
+    assert any("1 rows without a label" in note for note in task.notes)
+    assert any("labels are hidden" in note for note in task.notes)
+    for name, expected in (("rte", "rte is not a folder; folders in .*: mrpc"), ("mrcp", "did you mean 'mrpc'")):
+        config = TaskConfig(task=name, data_dir=str(tmp_path) if name == "rte" else None)
+        assert pytest.raises(ConfigError, load_task, config).match(expected)
+
+
+def test_glue_presets_are_complete() -> None:
+    glue = {name: preset for name, preset in PRESETS.items() if preset.hub.startswith("nyu-mll/glue:")}
+    assert set(glue) == {"sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "cola", "stsb"}
+    assert all(preset.hub.endswith(f":{name}") for name, preset in glue.items())
+    assert {name for name, preset in glue.items() if preset.pair is None} == {"sst2", "cola"}
+    assert {name: preset.metrics[0] for name, preset in glue.items() if preset.metrics[0] != "accuracy"} == {
+        "cola": "matthews_correlation",
+        "stsb": "pearson",
+    }
+
+
+def test_hub_data_set_with_its_own_label_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``datasets`` reads a folder called like a hub id as that data set; no network."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
+    for split, labels in {"train": [0, 1] * 20, "dev": [1, 0, -1], "test": [-1, -1]}.items():
+        texts = [f"{split} {i}" for i in range(len(labels))]
+        data = Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        data.to_parquet(str(tmp_path / "someone" / "answers" / f"{split}.parquet"))
+    monkeypatch.chdir(tmp_path)
+    task = load_task(TaskConfig(task="someone/answers"))
+    assert task.label_names == ("yes", "no") and task.train.labels.tolist() == [0, 1] * 20
+    assert task.validation.texts == ["dev 0", "dev 1"] and task.test is None
+
+
+def test_demo_is_split_once_and_for_all() -> None:
+    reviews = [(f"review {i}", rating) for i, rating in enumerate(np.linspace(-4, 4, 101).round(2).tolist())]
+    task = demo_task(reviews)
+    parts = (task.train, task.validation, task.test)
+    assert [len(part) for part in parts] == [81, 10, 10]
+    answers = {text: bool(label) for part in parts for text, label in zip(part.texts, part.labels)}
+    assert answers == {text: rating > 0 for text, rating in reviews}
+    assert demo_task(reviews).test.texts == task.test.texts
+
+
+@pytest.mark.parametrize("task", ["sst2", "nyu-mll/glue:sst2", "nobody/nothing"])
+def test_hub_that_cannot_be_reached_names_the_alternatives(task: str) -> None:
+    """The tests run with the hub's own offline flag."""
+    with pytest.raises(DataError, match="cannot be had from the hub .*--data_dir, or --train_file"):
+        load_task(TaskConfig(task=task))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"task": "sst3"}, "task: 'sst3' is not known .did you mean 'sst2'.*choices: demo, sst2, .*--train_file"),
+        ({"task": "data/absent.csv"}, "train_file: data/absent.csv: no such file"),
+        ({"validation_file": "a.csv"}, "given without train_file"),
+        ({"problem_type": "ranking"}, "problem_type: 'ranking' is not known; choices: single_label"),
+    ],
+)
+def test_request_that_cannot_be_met(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_task(TaskConfig(**settings))
+
+
+def test_unlabeled_texts(tmp_path: Path) -> None:
+    train = _write(_rows(), tmp_path / "train.csv")
+    texts = _csv(tmp_path / "more.txt", "first text\n\n  second text \n")
+    assert _load(train, unlabeled_file=texts).unlabeled.texts == ["first text", "second text"]
+    more = _jsonl(tmp_path / "more.jsonl", [{"text": "x y"}, {"text": ""}])
+    assert "line 2: column 'text': empty text" in _error(train, unlabeled_file=more)
+    unlabeled = _load(train, unlabeled_file=more, skip_bad_rows=True).unlabeled
+    assert unlabeled.texts == ["x y"] and unlabeled.labels is None
+    pairs = _csv(tmp_path / "pairs.csv", "text,other,label\n" + "".join(f"a{i},b{i},{i % 2}\n" for i in range(20)))
+    assert "a line holds no pair of texts" in _error(pairs, text_pair_column="other", unlabeled_file=texts)
+    assert _load(pairs, text_pair_column="other", unlabeled_file=pairs).unlabeled.pairs[:2] == ["b0", "b1"]
+
+
+def test_select_keeps_everything_together() -> None:
+    split = Split(list("abcd"), list("ABCD"), np.arange(4), np.eye(4, dtype=np.float32)).select([3, 1])
+    assert (split.texts, split.pairs) == (["d", "b"], ["D", "B"])
+    assert split.labels.tolist() == split.soft_labels.argmax(1).tolist() == [3, 1]
+
+
+# --- sentences and tokens ---
+
+
+def test_sentences_by_hand() -> None:
+    text = 'Mr. Smith saw J. R. Doe there. "A fine day!" he said<br /><br />Then no more of it? Yes. <br>One last line'
+    first, rest = "Mr. Smith saw J. R. Doe there.", ['"A fine day!"', "Then no more of it?", "One last line"]
+    assert split_sentences([text]) == [first, *rest]
+    assert split_sentences(["w " * 60, "w " * 61, "two words."]) == [" ".join("w" * 60)]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
+
+
+class _Listener(Progress):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
+        self.stages.append(title)
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_tokens_are_the_tokenizers_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, is_pair: bool) -> None:
+    """More texts than one chunk; each equals the tokenizer's answer to that text alone, cut where it is too long."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 9, (2, 2100))
+    texts, others = ([" ".join(generator.choice(WORDS, size)) for size in row] for row in sizes)
+    examples = list(zip(texts, others)) if is_pair else [(text,) for text in texts]
+    store, cut = tokenize(Split(texts, others if is_pair else None), tokenizer, 8, cache=tmp_path, name="train")
+    whole = [tokenizer(*example)["input_ids"] for example in examples]
+    alone = [tokenizer(*example, truncation=True, max_length=8)["input_ids"] for example in examples]
+    assert [ids.tolist() for ids in store] == alone
+    assert cut == sum(len(ids) > 8 for ids in whole) > 0
+
+
+def test_texts_are_tokenized_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    split, listener = Split([" ".join(WORDS[:n]) for n in (1, 3, 8)]), _Listener()
+    first = tokenize(split, tokenizer, 6, cache=tmp_path, name="train", progress=listener)
+    tokenizer(["the film"], padding="max_length", max_length=9, truncation=True)  # leaves its settings in the tokenizer
+    second = tokenize(split, tokenizer, 6, cache=tmp_path, name="train", progress=listener)
+    assert listener.stages == ["tokenize train"]
+    assert second[1] == first[1] == 1 and isinstance(second[0].ids, np.memmap)
+    assert second[0].ids.tolist() == first[0].ids.tolist()
+    tokenize(split, tokenizer, 7, cache=tmp_path, name="train", progress=listener)
+    tokenize(split.select([0, 2]), tokenizer, 6, cache=tmp_path, name="train", progress=listener)
+    tokenizer.add_tokens(["longer"])
+    tokenize(split, tokenizer, 6, cache=tmp_path, name="train", progress=listener)
+    assert len(listener.stages) == 4  # another length, other texts, another vocabulary
+
+
+def test_tokenizer_that_cannot_do_it(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError, match="max_seq_length: 65 is too long; tokenizer .* takes up to 64"):
+        tokenize(Split(["the"]), tokenizer, 65, cache=tmp_path, name="train")
+
+    with pytest.raises(ModelError, match="ByT5Tokenizer.* has no fast version"):  # bytes, in plain Python
+        tokenize(Split(["the"]), ByT5Tokenizer(), 16, cache=tmp_path, name="train")
