@@ -300,10 +300,18 @@ def save_student(
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (
+        Exception
+    ) as error:  # of a full disk safetensors and tokenizers say "(os error 28)" in exceptions of their own
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
         raise TrainingError(
-            f"{folder}: cannot be written ({error.strerror or error}); what was saved before is intact"
+            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); what was saved before is intact"
         ) from error
+    finally:
+        if old.exists() and not folder.exists():  # the second rename failed
+            os.replace(old, folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

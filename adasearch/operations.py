@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,14 @@ class Context:
     second_BL: Tensor  # True on the second text of a pair
     keep_D: Tensor | None = None  # channels alive under a width gate; None = all
 
+    @cached_property
+    def alive(self) -> Tensor:
+        """1 where a token is real and its channel kept: (B, 1, L) or (B, D, L)."""
+        return self.mask_B1L if self.keep_D is None else self.mask_B1L * self.keep_D[:, None]
+
     def clean(self, x_BDL: Tensor) -> Tensor:
         """Zero on padding and on dropped channels."""
-        x_BDL = x_BDL * self.mask_B1L
-        return x_BDL if self.keep_D is None else x_BDL * self.keep_D[:, None]
+        return x_BDL * self.alive
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -270,9 +271,9 @@ def test_what_cannot_be_bundled(second: str, message: str, tmp_path: Path, monke
         export.modelling_source(modules)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{index}" for index in range(56))]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+def make_tokenizer(words: int = 56) -> PreTrainedTokenizerFast:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{index}" for index in range(words))]
+    tokenizer = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
@@ -324,21 +325,30 @@ def test_a_saved_student_loads_bit_equal_with_and_without_adasearch(
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
-class FullDisk:
-    """A tokenizer on a disk that is full."""
-
-    def save_pretrained(self, folder: Path) -> None:
-        raise OSError(28, "No space left on device")
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """Let the system refuse larger files, as a full disk does."""
+    resource = pytest.importorskip("resource", reason="Unix has it")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_student_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     first, second = make_student(["conv3"]), make_student(["skip"])
     folder = export.save_student(first, None, tmp_path / "student")
     (folder / "onnx").mkdir()  # the old student's graph must not be taken for the new one's
-    with pytest.raises(
-        TrainingError, match="student: cannot be written .No space left on device.; what was saved before is intact"
-    ):
-        export.save_student(second, FullDisk(), folder)
+    for tokenizer, size_bytes in (
+        (None, 4_000),
+        (make_tokenizer(words=9_000), 60_000),
+    ):  # weights, tokenizer do not fit
+        message = r"student: cannot be written \(.*too large.*\); what was saved before is intact"
+        with largest_file(size_bytes), pytest.raises(TrainingError, match=message):
+            export.save_student(second, tokenizer, folder)
+        assert list(tmp_path.iterdir()) == [folder]
     ids = torch.tensor([[2, 8, 9, 3]])
     assert torch.equal(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, first(ids).logits)
     export.save_student(second, None, folder)

@@ -13,13 +13,11 @@ import torch
 from tiny import VOCAB, batch_of, make_certain, random_supernet, randomise, texts, tiny_architecture, tiny_config, tiny_space
 
 from adasearch.architecture import Architecture
-from adasearch.operations import OPERATIONS
 from adasearch.shrink import build_student, inherit_embeddings, random_architecture, random_architecture_like, shrink
-from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet, architecture_cost
 
 LENGTH = 20
-EVERY = tuple(name for name in OPERATIONS if name != "none")
+FAMILIES = ("conv5", "dilated_sep_conv3", "gated_conv3", "self_attention", "soft_alignment", "max_pool3", "avg_pool3", "skip")
 
 
 @pytest.mark.parametrize("share_cells", [True, False], ids=["shared", "unshared"])
@@ -30,7 +28,7 @@ EVERY = tuple(name for name in OPERATIONS if name != "none")
 def test_the_shrunk_student_is_the_supernet_in_eval(share_cells: bool, norm: str, inputs: str, pooling: str) -> None:
     cell_output = {"mean": "attentive", "max": "sum", "attention": "mean"}[pooling]
     macro = {"norm": norm, "inputs": inputs, "pooling": pooling, "cell_output": cell_output}
-    space = tiny_space(macro, operations=EVERY, share_cells=share_cells, cells=(2, 3), nodes=3)
+    space = tiny_space(macro, operations=FAMILIES, share_cells=share_cells, cells=(2, 3))
     supernet = Supernet(space, tiny_config()).eval()
     batch = batch_of(texts(7, (4, 6), 2), padding=2)
     for width in space.widths:
@@ -123,12 +121,10 @@ def test_the_random_control_is_the_nearest_where_none_is_near() -> None:
 
 @pytest.mark.parametrize("size", [3, 8])
 def test_inherited_embeddings_lose_the_least(size: int) -> None:
-    """References: the truncated singular value decomposition (Eckart & Young 1936)."""
+    """Reference: the truncated singular value decomposition (Eckart & Young 1936)."""
     config = tiny_config(embedding_rank=6)
     architecture = tiny_architecture(width=8, embedding_size=size if size < 8 else None)
-    student = AdasearchForSequenceClassification(AdasearchForSequenceClassification.config_class.from_dict(
-        {**config.to_dict(), "architecture": architecture.to_dict()}
-    ))  # fmt: skip
+    student = build_student(architecture, config)
     word_VR = torch.randn(VOCAB, 6) @ torch.diag(torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5, 0.1])) @ torch.randn(6, 6)
     position = torch.randn(10, 6)
     untouched = student.trunk.embeddings.position.weight[10:].clone()
@@ -143,8 +139,6 @@ def test_inherited_embeddings_lose_the_least(size: int) -> None:
     best_VR = (u[:, :rows] * s[:rows]) @ vh[:rows]
     # the Gram matrix is formed in float32: directions are good to about 1e-5 of the table's norm
     assert torch.allclose(word_VR @ leading.T @ leading, best_VR.float(), atol=1e-4 * s[0].item())
-    smaller = AdasearchForSequenceClassification(AdasearchForSequenceClassification.config_class.from_dict(
-        {**config.to_dict(), "architecture": tiny_architecture(width=8, embedding_size=2).to_dict()}
-    ))  # fmt: skip
+    smaller = build_student(tiny_architecture(width=8, embedding_size=2), config)
     inherit_embeddings(smaller.trunk, word_VR, None)
     assert torch.allclose(smaller.trunk.embeddings.projection.weight, leading[:2], atol=1e-5)
