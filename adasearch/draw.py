@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextPath
@@ -29,7 +30,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from adasearch.architecture import Architecture, CellChoice, Edge
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_atomically
-from adasearch.report import FIGURES, KINDS, format_count, format_ms
+from adasearch.report import ERRORS_OF_MEASUREMENT, FIGURES, KINDS, format_count, format_ms, format_threads, metric_name
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision; names in the boxes serve grey print.
 COLOURS = {
@@ -46,6 +47,9 @@ KIND_COLOURS = dict(zip(KINDS, ("#000000", "#D55E00", "#E69F00", "#0072B2", "#00
 INK, FAINT, WIRE = "#222222", "#A8A8A8", "#555555"
 PNG_DPI = 150  # 8-point text is 17 pixels high
 ROW, BOX_HEIGHT, GAP, NODE_RADIUS, MARGIN = 0.78, 0.58, 0.62, 0.19, 0.3  # inches
+DIRECTIONS = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), *((dx, dy) for dy in (0.7, -0.7, 0.94, -0.94) for dx in (0.7, -0.7, 0.35, -0.35))]
+LABEL_SIZE, LABEL_HEIGHT = 8.5, 14.0  # points
+Extent = tuple[float, float, float, float]  # left, bottom, right, top
 Costs = dict[str, tuple[int, int]]  # operation -> (parameters, MACs per token)
 
 
@@ -373,13 +377,17 @@ def network_figure(architecture: Architecture, details: Details) -> Figure:
                 (f"linear {width} → {details.labels if details.labels else 'labels'}", 7.5, "normal"), *cost(details.read_out)]  # fmt: skip
     widths = [max(_text_width(text, points, weight) for text, points, weight in lines) + 0.24 for lines, _ in boxes]
     foot_width = max(_text_width(text, points, weight) for text, points, weight in read_out) + 0.3
-    row = max(sum(widths) + 0.5 * (len(widths) - 1), foot_width)
     title = f"{architecture.space}: " + (f"{format_count(total)} parameters" if total is not None else f"{format_count(sum(details.cells))} parameters in the cells")
-    figure_width = max(row, _text_width(title, 12, "bold")) + 2 * MARGIN
-    height = 4.15 + (0.75 if total else 0)
-    figure, axes = _canvas(figure_width, height)
+    parts = [("embeddings", details.embeddings, "#7F7F7F"), ("cells", sum(details.cells), "#0072B2"), ("read-out", details.read_out, "#D55E00")]
+    shares = [(f"{name} {_percent(value / total)}", value / total, colour) for name, value, colour in parts if value] if total else []
+    legend = [0.22 + _text_width(text, 8) + 0.3 for text, _, _ in shares]
+    row = max(sum(widths) + 0.5 * (len(widths) - 1), foot_width, sum(legend), _text_width(title, 12, "bold"))
+    arcs, bars = (0.55 if architecture.depth > 1 else 0.0), (0.62 if total else 0.0)
+    height = 3.5 + arcs + bars
+    figure, axes = _canvas(row + 2 * MARGIN, height)
     axes.text(MARGIN, height - MARGIN - 0.05, title, size=12, weight="bold", color=INK, ha="left", va="center_baseline")
-    middle, bar = height - 1.75, height - 3.55
+    middle = height - 1.1 - arcs
+    bar = middle - 1.7
     x, spans = MARGIN + (row - sum(widths) - 0.5 * (len(widths) - 1)) / 2, []
     for (lines, colour), box_width in zip(boxes, widths):
         _box(axes, x, middle, box_width, 0.82, colour)
@@ -400,9 +408,12 @@ def network_figure(architecture: Architecture, details: Details) -> Figure:
         axes.text(centre, pool_y, label, size=7.5, color=INK, ha="center", va="center_baseline", zorder=4)
     _box(axes, MARGIN, bar, row, 0.9, "#D55E00")
     _lines(axes, MARGIN + row / 2, bar, read_out)
-    if total:
-        parts = [("embeddings", details.embeddings, "#7F7F7F"), ("cells", sum(details.cells), "#0072B2"), ("read-out", details.read_out, "#D55E00")]
-        _share_bar(axes, MARGIN, MARGIN + 0.3, row, [(name, value / total, colour) for name, value, colour in parts if value])
+    x = legend_x = MARGIN
+    for (text, share, colour), entry in zip(shares, legend):  # every part's share of the parameters, as one bar
+        axes.add_patch(Rectangle((x, MARGIN + 0.23), row * share, 0.18, facecolor=colour, edgecolor="white", linewidth=0.8))
+        axes.add_patch(Rectangle((legend_x, MARGIN - 0.02), 0.14, 0.14, facecolor=colour, edgecolor="none"))
+        axes.text(legend_x + 0.22, MARGIN + 0.05, text, size=8, color=INK, ha="left", va="center_baseline")
+        x, legend_x = x + row * share, legend_x + entry
     return figure
 
 
@@ -412,19 +423,6 @@ def _arc(axes: Axes, start: tuple[float, float], end: tuple[float, float], y: fl
     axes.add_patch(PathPatch(Curve([(x0, y), (x0, y + 0.55), (x1, y + 0.55), (x1, y)], [Curve.MOVETO, *[Curve.CURVE4] * 3]),
                              facecolor="none", edgecolor=FAINT, linewidth=1.2, zorder=1))  # fmt: skip
     _wire(axes, [(x1, y + 0.05), (x1, y)], colour=FAINT, arrow=True)
-
-
-def _share_bar(axes: Axes, x: float, y: float, width: float, parts: Sequence[tuple[str, float, str]]) -> None:
-    """Shares of the parameters as one bar; the shares are named below it, in the bar's order."""
-    axes.text(x, y + 0.26, "share of the parameters", size=8, color=INK, ha="left", va="center_baseline")
-    legend_x = x
-    for name, share, colour in parts:
-        axes.add_patch(Rectangle((x, y - 0.09), width * share, 0.18, facecolor=colour, edgecolor="white", linewidth=0.8))
-        x += width * share
-        axes.add_patch(Rectangle((legend_x, y - 0.34), 0.14, 0.14, facecolor=colour, edgecolor="none"))
-        label = f"{name} {_percent(share)}"
-        axes.text(legend_x + 0.22, y - 0.27, label, size=8, color=INK, ha="left", va="center_baseline")
-        legend_x += 0.22 + _text_width(label, 8) + 0.3
 
 
 def _percent(share: float) -> str:
@@ -531,7 +529,7 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
             edges = np.concatenate([[2 * steps[0] - steps[1] if len(steps) > 1 else steps[0] - 1], steps])
             image = ax.pcolormesh(edges, np.arange(len(names) + 1) - 0.5, p, cmap="cividis", vmin=0, vmax=1)
             ax.set_yticks(range(len(names)), names)
-            bar = ax.figure.colorbar(image, ax=ax, aspect=14, pad=0.02)
+            bar = ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0, 0.03, 1)))
             bar.ax.tick_params(labelsize=7.5)
             bar.outline.set_visible(False)
             _dress(ax, title, legend=False)
@@ -547,18 +545,24 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
         ax.set_ylim(bottom=0)
         _dress(ax, "Expected cost of the cells, start = 1")
 
+    def learning_rate(ax: Axes) -> None:
+        ax.plot(steps, _column_of(history, "learning_rate"), color=INK, linewidth=1.4)
+        ax.set_ylim(bottom=0)
+        _dress(ax, "Learning rate of the weights", legend=False)
+
     drawers: list[Callable[[Axes], None]] = [losses] + ([loss_shares] if terms else [])
     drawers += [entropy] if _names(history, "entropy") else []
     drawers += [operations] if _names(history, "operations") else []
     drawers += [choices(key, title) for key, title in (("depth", "Probability of each depth (cells)"), ("width", "Probability of each width (channels)")) if _names(history, key)]
     drawers += [cost] if any(record.get("macs") for record in history) else []
-    figure, axes = _grid(len(drawers), "Search")
+    drawers += [learning_rate] if len(drawers) % 2 else []
     warm = [record["step"] for record in history if record.get("phase") == "warmup"]
+    ends = 0 < len(warm) < len(history)
+    figure, axes = _grid(len(drawers), "Search" + (f"  (dotted line: the warm-up ends at step {warm[-1]})" if ends else ""))
     for ax, draw in zip(axes, drawers):
         draw(ax)
-        if warm and len(warm) < len(history):
-            ax.axvline(warm[-1], color=INK, linewidth=0.8, linestyle=":")
-            ax.text(warm[-1], 1.01, "warm-up ends", transform=ax.get_xaxis_transform(), size=7, color=INK, ha="left" if warm[-1] < 0.3 * steps[-1] else "center", va="bottom") if ax is axes[0] else None
+        if ends:
+            ax.axvline(warm[-1], color=INK, linewidth=1.0, linestyle=":")
     return figure
 
 
@@ -580,16 +584,19 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
             colours[kind] = KIND_COLOURS.get(kind) or next(others)
     metrics = list(dict.fromkeys(m for history in histories.values() for m in _names(history, "validation")))
     figure, axes = _grid(2 + len(metrics), "Training")
-    panels = [("Loss (each system's own terms)", ("loss",)), *((f"Validation {m.replace('_', ' ')}", ("validation", m)) for m in metrics), ("Learning rate", ("learning_rate",))]
+    panels = [("Loss (each system's own terms)", ("loss",)), *((f"Validation {metric_name(m)}", ("validation", m)) for m in metrics),
+              ("Learning rate", ("learning_rate",))]  # fmt: skip
     for ax, (title, keys) in zip(axes, panels):
-        named: set[str] = set()
         for name, history in histories.items():
             values, steps = _column_of(history, *keys), _column_of(history, "step")
             known = ~np.isnan(values)
-            label = kinds[name].replace("_", " ") if kinds[name] not in named else None
-            named.add(kinds[name])
-            ax.plot(steps[known], values[known], color=colours[kinds[name]], label=label, linewidth=1.4, marker="o" if known.sum() < 12 else None, markersize=3.5)
-        _dress(ax, title)
+            colour = INK if keys == ("learning_rate",) else colours[kinds[name]]  # the same for all, as a rule
+            ax.plot(steps[known], values[known], color=colour, linewidth=1.3, marker="o" if known.sum() < 12 else None, markersize=3.5, alpha=0.85)
+        _dress(ax, title, legend=False)
+        ax.sharex(axes[0])
+    handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours.values()]
+    names = [KINDS.get(kind, kind.replace("_", " ")).removeprefix("the ").removeprefix("a ") for kind in colours]
+    figure.legend(handles, names, loc="outside lower left", ncols=4, fontsize=8.5, frameon=False)
     return figure
 
 
@@ -607,7 +614,7 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     systems = [s for s in timed if s.get("score_mean") is not None]
     if not systems:
         raise ConfigError("report: no system has both a score and a latency, so there is nothing to compare")
-    factor = 1.0 if report["metric"] == "mse" else 100.0
+    factor = 1.0 if report["metric"] in ERRORS_OF_MEASUREMENT else 100.0
     scores = [factor * s["score_mean"] for s in systems]
     spread = [factor * (s.get("score_sd") or 0.0) for s in systems]
     figure = Figure(figsize=(9, 5.6), facecolor="white")
@@ -625,63 +632,77 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=INK)
     first = next((s for s in systems if s.get("seq_len")), systems[0])
-    axes.set_xlabel(f"median latency in ms (log): batch {first.get('batch_size')}, {first.get('seq_len')} word pieces, {first.get('threads')} thread(s), {first.get('runtime')}", size=9, color=INK)
-    axes.set_ylabel(report["metric"].replace("_", " "), size=9, color=INK)
+    axes.set_xlabel(f"median latency in ms (log): batch {first.get('batch_size')}, {first.get('seq_len')} word pieces, {format_threads(first.get('threads'))}, {first.get('runtime')}", size=9, color=INK)
+    axes.set_ylabel(metric_name(report["metric"]) + (", points" if factor == 100 else ""), size=9, color=INK)
     axes.set_title(f"{report['task']}: score against latency, area by parameters", size=12, weight="bold", loc="left", color=INK)
-    obstacles, labels = [], []
-    to_points = 72 / figure.dpi
-    for s, y, d in zip(systems, scores, spread):
-        colour = KIND_COLOURS.get(s["kind"], INK)
-        area = 40 + 60 * math.log10(1 + (s.get("params") or 0) / 1e5) ** 1.5
-        axes.errorbar(s["latency_ms_p50"], y, yerr=d or None, color=colour, linewidth=1.1, capsize=3, zorder=2)
-        axes.scatter(s["latency_ms_p50"], y, s=area, color=colour, edgecolor="white", linewidth=1, zorder=3, alpha=0.9)
-        x_pt, y_pt = axes.transData.transform((s["latency_ms_p50"], y)) * to_points
-        radius = math.sqrt(area / math.pi) + 2
-        reach = max(radius, abs(axes.transData.transform((s["latency_ms_p50"], y + d))[1] * to_points - y_pt) + 3)
+    obstacles: list[Extent] = []
+    labels: list[_Label] = []
+    to_points = 72 / figure.dpi  # figure points do not change with the resolution a figure is saved at
+
+    def point(x: float, y: float) -> tuple[float, float]:
+        x_pt, y_pt = axes.transData.transform((x, y)) * to_points
+        return x_pt, y_pt
+
+    for s, y, sd in zip(systems, scores, spread):
+        colour, is_student = KIND_COLOURS.get(s["kind"], INK), s["kind"] == "student"
+        area = 40 + 60 * math.log10(1 + (s.get("params") or 0) / 1e5) ** 1.5  # of the marker, in square points
+        axes.errorbar(s["latency_ms_p50"], y, yerr=sd or None, color=colour, linewidth=1.1, capsize=3, zorder=2)
+        style = {"color": colour, "edgecolor": "white", "linewidth": 1, "alpha": 0.9, "zorder": 4 if is_student else 3}
+        axes.scatter(s["latency_ms_p50"], y, s=area, **style)
+        (x_pt, y_pt), radius = point(s["latency_ms_p50"], y), math.sqrt(area / math.pi) + 2
+        reach = max(radius, point(s["latency_ms_p50"], y + sd)[1] - y_pt + 3)
         obstacles += [(x_pt - radius, y_pt - radius, x_pt + radius, y_pt + radius), (x_pt - 4, y_pt - reach, x_pt + 4, y_pt + reach)]
-        labels.append((f"{s['name']}{'' if s.get('params') is None else ', ' + format_count(s['params'])}", colour, x_pt, y_pt, radius))
+        text = s["name"] + ("" if s.get("params") is None else f", {format_count(s['params'])}")
+        labels.append(_Label(text, colour, "bold" if is_student else "normal", x_pt, y_pt, radius))
     for s in timed:
         if s.get("score_mean") is None:
-            axes.axvline(s["latency_ms_p50"], color=KIND_COLOURS.get(s["kind"], INK), linewidth=1.1, linestyle="--", zorder=1)
-            x_pt, y_pt = axes.transData.transform((s["latency_ms_p50"], low - pad)) * to_points
-            labels.append((s["name"], KIND_COLOURS.get(s["kind"], INK), x_pt, y_pt + 14, 4))
-    x0, y0, x1, y1 = (value * to_points for value in axes.get_window_extent().extents)
-    for (text, colour, x_pt, y_pt, radius), (left, bottom) in zip(labels, _place_labels(labels, obstacles, (x0, y0, x1, y1))):
-        weight = "bold" if colour == KIND_COLOURS["student"] else "normal"
-        width = 72 * _text_width(text, 8.5, "bold")
-        axes.annotate(text, (left / to_points, bottom / to_points), xycoords="figure pixels", size=8.5, weight=weight, color=_darker(colour), ha="left", va="bottom", zorder=5)
-        near = (min(max(x_pt, left), left + width), min(max(y_pt, bottom), bottom + 12))
-        if math.hypot(near[0] - x_pt, near[1] - y_pt) > radius + 10:  # far from its point: a thin line leads there
-            axes.annotate("", (x_pt / to_points, y_pt / to_points), (near[0] / to_points, near[1] / to_points), xycoords="figure pixels", textcoords="figure pixels", arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkA": 0, "shrinkB": radius}, zorder=1)
+            colour = KIND_COLOURS.get(s["kind"], INK)
+            axes.axvline(s["latency_ms_p50"], color=colour, linewidth=1.1, linestyle="--", zorder=1)
+            x_pt, y_pt = point(s["latency_ms_p50"], low - pad)
+            obstacles.append((x_pt - 1, 0.0, x_pt + 1, math.inf))
+            labels.append(_Label(s["name"], colour, "normal", x_pt, y_pt + 12, 1.0))
+    left, bottom, right, top = (value * to_points for value in axes.get_window_extent().extents)
+    for label, (x, y) in zip(labels, _place_labels(labels, obstacles, (left, bottom, right, top))):
+        style = {"size": LABEL_SIZE, "weight": label.weight, "color": [0.72 * c for c in to_rgb(label.colour)]}
+        axes.annotate(label.text, (x + 2, y + LABEL_HEIGHT / 2), xycoords="figure points", ha="left", va="center_baseline", zorder=5, **style)
+        near = (min(max(label.x, x), x + label.width), min(max(label.y, y), y + LABEL_HEIGHT))
+        if math.hypot(near[0] - label.x, near[1] - label.y) > label.radius + 10:  # far away: a thin line leads there
+            line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkA": 0, "shrinkB": label.radius}
+            axes.annotate("", (label.x, label.y), near, xycoords="figure points", textcoords="figure points", arrowprops=line, zorder=1)
     return figure
 
 
-def _darker(colour: str) -> tuple[float, ...]:
-    """Dark enough for small text on white."""
-    return tuple(0.72 * channel for channel in to_rgb(colour))
+@dataclass(frozen=True)
+class _Label:
+    """A text that wants to stand beside the marker of ``radius`` at (x, y); all in points."""
+
+    text: str
+    colour: str
+    weight: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def width(self) -> float:
+        return 72 * _text_width(self.text, LABEL_SIZE, self.weight) + 4
 
 
-def _place_labels(
-    labels: Sequence[tuple[str, str, float, float, float]], obstacles: Sequence[tuple[float, float, float, float]],
-    frame: tuple[float, float, float, float],
-) -> list[tuple[float, float]]:  # fmt: skip
-    """Lower left corner, in points, of each (text, colour, x, y, radius): the nearest place that meets no other label or marker."""
-    boxes, corners = list(obstacles), []
-    for text, _, x, y, radius in labels:
-        width, height = 72 * _text_width(text, 8.5, "bold") + 4, 14.0
+def _place_labels(labels: Sequence[_Label], obstacles: Sequence[Extent], frame: Extent) -> list[tuple[float, float]]:
+    """Lower left corner of each label: the nearest place in the frame that meets no marker and no other label."""
+    taken, corners = list(obstacles), []
+    for label in labels:
+        width, height = label.width, LABEL_HEIGHT
         candidates = []
-        for ring in range(60):
-            reach = radius + 3 + 5 * ring
-            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7), (0.35, 0.94), (0.35, -0.94), (-0.35, 0.94), (-0.35, -0.94)):
-                left = x + dx * reach - width * (0.5 - 0.5 * dx if abs(dx) >= 0.7 else 0.5)
-                left = x + dx * reach - (0 if dx >= 0.7 else width if dx <= -0.7 else width / 2)
-                bottom = y + dy * reach - (height / 2 if dy == 0 else 0 if dy > 0 else height)
-                candidates.append((left, bottom))
-        inside = [c for c in candidates if frame[0] + 2 <= c[0] and c[0] + width <= frame[2] and frame[1] + 2 <= c[1] and c[1] + height <= frame[3]]
-        free = [c for c in inside if not any(c[0] < b[2] and b[0] < c[0] + width and c[1] < b[3] and b[1] < c[1] + height for b in boxes)]
-        corner = (free or inside or candidates)[0]
-        corners.append(corner)
-        boxes.append((corner[0], corner[1], corner[0] + width, corner[1] + height))
+        for reach in np.arange(label.radius + 3, label.radius + 300, 5):
+            for dx, dy in DIRECTIONS:
+                x = label.x + dx * reach - (0 if dx > 0.5 else width if dx < -0.5 else width / 2)
+                candidates.append((x, label.y + dy * reach - (0 if dy > 0.3 else height if dy < -0.3 else height / 2)))
+        inside = [(x, y) for x, y in candidates if frame[0] < x and x + width < frame[2] and frame[1] < y and y + height < frame[3]]
+        free = [(x, y) for x, y in inside if not any(x < b[2] and b[0] < x + width and y < b[3] and b[1] < y + height for b in taken)]
+        x, y = (free or inside or candidates)[0]
+        corners.append((x, y))
+        taken.append((x, y, x + width, y + height))
     return corners
 
 

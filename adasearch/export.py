@@ -10,7 +10,6 @@ import inspect
 import logging
 import os
 import shutil
-import symtable
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -300,13 +299,12 @@ def save_student(
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except (
-        Exception
-    ) as error:  # of a full disk safetensors and tokenizers say "(os error 28)" in exceptions of their own
+    except Exception as error:  # safetensors and tokenizers say "(os error 28)" in exceptions of their own
         if not isinstance(error, OSError) and "os error" not in str(error):
             raise
         raise TrainingError(
-            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); what was saved before is intact"
+            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); "
+            "what was saved before is intact"
         ) from error
     finally:
         if old.exists() and not folder.exists():  # the second rename failed
@@ -390,9 +388,8 @@ def modelling_source(modules: Sequence[ModuleType]) -> str:
                     _collect_import(where, node, imports, owners)
             else:
                 text = ast.unparse(node)
-                for symbol in symtable.symtable(text, where, "exec").get_symbols():
-                    if symbol.is_assigned():
-                        statements.setdefault(symbol.get_name(), []).append(text)
+                for name in _defined(node):
+                    statements.setdefault(name, []).append(text)
         for name, lines in statements.items():
             define(name, where, lines)
         parts.append(f"# {f' {where} ':-^100}\n{_edit(source, edits).strip()}")
@@ -421,6 +418,17 @@ def bundle_modelling(modules: Sequence[ModuleType], path: Path) -> None:
 
 def _is_ours(name: str | None) -> bool:
     return (name or "").partition(".")[0] == "adasearch"
+
+
+def _defined(node: ast.AST) -> set[str]:
+    """Names that a top-level statement binds in its module; imports are not counted."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}
+    if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+        return set()  # what they bind is their own
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return {node.id}
+    return {name for child in ast.iter_child_nodes(node) for name in _defined(child)}
 
 
 def _is_type_checking(node: ast.AST) -> bool:

@@ -184,12 +184,12 @@ def _pool(first: Sequence[float], second: Sequence[float]) -> tuple[float | None
 
 def verdict(report: Report) -> str:
     """One sentence on the student: score and speed against the teacher, size, and what stands beside it."""
-    student, metric = report.find("student"), _words(report.metric)
+    student, metric = report.find("student"), metric_name(report.metric)
     if student is None or student.score_mean is None:
         return "No student was scored."
     scored = f"{format_score(student.score_mean, report.metric)}{_spread(student.score_sd, report.metric)}"
     ratio = report.ratios.get("student_vs_teacher") or {}
-    how = f"batch {student.batch_size}, {student.seq_len} word pieces, {_threads(student.threads)}, {student.runtime}"
+    how = f"batch {student.batch_size}, {student.seq_len} word pieces, {format_threads(student.threads)}, {student.runtime}"
     teacher = report.find("teacher")
     if ratio.get("score") is not None and teacher is not None:
         against = format_score(teacher.score_mean, report.metric)
@@ -316,11 +316,13 @@ def _spread(sd: float | None, metric: str) -> str:
     return "" if sd is None else f" ± {format_score(sd, metric)}"
 
 
-def _threads(count: int | None) -> str:
+def format_threads(count: int | None) -> str:
+    """``one thread``, ``2 threads``."""
     return "threads unknown" if count is None else "one thread" if count == 1 else f"{count} threads"
 
 
-def _words(name: str) -> str:
+def metric_name(name: str) -> str:
+    """A metric as one writes it."""
     return {"f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "mse": "squared error"}.get(name, name.replace("_", " "))
 
 
@@ -333,7 +335,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def scores_table(report: Report) -> str:
     """The honest table in Markdown: a row a system, then the constant answer."""
     names = [report.metric, *(name for name in report.metrics if name != report.metric)]
-    header = ["system", *map(_words, names), "parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
+    header = ["system", *map(metric_name, names), "parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
     rows = []
     for s in report.systems:
         share = None if s.params_embedding is None else _over(s.params_embedding, s.params)
@@ -402,7 +404,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; figures are linked relative to the run's folder."""
     first = next((s for s in report.systems if s.seq_len), None)
     how = "" if first is None else (
-        f" Latency at batch {first.batch_size}, {first.seq_len} word pieces, {_threads(first.threads)}, {first.runtime}"
+        f" Latency at batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}, {first.runtime}"
         f" {first.precision or ''}".rstrip() + "; all systems in turn in one process."
     )  # fmt: skip
     seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) != 1)}"

@@ -120,10 +120,10 @@ def fit_probes(
     the end, with a little L2 on standardised features, where SGD would have to be tuned.
     """
     weights, biases = [], []
-    targets = torch.from_numpy(labels)
+    targets = torch.from_numpy(np.array(labels))
     progress.stage("probes", features_NPD.shape[1])
     for level in range(features_NPD.shape[1]):
-        features = torch.from_numpy(features_NPD[:, level]).float()
+        features = torch.from_numpy(np.array(features_NPD[:, level], np.float32))
         mean, scale = features.mean(0), features.std(0).clamp_min(1e-6)
         features = (features - mean) / scale
         probe = nn.Linear(features.shape[1], num_labels)

@@ -201,6 +201,7 @@ from __future__ import annotations
 import math, os.path  # two at once
 from collections.abc import Callable
 T = 3
+squares = [i * i for i in range(3)]
 
 
 def scale(x: float) -> float:
@@ -220,6 +221,9 @@ from adasearch._first import (
 if TYPE_CHECKING:
     from adasearch.nowhere import Nothing
 T = 3
+cubes = {i: i**3 for i in range(4)}  # their i is nobody else's
+if T > 2:
+    for i, j in ((1, 2), (3, 4)): last = i
 
 
 def twice(x: Nothing) -> float:
@@ -252,6 +256,7 @@ def test_bundled_modules_work_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("from json import dumps as scale", "'scale' also means something else in adasearch._first"),
         ("import json as math", "'math' also means something else in 'import math'"),
         ("math = 3", "'math' also means something else in 'import math'"),
+        ("if squares:\n    scale, x = 1, 2", "top-level name 'scale' also means something else in adasearch._first"),
         ("T = 4", "'T' also means something else in adasearch._first"),
         (
             "import adasearch._first",

@@ -1,0 +1,219 @@
+"""The whole sentence in miniature: every stage, the contracts on files and errors, and kills that change nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_task import rows, tiny_run, write_csv
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
+
+import adasearch
+from adasearch.config import DistillConfig, RetrainConfig, TransferConfig
+from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
+from adasearch.pipeline import run, search
+from adasearch.progress import Progress
+
+KINDS = ["teacher", "student", "student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with two seeds."""
+    return run(tiny_run(tmp_path_factory.mktemp("tiny"), seeds=[1, 2]))
+
+
+def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
+    for name in (
+        "config.yaml", "run.json", "teacher/model.safetensors", "search/architecture.json", "search/history.jsonl",
+        "student/config.json", "student/model.safetensors", "student/tokenizer.json", "student/README.md",
+        "student/modeling_adasearch.py", "report.json", "report.md", "figures/cell.svg", "figures/cell.png", "figures/search.png",
+    ):  # fmt: skip
+        assert (finished / name).is_file(), name
+    assert not list(finished.rglob("checkpoint.pt")) and not list(finished.rglob("*.partial"))
+
+
+def test_the_table_has_every_system_once_with_all_its_numbers(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert [system["kind"] for system in report["systems"]] == KINDS
+    for system in report["systems"]:
+        seeds = 2 if system["kind"] not in ("teacher", "tfidf") else 1
+        assert len(system["scores"]) == seeds
+        assert system["score_mean"] == pytest.approx(np.mean(system["scores"]))
+        assert (system["score_sd"] is None) == (seeds == 1)
+        assert system["latency_ms_p50"] > 0 and system["size_bytes"] > 0 and system["params"] > 0
+    student = report["systems"][1]
+    weights = load_file(finished / "student" / "model.safetensors")
+    assert student["params"] == sum(t.numel() for name, t in weights.items() if "running_" not in name and "num_batches" not in name)
+    assert report["ratios"]["student_vs_teacher"]["speed"] == pytest.approx(
+        report["systems"][0]["latency_ms_p50"] / student["latency_ms_p50"]
+    )
+
+
+def test_the_student_is_a_hugging_face_model(finished: Path) -> None:
+    folder = finished / "student"
+    classify = pipeline("text-classification", model=str(folder))
+    found = classify(["the film was great", "the film was awful"])
+    assert {item["label"] for item in found} <= {"negative", "positive"}
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(["great plot", "the cast was dull and poor"], padding=True, return_tensors="pt")
+    before = model(**batch).logits
+    model.save_pretrained(finished / "again")
+    assert torch.equal(AutoModelForSequenceClassification.from_pretrained(finished / "again").eval()(**batch).logits, before)
+
+
+def test_the_student_works_where_adasearch_is_not_installed(finished: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "adasearch":
+            raise ImportError("adasearch is blocked")
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained({str(finished / "student")!r}, trust_remote_code=True).eval()
+torch.save(model(torch.tensor([[2, 6, 14, 3]])).logits, {str(tmp_path / "logits.pt")!r})
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment, capture_output=True)
+    ours = adasearch.load_student(finished / "student").eval()(torch.tensor([[2, 6, 14, 3]])).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), ours)
+
+
+def test_a_finished_run_trains_nothing_again(finished: Path) -> None:
+    class Refuses(Progress):
+        def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
+            assert not title.startswith(("train", "search", "fine-tune", "teacher labels", "transfer")), title
+
+    config = tiny_run(finished.parent, seeds=[1, 2])
+    before = (finished / "student" / "model.safetensors").read_bytes()
+    run(config, Refuses())
+    assert (finished / "student" / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_is_not_continued_with_other_settings(finished: Path) -> None:
+    config = tiny_run(finished.parent, seeds=[1, 2], distill=DistillConfig(gamma=0.5))
+    with pytest.raises(ConfigError, match="output_dir: .* holds a run with other settings .*distill was"):
+        run(config)
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL, in a process of its own, after each of several pieces of work; then the undisturbed run's weights."""
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch; torch.set_num_threads(1)
+from pathlib import Path
+from tiny_task import tiny_run
+from adasearch.pipeline import run
+from adasearch.progress import Progress
+class Kill(Progress):
+    left = int(sys.argv[1])
+    def step(self, done, **metrics):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+run(tiny_run(Path({str(tmp_path)!r}), seeds=[1, 2], checkpoint_seconds=0.0), Kill())
+"""
+    codes = []
+    for steps in (30, 60, 45, 10**9):  # in fine-tuning, in the search, in a training
+        codes.append(subprocess.run([sys.executable, "-c", code, str(steps)], capture_output=True).returncode)
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    for name in ("teacher", "student", "models/student-2", "models/random_architecture-1", "models/bag_of_embeddings-2"):
+        ours, whole = (load_file(folder / name / "model.safetensors") for folder in (tmp_path / "run", finished))
+        assert ours.keys() == whole.keys()
+        assert all(torch.equal(ours[key], whole[key]) for key in whole), name
+
+
+def test_soft_labels_take_the_teachers_place(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    for name in ("train_file", "validation_file"):
+        path = Path(getattr(config, name))
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["text", "negative", "positive"])
+            writer.writeheader()
+            for row in rows(60, len(name)):
+                p = 0.9 if row["label"] == "positive" else 0.1
+                writer.writerow({"text": row["text"], "negative": 1 - p, "positive": p})
+    soft = replace(
+        config, teacher="none", tokenizer=config.teacher, soft_label_columns=["negative", "positive"], controls=[],
+        transfer=TransferConfig(size=0), retrain=RetrainConfig(steps=60, batch_size=16, learning_rate=1e-2),
+    )  # fmt: skip
+    report = json.loads((run(soft) / "report.json").read_text())
+    assert [system["kind"] for system in report["systems"]] == ["student"]
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def _write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+BAD: dict[str, tuple[Any, type[AdasearchError], str]] = {
+    "teacher with other labels": (
+        lambda folder: {"teacher": str(_three_labels(folder))}, ModelError, "has 3 labels .* has 2 .negative, positive.",
+    ),
+    "teacher that is not there": (lambda folder: {"teacher": str(folder / "none")}, ModelError, "none' cannot be loaded"),
+    "unknown operation": (
+        lambda folder: {"space": _write(folder / "s.yaml", "name: s\noperations: [conv3, conv9]\n")}, ConfigError, "operations\\[1\\]: unknown operation 'conv9'",
+    ),
+    "unknown space": (lambda folder: {"space": "darts"}, ConfigError, "neither a packaged space nor a YAML file; choices: adabert"),
+    "directory for a file": (lambda folder: {"train_file": str(folder)}, (ConfigError, DataError), "directory"),
+    "missing column": (lambda folder: {"text_column": "sentence"}, (ConfigError, DataError), "no column 'sentence'; columns: text, label"),
+    "one class only": (
+        lambda folder: dict.fromkeys(("train_file", "validation_file"), _write(folder / "one.csv", "text,label\n" + "a,x\n" * 9)),
+        DataError, "one",
+    ),
+    "constraint without target": (
+        lambda folder: {"search": replace(tiny_run(folder).search, efficiency="constraint")}, ConfigError, "needs a target",
+    ),
+    "gamma out of range": (lambda folder: {"distill": DistillConfig(gamma=1.5)}, ConfigError, "distill.gamma: 1.5 is out of range"),
+    "output folder is a file": (lambda folder: {"output_dir": _write(folder / "file", "")}, ConfigError, "is a file"),
+}  # fmt: skip
+
+
+def _three_labels(folder: Path) -> Path:
+    config = BertConfig(vocab_size=23, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3)
+    BertForSequenceClassification(config).save_pretrained(folder / "three")
+    AutoTokenizer.from_pretrained(folder / "encoder").save_pretrained(folder / "three")
+    return folder / "three"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_one_line_before_any_training(tmp_path: Path, name: str) -> None:
+    change, error, message = BAD[name]
+    tiny_run(tmp_path)  # makes the files
+
+    class NoWork(Progress):
+        def step(self, done: int, **metrics: Any) -> None:
+            assert "loss" not in metrics
+
+    with pytest.raises(error, match=message) as raised:
+        run(tiny_run(tmp_path, **change(tmp_path)), NoWork())
+    assert "\n" not in str(raised.value)
+
+
+def test_bilevel_constraint_and_given_architecture_run(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    search_config = replace(config.search, mode="bilevel", efficiency="constraint", target_macs=2_000.0)
+    path = search(replace(config, search=search_config, output_dir=str(tmp_path / "searched")))
+    done = run(replace(config, architecture=str(path), controls=[], output_dir=str(tmp_path / "given")))
+    assert json.loads((done / "search" / "architecture.json").read_text()) == json.loads(path.read_text())
+
+
+def test_without_a_validation_file_some_training_texts_are_held_out(tmp_path: Path) -> None:
+    config = replace(tiny_run(tmp_path), validation_file=None, train_file=write_csv(tmp_path / "all.csv", 100, 5), controls=[])
+    assert len(json.loads((run(config) / "report.json").read_text())["systems"]) == 2
