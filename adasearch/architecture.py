@@ -42,7 +42,8 @@ class Space:
     largest number of stacked cells, ``nodes`` the inner nodes of a cell, ``edges_per_node`` how many incoming edges
     a derived node keeps, ``sample_edges`` whether the search already draws that many (else it sums all of them),
     ``share_cells`` whether all cells share one choice, ``never_derived`` operations that only the search may use,
-    ``pair_operations`` candidates that are added when the task has text pairs.
+    ``pair_operations`` candidates that are added when the task has text pairs, ``learned_per_node`` how many of a
+    derived node's edges must have weights to learn (a cell of skips and pools is the collapse of many a search).
     """
 
     name: str
@@ -55,6 +56,7 @@ class Space:
     share_cells: bool = True
     never_derived: tuple[str, ...] = ()
     pair_operations: tuple[str, ...] = ()
+    learned_per_node: int = 0
     macro: Macro = Macro()
 
     def for_task(self, *, is_pair: bool) -> Space:

@@ -157,10 +157,13 @@ class SearchConfig(FitConfig):
         temperature_start: Gumbel-softmax temperature at the first step.
         temperature_end: and at the last (exponential between).
         valid_share: share of the training examples held out for ``bilevel``.
+        derive: evaluated (draw members from what the search learned and keep the one whose loss plus cost is least, with
+            the supernet's weights) or argmax (the most probable of every choice, as AdaBERT).
+        candidates: how many members are drawn for ``evaluated``.
         collapse_share: alarm when operations without parameters hold more than this share of the edges.
     """
 
-    steps: int = 1_500
+    steps: int = 600
     learning_rate: float = 2e-3
     mode: str = "joint"
     beta: float = 4.0
@@ -168,11 +171,13 @@ class SearchConfig(FitConfig):
     target_macs: float | None = None
     target_params: float | None = None
     arch_learning_rate: float = 2e-2
-    arch_weight_decay: float = 1e-3
+    arch_weight_decay: float = 0.0
     arch_warmup: float = 0.25
     temperature_start: float = 1.0
     temperature_end: float = 0.2
     valid_share: float = 0.2
+    derive: str = "evaluated"
+    candidates: int = 64
     collapse_share: float = 0.8
 
 
@@ -276,6 +281,7 @@ def validate(config: RunConfig) -> None:
         ("finetune.when", config.finetune.when, ("auto", "always", "never")),
         ("search.mode", config.search.mode, ("joint", "bilevel")),
         ("search.efficiency", config.search.efficiency, ("penalty", "constraint")),
+        ("search.derive", config.search.derive, ("evaluated", "argmax")),
         ("distill.loss", config.distill.loss, ("kl", "mse")),
         ("mixed_precision", config.mixed_precision, ("auto", "no", "bf16", "fp16")),
         ("bench.runtime", config.bench.runtime, ("auto", "torch", "onnxruntime")),
@@ -295,6 +301,7 @@ def validate(config: RunConfig) -> None:
         ("transfer.replace_probability", config.transfer.replace_probability, 0, 1),
         ("max_seq_length", config.max_seq_length, 4, 1 << 20),
         ("search.steps", config.search.steps, 1, float("inf")),
+        ("search.candidates", config.search.candidates, 1, float("inf")),
         ("retrain.steps", config.retrain.steps, 1, float("inf")),
         ("bench.threads", config.bench.threads, 1, 1024),
         ("bench.repeats", config.bench.repeats, 1, float("inf")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,13 +42,18 @@ OPERATION_NAMES = {  # name without its kernel -> (family, readable name)
     "conv": ("convolution", "conv"), "sep_conv": ("separable", "separable conv"), "gated_conv": ("gated", "gated conv"),
     "dilated_conv": ("dilated", "dilated conv"), "dilated_sep_conv": ("dilated", "dilated sep. conv"),
     "max_pool": ("pool", "max pool"), "avg_pool": ("pool", "average pool"), "skip": ("skip", "skip"),
-    "none": ("skip", "none"), "self_attention": ("attention", "self-attention"), "soft_alignment": ("attention", "soft alignment"),
+    "none": ("skip", "none"), "self_attention": ("attention", "self-attention"),
+    "soft_alignment": ("attention", "soft alignment"),
 }  # fmt: skip
 KIND_COLOURS = dict(zip(KINDS, ("#000000", "#D55E00", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F")))
 INK, FAINT, WIRE = "#222222", "#A8A8A8", "#555555"
 PNG_DPI = 150  # 8-point text is 17 pixels high
 ROW, BOX_HEIGHT, GAP, NODE_RADIUS, MARGIN = 0.78, 0.58, 0.62, 0.19, 0.3  # inches
-DIRECTIONS = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), *((dx, dy) for dy in (0.7, -0.7, 0.94, -0.94) for dx in (0.7, -0.7, 0.35, -0.35))]
+DIRECTIONS = [  # in which a label may lie from its point, best first
+    (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0),
+    *((dx, dy) for dy in (0.7, -0.7, 0.94, -0.94) for dx in (0.7, -0.7, 0.35, -0.35)),
+]  # fmt: skip
+LINE_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F")
 LABEL_SIZE, LABEL_HEIGHT = 8.5, 14.0  # points
 Extent = tuple[float, float, float, float]  # left, bottom, right, top
 Costs = dict[str, tuple[int, int]]  # operation -> (parameters, MACs per token)
@@ -71,7 +77,8 @@ def _save(figure: Figure, path: Path) -> list[Path]:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "adasearch"}):
         for target, kind in zip(written, ("svg", "png")):
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            write_atomically(target, lambda partial: figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata=metadata))
+            settings = {"format": kind, "dpi": PNG_DPI, "metadata": metadata}
+            write_atomically(target, lambda partial: figure.savefig(partial, **settings))
     return written
 
 
@@ -85,6 +92,22 @@ def _text_width(text: str, size: float, weight: str = "normal") -> float:
     return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
 
 
+Line = tuple[str, float, str]  # text, points, weight
+
+
+def _head(text: str) -> Line:
+    return text, 8.5, "bold"
+
+
+def _small(text: str) -> Line:
+    return text, 7.5, "normal"
+
+
+def _widest(lines: Sequence[Line]) -> float:
+    """Inches that the widest line takes."""
+    return max((_text_width(*line) for line in lines), default=0.0)
+
+
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A white figure whose one axes counts inches from the lower left corner."""
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -94,7 +117,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _lines(axes: Axes, x: float, y: float, lines: Sequence[tuple[str, float, str]], colour: str = INK) -> None:
+def _lines(axes: Axes, x: float, y: float, lines: Sequence[Line], colour: str = INK) -> None:
     """Centred lines of (text, points, weight) around (x, y), at 1.45 line height."""
     heights = [1.45 * size / 72 for _, size, _ in lines]
     top = y + sum(heights) / 2
@@ -103,16 +126,22 @@ def _lines(axes: Axes, x: float, y: float, lines: Sequence[tuple[str, float, str
         top -= height
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: str, *, dashed: bool = False, gid: str | None = None) -> None:
+def _box(
+    axes: Axes, x: float, y: float, width: float, height: float, colour: str, *, dashed: bool = False,
+    gid: str | None = None,
+) -> None:  # fmt: skip
     """A rounded box with its left edge at x and centred on y."""
+    face = "white" if dashed else _tint(colour, 0.06 if colour == INK else 0.22)
     axes.add_patch(FancyBboxPatch(
         (x, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.07", linewidth=1.1, edgecolor=colour,
-        facecolor="white" if dashed else _tint(colour, 0.06 if colour == INK else 0.22), linestyle="--" if dashed else "-", zorder=3, gid=gid,
+        facecolor=face, linestyle="--" if dashed else "-", zorder=3, gid=gid,
     ))  # fmt: skip
 
 
-def _wire(axes: Axes, points: Sequence[tuple[float, float]], *, colour: str = WIRE, dashed: bool = False, arrow: bool = False) -> None:
-    """A line through the points: straight where two share a height, an S-curve where they do not; an arrow head at its end."""
+def _wire(
+    axes: Axes, points: Sequence[tuple[float, float]], *, colour: str = WIRE, dashed: bool = False, arrow: bool = False
+) -> None:
+    """A line through the points: straight where two share x or y, else an S-curve; an arrow head at its end."""
     vertices, codes = [points[0]], [Curve.MOVETO]
     for (x0, y0), (x1, y1) in zip(points, points[1:]):
         if y0 == y1 or x0 == x1:
@@ -122,13 +151,15 @@ def _wire(axes: Axes, points: Sequence[tuple[float, float]], *, colour: str = WI
             bend = 0.55 * (x1 - x0)
             vertices += [(x0 + bend, y0), (x1 - bend, y1), (x1, y1)]
             codes += [Curve.CURVE4] * 3
-    style = {"edgecolor": colour, "linewidth": 1.2, "linestyle": "--" if dashed else "-", "capstyle": "round" if not dashed else "butt"}
-    axes.add_patch(PathPatch(Curve(vertices, codes), facecolor="none", zorder=1, **style))
+    style = "--" if dashed else "-"
+    line = Curve(vertices, codes)
+    axes.add_patch(PathPatch(line, facecolor="none", edgecolor=colour, linewidth=1.2, linestyle=style, zorder=1))
     if arrow:
         (x0, y0), (x, y) = points[-2:]
-        dx, dy = (0, np.sign(y - y0)) if x0 == x else (1, 0)
-        tip = np.array([(x, y), (x - 0.09 * dx - 0.042 * dy, y - 0.09 * dy - 0.042 * dx), (x - 0.09 * dx + 0.042 * dy, y - 0.09 * dy + 0.042 * dx)])
-        axes.add_patch(PathPatch(Curve(tip, closed=False), facecolor=colour, edgecolor=colour, linewidth=0.4, zorder=2))
+        along = np.array((0, np.sign(y - y0)) if x0 == x else (1, 0))
+        back, across = (x, y) - 0.09 * along, 0.042 * along[::-1]
+        tip = Curve([(x, y), back - across, back + across])
+        axes.add_patch(PathPatch(tip, facecolor=colour, edgecolor=colour, linewidth=0.4, zorder=2))
 
 
 @dataclass(frozen=True)
@@ -144,21 +175,26 @@ class Placed:
 def place_edges(cell: CellChoice) -> list[Placed]:
     """Give every edge a row in which its box meets no other wire and its wire no other box or node.
 
-    Edge s -> t takes its row from column(s) to column(t); two edges may share one where these spans do not overlap. Row 0
-    is the nodes' own: only edges between neighbours may run in it. Short edges choose first, so they stay near it.
+    Edge s -> t takes its row from column(s) to column(t); two edges may share one where these spans do not overlap.
+    Row 0 is the nodes' own: only edges between neighbours may run in it. Short edges choose first, so they stay near.
     """
     edges = [(edge, node + 2) for node, entries in enumerate(cell) for edge in entries]
+
+    def order(item: tuple[Edge, int]) -> tuple[int, int, int]:
+        edge, target = item
+        return _column(target) - _column(edge.source), target, -edge.source
+
     taken: dict[int, list[tuple[int, int]]] = defaultdict(list)
     placed = []
-    for edge, target in sorted(edges, key=lambda item: (_column(item[1]) - _column(item[0].source), item[1], -item[0].source)):
-        span = (_column(edge.source), _column(target))
+    for edge, target in sorted(edges, key=order):
+        start, end = _column(edge.source), _column(target)
         preferred = {0: -1, 1: 1}.get(edge.source, 0)  # the inputs fan out to their own side
         rows = sorted(range(-len(edges), len(edges) + 1), key=lambda row: (abs(row - preferred), -row))
         row = next(
             row for row in rows
-            if (row != 0 or span[1] - span[0] == 1) and all(span[1] <= low or high <= span[0] for low, high in taken[row])
+            if (row != 0 or end - start == 1) and all(end <= low or high <= start for low, high in taken[row])
         )  # fmt: skip
-        taken[row].append(span)
+        taken[row].append((start, end))
         placed.append(Placed(edge, target, row))
     return sorted(placed, key=lambda p: (p.target, -p.row))
 
@@ -198,14 +234,14 @@ def _input_lines(node: int, numbers: Sequence[int], inputs: str) -> list[str]:
     return lines + [f"{_ranges(where)}: {what}" for what, where in exceptions.items()]
 
 
-def _edge_lines(edge: Edge, width: int, costs: Costs | None) -> list[tuple[str, float, str]]:
-    lines = [(family(edge.operation)[1], 8.5, "bold")]
+def _edge_lines(edge: Edge, width: int, costs: Costs | None) -> list[Line]:
+    name = _head(family(edge.operation)[1])
     if costs is None or edge.operation not in costs:
-        return [*lines, (f"width {width}", 7.5, "normal")]
+        return [name, _small(f"width {width}")]
     params, macs = costs[edge.operation]
     if not params and not macs:
-        return [*lines, (f"width {width}", 7.5, "normal"), ("no cost", 7.5, "normal")]
-    return [*lines, (f"width {width} · {format_count(params)} params", 7.5, "normal"), (f"{format_count(macs)} MACs/token", 7.5, "normal")]
+        return [name, _small(f"width {width}"), _small("no cost")]
+    return [name, _small(f"width {width} · {format_count(params)} params"), _small(f"{format_count(macs)} MACs/token")]
 
 
 @dataclass
@@ -220,13 +256,12 @@ class _Panel:
     costs: Costs | None
 
     def __post_init__(self) -> None:
-        columns = len(self.cell)
+        self.edge_lines = [_edge_lines(p.edge, self.architecture.width, self.costs) for p in self.placed]
         self.input_width = max(_text_width(line, 8.5, "bold") for lines in self.inputs for line in lines) + 0.24
-        self.box_widths = [
-            max([_text_width(text, size, weight) for p in self.placed if p.target == column + 2
-                 for text, size, weight in _edge_lines(p.edge, self.architecture.width, self.costs)], default=0.6) + 0.22
-            for column in range(columns)
-        ]  # fmt: skip
+        self.box_widths = [0.8] * len(self.cell)
+        for p, lines in zip(self.placed, self.edge_lines):
+            column = _column(p.target) - 1
+            self.box_widths[column] = max(self.box_widths[column], _widest(lines) + 0.22)
         rows = [p.row for p in self.placed]
         self.top, self.bottom = max([1, *rows]), min([-1, *rows])
         self.output_width = _text_width("attentive sum", 8.5) + 0.24
@@ -247,13 +282,13 @@ class _Panel:
         inputs_y = self._inputs_y(middle)
         for node in (0, 1):
             is_used = node in used
-            lines = [(text, 8.5 if i == 0 else 7.5, "bold" if i == 0 else "normal") for i, text in enumerate(self.inputs[node])]
-            lines += [] if is_used else [("not used", 7.5, "normal")]
+            role, *exceptions = self.inputs[node]
+            lines = [_head(role), *map(_small, exceptions), *([] if is_used else [_small("not used")])]
             height = 0.2 + sum(1.45 * size / 72 for _, size, _ in lines)
             _box(axes, left, inputs_y[node], self.input_width, height, INK if is_used else FAINT, dashed=not is_used)
             _lines(axes, left + self.input_width / 2, inputs_y[node], lines, INK if is_used else "#767676")
-        for p in self.placed:
-            self._draw_edge(axes, p, left, middle, inputs_y)
+        for p, lines in zip(self.placed, self.edge_lines):
+            self._draw_edge(axes, p, lines, left, middle, inputs_y)
         self._draw_output(axes, left, middle)
 
     def _inputs_y(self, middle: float) -> list[float]:
@@ -269,7 +304,9 @@ class _Panel:
         shift = max(0.0, low - wanted[0]) - max(0.0, wanted[1] - high)
         return [min(max(y + (shift if high - low > wanted[1] - wanted[0] else 0), low), high) for y in wanted]
 
-    def _draw_edge(self, axes: Axes, p: Placed, left: float, middle: float, inputs_y: Sequence[float]) -> None:
+    def _draw_edge(
+        self, axes: Axes, p: Placed, lines: Sequence[Line], left: float, middle: float, inputs_y: Sequence[float]
+    ) -> None:
         column, source = _column(p.target) - 1, p.edge.source
         y, width = middle + p.row * ROW, self.box_widths[column]
         node_x = left + self.nodes_x[column]
@@ -283,7 +320,7 @@ class _Panel:
         _wire(axes, [(box_x + width, y), (node_x - NODE_RADIUS, middle)], arrow=True)
         gid = f"edge-{self.title.replace(' ', '-')}-{source}-{p.target}-{p.edge.operation}"
         _box(axes, box_x, y, width, BOX_HEIGHT, COLOURS[family(p.edge.operation)[0]], gid=gid)
-        _lines(axes, box_x + width / 2, y, _edge_lines(p.edge, self.architecture.width, self.costs))
+        _lines(axes, box_x + width / 2, y, lines)
 
     def _draw_output(self, axes: Axes, left: float, middle: float) -> None:
         bus = middle + (self.bottom - 0.5) * ROW - 0.12
@@ -298,21 +335,21 @@ class _Panel:
         _wire(axes, [(end[0], bus), end], colour=FAINT, dashed=True, arrow=True)
         _box(axes, output_x, middle, self.output_width, 0.48, INK)
         how = {"attentive": "attentive sum", "sum": "sum", "mean": "mean"}.get(self.architecture.macro.cell_output, "")
-        _lines(axes, output_x + self.output_width / 2, middle, [("output", 8.5, "bold"), (how, 7.5, "normal")])
+        _lines(axes, output_x + self.output_width / 2, middle, [_head("output"), _small(how)])
 
 
 def cell_figure(architecture: Architecture, costs: Costs | None) -> Figure:
     """The derived cell, one panel for each distinct one. Raises ``ConfigError`` when there are no cells."""
     if not architecture.cells:
         raise ConfigError(f"architecture {architecture.space}: it has no cells, so there is none to draw")
-    panels = [
-        _Panel(_ranges(numbers), cell, place_edges(cell), [_input_lines(node, numbers, architecture.macro.inputs) for node in (0, 1)],
-               architecture, costs)
-        for cell, numbers in cell_groups(architecture)
-    ]  # fmt: skip
+    panels = []
+    for cell, numbers in cell_groups(architecture):
+        inputs = [_input_lines(node, numbers, architecture.macro.inputs) for node in (0, 1)]
+        panels.append(_Panel(_ranges(numbers), cell, place_edges(cell), inputs, architecture, costs))
     families = [name for name in COLOURS if name in {family(operation)[0] for operation in architecture.operations}]
     entries = [0.36 + _text_width(name, 8.5) + 0.25 for name in families]
-    title = f"{architecture.space}: {architecture.depth} cell{'s' * (architecture.depth != 1)} of width {architecture.width}"
+    plural = "s" * (architecture.depth != 1)
+    title = f"{architecture.space}: {architecture.depth} cell{plural} of width {architecture.width}"
     if costs is not None:
         total = sum(cell_params(cell, costs) or 0 for cell in architecture.cells)
         title += f", {format_count(total)} parameters on their edges"
@@ -339,9 +376,11 @@ def draw_cell(architecture: Architecture, path: Path, costs: Costs | None) -> li
 
 
 def cell_params(cell: CellChoice, costs: Costs) -> int | None:
-    """Parameters of a cell's operations; edges into one node with equal source and operation share one. None: unknown."""
+    """Parameters of a cell's operations, None where one's cost is unknown. Twin edges (same ends, same operation)
+    share one operation."""
     distinct = {(node, edge) for node, entries in enumerate(cell) for edge in entries}
-    return None if any(edge.operation not in costs for _, edge in distinct) else sum(costs[edge.operation][0] for _, edge in distinct)
+    names = [edge.operation for _, edge in distinct]
+    return sum(costs[name][0] for name in names) if all(name in costs for name in names) else None
 
 
 @dataclass(frozen=True)
@@ -361,34 +400,37 @@ def network_figure(architecture: Architecture, details: Details) -> Figure:
     known = [value for value in (details.embeddings, *details.cells, details.read_out) if value is not None]
     total = sum(known) if details.embeddings is not None and details.read_out is not None else None
 
-    def cost(params: int | None) -> list[tuple[str, float, str]]:
+    def cost(params: int | None) -> Line:
         share = "" if total is None or params is None else f" · {_percent(params / total)}"
-        return [("parameters unknown" if params is None else f"{format_count(params)} params{share}", 7.5, "normal")]
+        return _small("parameters unknown" if params is None else f"{format_count(params)} params{share}")
 
     size = macro.embedding_size or width
     table = f"{details.vocab_size:,} × {size}" if details.vocab_size else f"vocabulary × {size}"
     table = f"{table} → {width}" if size != width else table
-    both = [("each sentence by itself", 7.5, "normal")] if macro.inputs == "two" else []
-    boxes = [([("embeddings", 9, "bold"), (table, 7.5, "normal"), *both, *cost(details.embeddings)], "#7F7F7F")]
+    both = [_small("each sentence by itself")] if macro.inputs == "two" else []
+    boxes = [([_head("embeddings"), _small(table), *both, cost(details.embeddings)], COLOURS["skip"])]
     for number, (cell, params) in enumerate(zip(architecture.cells, details.cells), start=1):
-        count = sum(map(len, cell))
-        boxes.append(([(f"cell {number}", 9, "bold"), (f"{len(cell)} nodes · {count} edges", 7.5, "normal"), *cost(params)], "#0072B2"))
-    read_out = [("read-out", 9, "bold"), ("weighted sum of the levels, tanh", 7.5, "normal"),
-                (f"linear {width} → {details.labels if details.labels else 'labels'}", 7.5, "normal"), *cost(details.read_out)]  # fmt: skip
-    widths = [max(_text_width(text, points, weight) for text, points, weight in lines) + 0.24 for lines, _ in boxes]
-    foot_width = max(_text_width(text, points, weight) for text, points, weight in read_out) + 0.3
-    title = f"{architecture.space}: " + (f"{format_count(total)} parameters" if total is not None else f"{format_count(sum(details.cells))} parameters in the cells")
-    parts = [("embeddings", details.embeddings, "#7F7F7F"), ("cells", sum(details.cells), "#0072B2"), ("read-out", details.read_out, "#D55E00")]
-    shares = [(f"{name} {_percent(value / total)}", value / total, colour) for name, value, colour in parts if value] if total else []
+        shape = _small(f"{len(cell)} nodes · {sum(map(len, cell))} edges")
+        boxes.append(([_head(f"cell {number}"), shape, cost(params)], COLOURS["convolution"]))
+    read_out = [_head("read-out"), _small("weighted sum of the levels, tanh"),
+                _small(f"linear {width} → {details.labels or 'labels'}"), cost(details.read_out)]  # fmt: skip
+    widths = [_widest(lines) + 0.24 for lines, _ in boxes]
+    in_cells = sum(details.cells)
+    counted = f"{format_count(in_cells if total is None else total)} parameters{' in the cells' * (total is None)}"
+    title = f"{architecture.space}: {counted}"
+    parts = [("embeddings", details.embeddings, COLOURS["skip"]), ("cells", in_cells, COLOURS["convolution"]),
+             ("read-out", details.read_out, COLOURS["gated"])]  # fmt: skip
+    shares = [(f"{name} {_percent(n / total)}", n / total, colour) for name, n, colour in parts if n] if total else []
     legend = [0.22 + _text_width(text, 8) + 0.3 for text, _, _ in shares]
-    row = max(sum(widths) + 0.5 * (len(widths) - 1), foot_width, sum(legend), _text_width(title, 12, "bold"))
+    boxes_width = sum(widths) + 0.5 * (len(widths) - 1)
+    row = max(boxes_width, _widest(read_out) + 0.3, sum(legend), _text_width(title, 12, "bold"))
     arcs, bars = (0.55 if architecture.depth > 1 else 0.0), (0.62 if total else 0.0)
     height = 3.5 + arcs + bars
     figure, axes = _canvas(row + 2 * MARGIN, height)
     axes.text(MARGIN, height - MARGIN - 0.05, title, size=12, weight="bold", color=INK, ha="left", va="center_baseline")
     middle = height - 1.1 - arcs
     bar = middle - 1.7
-    x, spans = MARGIN + (row - sum(widths) - 0.5 * (len(widths) - 1)) / 2, []
+    x, spans = MARGIN + (row - boxes_width) / 2, []
     for (lines, colour), box_width in zip(boxes, widths):
         _box(axes, x, middle, box_width, 0.82, colour)
         _lines(axes, x + box_width / 2, middle, lines)
@@ -404,14 +446,15 @@ def network_figure(architecture: Architecture, details: Details) -> Figure:
         _wire(axes, [(centre, middle - 0.41), (centre, bar + 0.45)], arrow=True)
         label = f"{macro.pooling} pooling"
         pill = _text_width(label, 7.5) + 0.16
-        axes.add_patch(Rectangle((centre - pill / 2, pool_y - 0.1), pill, 0.2, facecolor="white", edgecolor="none", zorder=2))
+        gap = Rectangle((centre - pill / 2, pool_y - 0.1), pill, 0.2, facecolor="white", linewidth=0, zorder=2)
+        axes.add_patch(gap)
         axes.text(centre, pool_y, label, size=7.5, color=INK, ha="center", va="center_baseline", zorder=4)
-    _box(axes, MARGIN, bar, row, 0.9, "#D55E00")
+    _box(axes, MARGIN, bar, row, 0.9, COLOURS["gated"])
     _lines(axes, MARGIN + row / 2, bar, read_out)
     x = legend_x = MARGIN
     for (text, share, colour), entry in zip(shares, legend):  # every part's share of the parameters, as one bar
-        axes.add_patch(Rectangle((x, MARGIN + 0.23), row * share, 0.18, facecolor=colour, edgecolor="white", linewidth=0.8))
-        axes.add_patch(Rectangle((legend_x, MARGIN - 0.02), 0.14, 0.14, facecolor=colour, edgecolor="none"))
+        axes.add_patch(Rectangle((x, MARGIN + 0.23), row * share, 0.18, facecolor=colour, edgecolor="white"))
+        axes.add_patch(Rectangle((legend_x, MARGIN - 0.02), 0.14, 0.14, facecolor=colour))
         axes.text(legend_x + 0.22, MARGIN + 0.05, text, size=8, color=INK, ha="left", va="center_baseline")
         x, legend_x = x + row * share, legend_x + entry
     return figure
@@ -420,8 +463,8 @@ def network_figure(architecture: Architecture, details: Details) -> Figure:
 def _arc(axes: Axes, start: tuple[float, float], end: tuple[float, float], y: float) -> None:
     """From the top of one box over the next to the top of the one after, landing left of where its own arc leaves."""
     x0, x1 = start[0] + 0.66 * (start[1] - start[0]), end[0] + 0.34 * (end[1] - end[0])
-    axes.add_patch(PathPatch(Curve([(x0, y), (x0, y + 0.55), (x1, y + 0.55), (x1, y)], [Curve.MOVETO, *[Curve.CURVE4] * 3]),
-                             facecolor="none", edgecolor=FAINT, linewidth=1.2, zorder=1))  # fmt: skip
+    curve = Curve([(x0, y), (x0, y + 0.55), (x1, y + 0.55), (x1, y)], [Curve.MOVETO, *[Curve.CURVE4] * 3])
+    axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=FAINT, linewidth=1.2, zorder=1))
     _wire(axes, [(x1, y + 0.05), (x1, y)], colour=FAINT, arrow=True)
 
 
@@ -456,7 +499,14 @@ def _dress(ax: Axes, title: str, *, legend: bool = True, ylabel: str = "") -> No
     ax.set_ylabel(ylabel, size=8)
     if legend:
         handles, labels = ax.get_legend_handles_labels()
-        ax.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False, handlelength=1.4)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        ax.legend(handles[::-1], labels[::-1], fontsize=7.5, frameon=False, handlelength=1.4, **place)
+
+
+def _stack(ax: Axes, steps: np.ndarray, parts: np.ndarray, labels: Sequence[str], colours: Sequence[Any]) -> None:
+    """Shares of one, stacked from below: (parts, records)."""
+    ax.stackplot(steps, parts, labels=labels, colors=colours, edgecolor="white", linewidth=0.4)
+    ax.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
 
 
 def _column_of(history: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
@@ -491,26 +541,27 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
         raise ConfigError("history: it holds no records, so there is no curve to draw")
     steps = _column_of(history, "step")
     terms = [name for name in _names(history, "terms") if np.nanmax(np.abs(_column_of(history, "terms", name))) > 1e-9]
-    palette = dict(zip(_names(history, "terms"), ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F")))
+    palette = dict(zip(_names(history, "terms"), LINE_COLOURS * len(history)))
     words = {"ce": "gold labels", "kd": "teacher's logits", "probes": "teacher's probes", "efficiency": "efficiency"}
 
     def losses(ax: Axes) -> None:
         for name in terms:
-            ax.plot(steps, _column_of(history, "terms", name), color=palette.get(name, INK), label=words.get(name, name), linewidth=1.6)
+            values = _column_of(history, "terms", name)
+            ax.plot(steps, values, color=palette[name], label=words.get(name, name), linewidth=1.6)
         ax.plot(steps, _column_of(history, "loss"), color=INK, label="loss", linewidth=1.2, linestyle="--")
         _dress(ax, "Loss and its weighted terms")
 
     def loss_shares(ax: Axes) -> None:
         parts = np.abs(np.nan_to_num(np.stack([_column_of(history, "terms", name) for name in terms])))
-        whole = np.maximum(parts.sum(0), 1e-12)
-        ax.stackplot(steps, parts / whole, labels=[words.get(n, n) for n in terms], colors=[palette.get(n, INK) for n in terms], edgecolor="white", linewidth=0.4)
-        ax.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
+        parts /= np.maximum(parts.sum(0), 1e-12)
+        _stack(ax, steps, parts, [words.get(name, name) for name in terms], [palette[name] for name in terms])
         _dress(ax, "Share of each term in the loss")
 
     def entropy(ax: Axes) -> None:
-        for name, colour in zip(_names(history, "entropy"), ("#0072B2", "#009E73", "#D55E00", "#CC79A7")):
-            ax.plot(steps, _column_of(history, "entropy", name), color=colour, label=f"entropy of {name}", linewidth=1.6)
-        ax.plot(steps, _column_of(history, "temperature"), color=INK, label="temperature", linewidth=1.2, linestyle="--")
+        for name, colour in zip(_names(history, "entropy"), LINE_COLOURS):
+            values = _column_of(history, "entropy", name)
+            ax.plot(steps, values, color=colour, label=f"entropy of {name}", linewidth=1.6)
+        ax.plot(steps, _column_of(history, "temperature"), color=INK, label="temperature", linewidth=1.2, ls="--")
         ax.set_ylim(bottom=0)
         _dress(ax, "Entropy (1 = open, 0 = decided) and temperature")
 
@@ -518,8 +569,7 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
         names = sorted(_names(history, "operations"), key=lambda name: list(COLOURS).index(family(name)[0]))
         parts = np.nan_to_num(np.stack([_column_of(history, "operations", name) for name in names]))
         shades = _shades(names)
-        ax.stackplot(steps, parts, labels=[family(n)[1] for n in names], colors=[shades[n] for n in names], edgecolor="white", linewidth=0.4)
-        ax.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
+        _stack(ax, steps, parts, [family(name)[1] for name in names], [shades[name] for name in names])
         _dress(ax, "Mean probability of each operation")
 
     def choices(key: str, title: str) -> Callable[[Axes], None]:
@@ -541,7 +591,8 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
             values = _column_of(history, key)
             known = values[~np.isnan(values)]
             if len(known) and known[0] > 0:
-                ax.plot(steps, values / known[0], color=colour, linewidth=1.6, label=f"{label}\n{format_count(known[0])} → {format_count(known[-1])}")
+                label = f"{label}\n{format_count(known[0])} → {format_count(known[-1])}"
+                ax.plot(steps, values / known[0], color=colour, linewidth=1.6, label=label)
         ax.set_ylim(bottom=0)
         _dress(ax, "Expected cost of the cells, start = 1")
 
@@ -553,12 +604,14 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
     drawers: list[Callable[[Axes], None]] = [losses] + ([loss_shares] if terms else [])
     drawers += [entropy] if _names(history, "entropy") else []
     drawers += [operations] if _names(history, "operations") else []
-    drawers += [choices(key, title) for key, title in (("depth", "Probability of each depth (cells)"), ("width", "Probability of each width (channels)")) if _names(history, key)]
+    gates = (("depth", "Probability of each depth (cells)"), ("width", "Probability of each width (channels)"))
+    drawers += [choices(key, title) for key, title in gates if _names(history, key)]
     drawers += [cost] if any(record.get("macs") for record in history) else []
     drawers += [learning_rate] if len(drawers) % 2 else []
     warm = [record["step"] for record in history if record.get("phase") == "warmup"]
     ends = 0 < len(warm) < len(history)
-    figure, axes = _grid(len(drawers), "Search" + (f"  (dotted line: the warm-up ends at step {warm[-1]})" if ends else ""))
+    note = f"  (dotted line: the warm-up ends at step {warm[-1]})" if ends else ""
+    figure, axes = _grid(len(drawers), f"Search{note}")
     for ax, draw in zip(axes, drawers):
         draw(ax)
         if ends:
@@ -572,26 +625,27 @@ def draw_search(history: Sequence[dict[str, Any]], path: Path) -> list[Path]:
 
 
 def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Loss, validation metrics and learning rate of several trainings; seeds of a system (``name-seed``) share a colour."""
+    """Loss, validation metrics and learning rate of several trainings; seeds (``name-seed``) share a colour."""
     histories = {name: history for name, history in histories.items() if history}
     if not histories:
         raise ConfigError("histories: none holds records, so there is no curve to draw")
-    kinds = {name: name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() and "-" in name else name for name in histories}
-    others = iter(("#56B4E9", "#B8A800", "#0072B2", "#E69F00", "#CC79A7", "#7F7F7F") * len(histories))
+    kinds = {name: re.sub(r"-\d+$", "", name) for name in histories}
+    others = iter(LINE_COLOURS * len(histories))
     colours: dict[str, str] = {}
     for kind in kinds.values():
         if kind not in colours:
             colours[kind] = KIND_COLOURS.get(kind) or next(others)
     metrics = list(dict.fromkeys(m for history in histories.values() for m in _names(history, "validation")))
     figure, axes = _grid(2 + len(metrics), "Training")
-    panels = [("Loss (each system's own terms)", ("loss",)), *((f"Validation {metric_name(m)}", ("validation", m)) for m in metrics),
-              ("Learning rate", ("learning_rate",))]  # fmt: skip
+    validation = [(f"Validation {metric_name(metric)}", ("validation", metric)) for metric in metrics]
+    panels = [("Loss (each system's own terms)", ("loss",)), *validation, ("Learning rate", ("learning_rate",))]
     for ax, (title, keys) in zip(axes, panels):
         for name, history in histories.items():
             values, steps = _column_of(history, *keys), _column_of(history, "step")
             known = ~np.isnan(values)
             colour = INK if keys == ("learning_rate",) else colours[kinds[name]]  # the same for all, as a rule
-            ax.plot(steps[known], values[known], color=colour, linewidth=1.3, marker="o" if known.sum() < 12 else None, markersize=3.5, alpha=0.85)
+            marker = {"marker": "o", "markersize": 3.5} if known.sum() < 12 else {}
+            ax.plot(steps[known], values[known], color=colour, linewidth=1.3, alpha=0.85, **marker)
         _dress(ax, title, legend=False)
         ax.sharex(axes[0])
     handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours.values()]
@@ -625,16 +679,19 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     low, high = min(y - d for y, d in zip(scores, spread)), max(y + d for y, d in zip(scores, spread))
     pad = max(0.22 * (high - low), 0.02 * factor if high == low else 0.0)
     axes.set_ylim(low - pad, high + pad)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_ms(value).rstrip("0").rstrip(".") if value < 10 else f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=INK)
     first = next((s for s in systems if s.get("seq_len")), systems[0])
-    axes.set_xlabel(f"median latency in ms (log): batch {first.get('batch_size')}, {first.get('seq_len')} word pieces, {format_threads(first.get('threads'))}, {first.get('runtime')}", size=9, color=INK)
+    shape = f"batch {first.get('batch_size')}, {first.get('seq_len')} word pieces"
+    where = f"{format_threads(first.get('threads'))}, {first.get('runtime')}"
+    axes.set_xlabel(f"median latency in ms (log): {shape}, {where}", size=9, color=INK)
     axes.set_ylabel(metric_name(report["metric"]) + (", points" if factor == 100 else ""), size=9, color=INK)
-    axes.set_title(f"{report['task']}: score against latency, area by parameters", size=12, weight="bold", loc="left", color=INK)
+    title = f"{report['task']}: score against latency, area by parameters"
+    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
     obstacles: list[Extent] = []
     labels: list[_Label] = []
     to_points = 72 / figure.dpi  # figure points do not change with the resolution a figure is saved at
@@ -651,7 +708,8 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
         axes.scatter(s["latency_ms_p50"], y, s=area, **style)
         (x_pt, y_pt), radius = point(s["latency_ms_p50"], y), math.sqrt(area / math.pi) + 2
         reach = max(radius, point(s["latency_ms_p50"], y + sd)[1] - y_pt + 3)
-        obstacles += [(x_pt - radius, y_pt - radius, x_pt + radius, y_pt + radius), (x_pt - 4, y_pt - reach, x_pt + 4, y_pt + reach)]
+        obstacles.append((x_pt - radius, y_pt - radius, x_pt + radius, y_pt + radius))
+        obstacles.append((x_pt - 4, y_pt - reach, x_pt + 4, y_pt + reach))
         text = s["name"] + ("" if s.get("params") is None else f", {format_count(s['params'])}")
         labels.append(_Label(text, colour, "bold" if is_student else "normal", x_pt, y_pt, radius))
     for s in timed:
@@ -664,11 +722,13 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     left, bottom, right, top = (value * to_points for value in axes.get_window_extent().extents)
     for label, (x, y) in zip(labels, _place_labels(labels, obstacles, (left, bottom, right, top))):
         style = {"size": LABEL_SIZE, "weight": label.weight, "color": [0.72 * c for c in to_rgb(label.colour)]}
-        axes.annotate(label.text, (x + 2, y + LABEL_HEIGHT / 2), xycoords="figure points", ha="left", va="center_baseline", zorder=5, **style)
+        place = {"xycoords": "figure points", "ha": "left", "va": "center_baseline", "zorder": 5}
+        axes.annotate(label.text, (x + 2, y + LABEL_HEIGHT / 2), **place, **style)
         near = (min(max(label.x, x), x + label.width), min(max(label.y, y), y + LABEL_HEIGHT))
         if math.hypot(near[0] - label.x, near[1] - label.y) > label.radius + 10:  # far away: a thin line leads there
             line = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkA": 0, "shrinkB": label.radius}
-            axes.annotate("", (label.x, label.y), near, xycoords="figure points", textcoords="figure points", arrowprops=line, zorder=1)
+            place = {"xycoords": "figure points", "textcoords": "figure points", "zorder": 1}
+            axes.annotate("", (label.x, label.y), near, arrowprops=line, **place)
     return figure
 
 
@@ -691,18 +751,24 @@ class _Label:
 def _place_labels(labels: Sequence[_Label], obstacles: Sequence[Extent], frame: Extent) -> list[tuple[float, float]]:
     """Lower left corner of each label: the nearest place in the frame that meets no marker and no other label."""
     taken, corners = list(obstacles), []
+
+    def fits(box: Extent) -> bool:
+        return frame[0] < box[0] and box[2] < frame[2] and frame[1] < box[1] and box[3] < frame[3]
+
+    def is_free(box: Extent) -> bool:
+        return not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+
     for label in labels:
         width, height = label.width, LABEL_HEIGHT
-        candidates = []
+        boxes = []
         for reach in np.arange(label.radius + 3, label.radius + 300, 5):
             for dx, dy in DIRECTIONS:
                 x = label.x + dx * reach - (0 if dx > 0.5 else width if dx < -0.5 else width / 2)
-                candidates.append((x, label.y + dy * reach - (0 if dy > 0.3 else height if dy < -0.3 else height / 2)))
-        inside = [(x, y) for x, y in candidates if frame[0] < x and x + width < frame[2] and frame[1] < y and y + height < frame[3]]
-        free = [(x, y) for x, y in inside if not any(x < b[2] and b[0] < x + width and y < b[3] and b[1] < y + height for b in taken)]
-        x, y = (free or inside or candidates)[0]
-        corners.append((x, y))
-        taken.append((x, y, x + width, y + height))
+                y = label.y + dy * reach - (0 if dy > 0.3 else height if dy < -0.3 else height / 2)
+                boxes.append((x, y, x + width, y + height))
+        inside = [box for box in boxes if fits(box)]
+        taken.append(next(filter(is_free, inside), (inside or boxes)[0]))
+        corners.append(taken[-1][:2])
     return corners
 
 
@@ -718,20 +784,25 @@ def describe(architecture: Architecture, costs: Costs | None) -> str:
     """The architecture for a terminal: every node's edges, operations and costs, and the totals."""
     macro = architecture.macro
     lines = [
-        f"{architecture.space} ({architecture.space_digest}): {architecture.depth} cells of width {architecture.width}, "
-        f"{macro.inputs} input{'s' * (macro.inputs == 'two')}, {macro.cell_output} cell output, {macro.pooling} pooling, seed {architecture.seed}"
+        f"{architecture.space} ({architecture.space_digest}): {architecture.depth} cells of width {architecture.width},"
+        f" {macro.inputs} input{'s' * (macro.inputs == 'two')}, {macro.cell_output} cell output,"
+        f" {macro.pooling} pooling, seed {architecture.seed}"
     ]
     known = costs or {}
     for cell, numbers in cell_groups(architecture):
         rows = [("node", "from", "operation", "params", "MACs/token")]
         for node, entries in enumerate(cell):
             for edge in entries:
-                source = f"{edge.source}" if edge.source > 1 else f"{edge.source}: {'; '.join(_input_lines(edge.source, numbers, macro.inputs))}"
+                source = str(edge.source)
+                if edge.source < 2:
+                    source += f": {'; '.join(_input_lines(edge.source, numbers, macro.inputs))}"
                 params, macs = known.get(edge.operation, (None, None))
                 rows.append((str(node + 2), source, edge.operation, format_count(params), format_count(macs)))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines += ["", _ranges(numbers)]
-        lines += ["  " + "  ".join([*(c.ljust(w) for c, w in zip(row[:3], widths)), *(c.rjust(w) for c, w in zip(row[3:], widths[3:]))]) for row in rows]
+        for row in rows:
+            aligned = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+            lines.append("  " + "  ".join(aligned))
     if costs is not None and architecture.cells:
         params = sum(cell_params(cell, costs) or 0 for cell in architecture.cells)
         macs = sum(known.get(name, (0, 0))[1] for name in architecture.operations)
@@ -771,6 +842,12 @@ def inspect(path: Path, output_dir: Path | None) -> str:
     return "\n\n".join([*text, "\n".join(map(str, written))])
 
 
+DRAWABLE = (
+    "a run's folder (search/architecture.json, search/history.jsonl, report.json), an architecture.json,"
+    " a student's folder (config.json with 'architecture')"
+)
+
+
 def _find(path: Path) -> tuple[Architecture | None, dict[str, Any] | None]:
     """The architecture at ``path`` and the student's configuration, as far as they are there."""
     if path.is_file():
@@ -781,17 +858,14 @@ def _find(path: Path) -> tuple[Architecture | None, dict[str, Any] | None]:
             config = _read_json(candidate)
             if isinstance(config.get("architecture"), dict):
                 break
-            raise ConfigError(f"{candidate}: no key 'architecture'; choices: a student's folder, a run's folder or an architecture.json")
+            raise ConfigError(f"{candidate}: no key 'architecture'; choices: {DRAWABLE}")
     if config is not None:
         return Architecture.from_dict(config["architecture"], where=f"{path}: architecture"), config
     if found.is_file():
         return Architecture.load(found), None
     if (path / "search" / "history.jsonl").is_file() or (path / "report.json").is_file():
         return None, None
-    raise ConfigError(
-        f"{path}: nothing to draw is there; choices: a run's folder (search/architecture.json, search/history.jsonl, report.json),"
-        " an architecture.json, a student's folder (config.json with 'architecture')"
-    )
+    raise ConfigError(f"{path}: nothing to draw is there; choices: {DRAWABLE}")
 
 
 def _costs_of(architecture: Architecture, config: dict[str, Any] | None, *, where: Path) -> tuple[Costs, Details]:
@@ -804,7 +878,8 @@ def _costs_of(architecture: Architecture, config: dict[str, Any] | None, *, wher
 
     for name in architecture.operations:
         if name not in OPERATIONS:
-            raise ConfigError(f"{where}: unknown operation {name!r} (one of yours: --import its module); known: {', '.join(sorted(OPERATIONS))}")
+            known = ", ".join(sorted(OPERATIONS))
+            raise ConfigError(f"{where}: unknown operation {name!r} (yours? --import its module); known: {known}")
     length = 128  # tokens; only attention's MACs per token depend on it
     costs = operation_costs(architecture.operations, architecture.width, architecture.macro, length)
     settings = config or {"architecture": architecture.to_dict(), "vocab_size": 8, "sep_token_id": 2}
@@ -815,19 +890,19 @@ def _costs_of(architecture: Architecture, config: dict[str, Any] | None, *, wher
         return sum(parameter.numel() for parameter in module.parameters())
 
     trunk = student.trunk
-    cells = tuple(count(cell) for cell in trunk.cells)
-    if config is None:
-        details = Details(cells)
-    else:
-        details = Details(cells, count(trunk.embeddings), count(trunk.read_out), student.config.vocab_size, student.config.num_labels)
-    return {name: (round(float(cost.params)), round(float(cost.macs) / length)) for name, cost in costs.items()}, details
+    details = Details(tuple(count(cell) for cell in trunk.cells))
+    if config is not None:
+        parts = count(trunk.embeddings), count(trunk.read_out)
+        details = Details(details.cells, *parts, student.config.vocab_size, student.config.num_labels)
+    per_token = {name: (round(float(cost.params)), round(float(cost.macs) / length)) for name, cost in costs.items()}
+    return per_token, details
 
 
 def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: it cannot be read ({error}); choices: a JSON file as adasearch writes it") from error
+        raise ConfigError(f"{path}: it cannot be read ({error}); choices: JSON as adasearch writes it") from error
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The report of a run: plain data with units, a table that hides nothing, a verdict computed from the numbers.
 
 Scores are fractions in the data and points (hundredths) on paper; squared errors stay as they are. Ratios are read as
-"the student is so many times faster, smaller": above 1 is in its favour. Spreads are sample standard deviations over seeds.
+"the student is so many times faster, smaller": above 1 is in its favour. Spreads are sample standard deviations over
+seeds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ERRORS_OF_MEASUREMENT = ("mse",)  # metrics that are no share of anything: print
 PARAMETER_FREE = ("skip", "none", "max_pool", "avg_pool")  # an operation's name without its kernel
 COLLAPSE_SHARE = 0.8  # of the edges; the default of search.collapse_share
 UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of operations is as good as open
+MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s")
 NOISE_ERRORS = 2.0  # a difference below so many standard errors is noise: about the 95% level
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
     "cell": (("search/architecture.json",), "The derived cell"),
@@ -115,10 +117,10 @@ class Report:
             place = f"{where}: systems[{index}]"
             if system.kind not in KINDS:
                 raise ConfigError(f"{place}.kind: {system.kind!r} is not known; choices: {', '.join(KINDS)}")
-            for key in ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s"):
+            for key in MEASUREMENTS:
                 value = getattr(system, key)
                 if value is not None and not 0 <= value < math.inf:
-                    raise ConfigError(f"{place}.{key}: {value!r} is no measurement; choices: a number of 0 or more, or null")
+                    raise ConfigError(f"{place}.{key}: {value!r} is no measurement; choices: 0 or more, or null")
 
 
 def _check_keys(cls: type, data: Any, where: str) -> None:
@@ -127,10 +129,9 @@ def _check_keys(cls: type, data: Any, where: str) -> None:
     fields = dataclasses.fields(cls)
     known = {f.name for f in fields}
     needed = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
-    if set(data) - known or needed - set(data):
-        raise ConfigError(
-            f"{where}: unknown keys {sorted(set(data) - known)}, missing keys {sorted(needed - set(data))}; known: {sorted(known)}"
-        )
+    unknown, missing = sorted(set(data) - known), sorted(needed - set(data))
+    if unknown or missing:
+        raise ConfigError(f"{where}: unknown keys {unknown}, missing keys {missing}; known: {sorted(known)}")
 
 
 # --- what the numbers say ------------------------------------------------------------------------------------------
@@ -189,7 +190,8 @@ def verdict(report: Report) -> str:
         return "No student was scored."
     scored = f"{format_score(student.score_mean, report.metric)}{_spread(student.score_sd, report.metric)}"
     ratio = report.ratios.get("student_vs_teacher") or {}
-    how = f"batch {student.batch_size}, {student.seq_len} word pieces, {format_threads(student.threads)}, {student.runtime}"
+    threads = format_threads(student.threads)
+    how = f"batch {student.batch_size}, {student.seq_len} word pieces, {threads}, {student.runtime}"
     teacher = report.find("teacher")
     if ratio.get("score") is not None and teacher is not None:
         against = format_score(teacher.score_mean, report.metric)
@@ -224,14 +226,13 @@ def warnings(report: Report) -> list[str]:
         found += [text for kind in KINDS if (text := _not_better(report, student, kind))]
         majority = report.majority.get(report.metric)
         if majority is not None and student.score_mean <= majority:
-            found.append(
-                f"The student is not better than always answering the most frequent class ({format_score(majority, report.metric)})."
-            )
+            constant = format_score(majority, report.metric)
+            found.append(f"The student is not better than always answering the most frequent class ({constant}).")
         if len(student.scores) == 1:
             found.append("One seed: how much the scores vary from run to run is not known.")
     setups = {(s.runtime, s.threads, s.batch_size) for s in report.systems if s.kind not in ("tfidf",) and s.runtime}
     if len(setups) > 1:
-        found.append("The systems were not timed alike (see runtime, threads and batch size): their latencies do not compare.")
+        found.append("The systems differ in runtime, threads or batch size: their latencies do not compare.")
     return found + _search_warnings(report.search)
 
 
@@ -245,7 +246,8 @@ def _not_better(report: Report, student: System, kind: str) -> str | None:
         return None if speed is None or speed > 1 else f"The student is not faster than its teacher ({speed:.2f}x)."
     if difference is None:
         return None
-    pair = f"({format_score(student.score_mean, report.metric)} against {format_score(other.score_mean, report.metric)})"
+    own, others = (format_score(system.score_mean, report.metric) for system in (student, other))
+    pair = f"({own} against {others})"
     if difference <= 0:
         ends = {
             "tfidf": "the plain baseline is the better choice here",
@@ -304,7 +306,9 @@ def format_score(value: float | None, metric: str) -> str:
 
 def format_ms(value: float | None) -> str:
     """Milliseconds, three digits."""
-    return "-" if value is None else f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
 def format_bytes(value: float | None) -> str:
@@ -323,7 +327,8 @@ def format_threads(count: int | None) -> str:
 
 def metric_name(name: str) -> str:
     """A metric as one writes it."""
-    return {"f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "mse": "squared error"}.get(name, name.replace("_", " "))
+    known = {"f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "mse": "squared error"}
+    return known.get(name, name.replace("_", " "))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -335,22 +340,29 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def scores_table(report: Report) -> str:
     """The honest table in Markdown: a row a system, then the constant answer."""
     names = [report.metric, *(name for name in report.metrics if name != report.metric)]
-    header = ["system", *map(metric_name, names), "parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
+    costs = ["parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
     rows = []
     for s in report.systems:
         share = None if s.params_embedding is None else _over(s.params_embedding, s.params)
-        spread = [s.metrics.get(name) or {"mean": s.score_mean if name == report.metric else None, "sd": s.score_sd} for name in names]
-        cells = [format_score(m.get("mean"), n) + (_spread(m.get("sd"), n) if m.get("mean") is not None else "") for n, m in zip(names, spread)]
         rate = "-" if s.texts_per_s is None else f"{s.texts_per_s:,.0f}"
         label = f"**{s.name}**" if s.kind == "student" else s.name
         rows.append([
-            f"{label} ({s.note})" if s.note else label, *cells, format_count(s.params),
-            "-" if share is None else f"{100 * share:.0f}%", format_count(s.macs), format_bytes(s.size_bytes),
-            format_ms(s.latency_ms_p50), format_ms(s.latency_ms_p90), rate,
+            f"{label} ({s.note})" if s.note else label, *(_score_cell(s, name, report.metric) for name in names),
+            format_count(s.params), "-" if share is None else f"{100 * share:.0f}%", format_count(s.macs),
+            format_bytes(s.size_bytes), format_ms(s.latency_ms_p50), format_ms(s.latency_ms_p90), rate,
         ])  # fmt: skip
     if any(report.majority.get(name) is not None for name in names):
-        rows.append(["constant answer", *(format_score(report.majority.get(name), name) for name in names), *["-"] * 7])
-    return _table(header, rows)
+        constant = [format_score(report.majority.get(name), name) for name in names]
+        rows.append(["constant answer", *constant, *["-"] * len(costs)])
+    return _table(["system", *map(metric_name, names), *costs], rows)
+
+
+def _score_cell(system: System, name: str, main: str) -> str:
+    """Mean and spread of one metric."""
+    fallback = {"mean": system.score_mean, "sd": system.score_sd} if name == main else {}
+    found = system.metrics.get(name) or fallback
+    mean = found.get("mean")
+    return "-" if mean is None else format_score(mean, name) + _spread(found.get("sd"), name)
 
 
 def shapes_table(report: Report) -> str:
@@ -374,7 +386,7 @@ def shapes_table(report: Report) -> str:
 
 
 def write_report(run_dir: Path, report: Report) -> Path:
-    """Write report.json, then report.md beside it; returns the latter. Raises ``ConfigError`` when it does not validate."""
+    """Write report.json, then report.md beside it; returns the latter. Raises ``ConfigError`` when it is not valid."""
     report.validate()
     write_json(Path(run_dir) / "report.json", report.to_dict())
     return _write_markdown(Path(run_dir), report)
@@ -397,21 +409,21 @@ def _write_markdown(run_dir: Path, report: Report) -> Path:
 
 def figures_of(run_dir: Path) -> list[str]:
     """The figures that ``adasearch.draw.inspect`` makes of this run, whether it has been called yet or not."""
-    return [name for name, (sources, _) in FIGURES.items() if any(next(run_dir.glob(source), None) for source in sources)]
+    return [name for name, (sources, _) in FIGURES.items() if any([*run_dir.glob(source)] for source in sources)]
 
 
 def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; figures are linked relative to the run's folder."""
-    first = next((s for s in report.systems if s.seq_len), None)
-    how = "" if first is None else (
-        f" Latency at batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}, {first.runtime}"
-        f" {first.precision or ''}".rstrip() + "; all systems in turn in one process."
-    )  # fmt: skip
+    first, how = next((s for s in report.systems if s.seq_len), None), ""
+    if first is not None:
+        shape = f"batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}"
+        how = f" Latency at {shape}, {first.runtime} {first.precision or ''}".rstrip() + ", all systems interleaved."
     seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) != 1)}"
     parts = [f"# {report.task}: teacher, student and controls", verdict(report)]
     if found := warnings(report):
         parts.append("\n".join(f"> **Warning.** {text}  " for text in found))
-    parts += ["## Scores and costs", scores_table(report), f"Scores on the held-out examples: mean ± standard deviation over {seeds}.{how}"]
+    spread = f"Scores on the held-out examples: mean ± standard deviation over {seeds}."
+    parts += ["## Scores and costs", scores_table(report), spread + how]
     if report.majority.get("is_skewed"):
         parts.append("One class is much more frequent than the others: read every metric against the constant answer.")
     if shapes := shapes_table(report):
@@ -427,10 +439,11 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
 
 
 def _search_text(search: dict[str, Any]) -> str:
+    gigabytes = _over(search.get("peak_rss_bytes"), 1e9)
     facts = [
-        ("space", search.get("space"), "{}"), ("cells", search.get("depth"), "{}"), ("width", search.get("width"), "{}"),
-        ("steps", search.get("steps"), "{:,}"), ("time", search.get("seconds"), "{:,.0f} s"),
-        ("peak memory", None if search.get("peak_rss_bytes") is None else search["peak_rss_bytes"] / 1e9, "{:.2f} GB"),
+        ("space", search.get("space"), "{}"), ("cells", search.get("depth"), "{}"),
+        ("width", search.get("width"), "{}"), ("steps", search.get("steps"), "{:,}"),
+        ("time", search.get("seconds"), "{:,.0f} s"), ("peak memory", gigabytes, "{:.2f} GB"),
     ]  # fmt: skip
     lines = [f"- {name}: {form.format(value)}" for name, value, form in facts if value is not None]
     if search.get("entropy"):
@@ -440,13 +453,15 @@ def _search_text(search: dict[str, Any]) -> str:
     counts = search.get("operations") or {}
     if counts:
         total = sum(counts.values())
-        rows = [[f"`{name}`", str(n), f"{100 * n / total:.0f}%"] for name, n in sorted(counts.items(), key=lambda item: -item[1])]
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        rows = [[f"`{name}`", str(count), f"{100 * count / total:.0f}%"] for name, count in ordered]
         text += "\n\n" + _table(["operation", "edges", "share"], rows)
     return text
 
 
 def _provenance(report: Report) -> str:
-    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report.hardware.items() if value is not None)
+    known = {key.replace("_", " "): value for key, value in report.hardware.items() if value is not None}
+    machine = ", ".join(f"{key} {value}" for key, value in known.items())
     facts = [("command", report.command and f"`{report.command}`"), ("commit", report.commit),
              ("seeds", ", ".join(map(str, report.seeds))), ("hardware and versions", machine)]  # fmt: skip
     return "\n".join(f"- {name}: {value or '-'}" for name, value in facts)
@@ -461,7 +476,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
         "metrics": list(report.metrics),
     }  # fmt: skip
     limits = [
-        f"It knows one task, {report.task}, and texts like those it was trained on; elsewhere it answers just as confidently.",
+        f"It knows one task, {report.task}, and texts like those it was trained on; elsewhere do not trust it.",
         "What the teacher gets wrong or is biased in, the student has learned.",
         "The licences of the teacher and of the data apply; they are not known here.",
         *warnings(report),

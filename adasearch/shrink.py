@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adasearch.architecture import Architecture, Edge, Space
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification, Trunk
-from adasearch.supernet import Supernet, architecture_cost
+from adasearch.supernet import Supernet, architecture_cost, learned_operations
 
 READ_OUT_ROWS = "trunk.read_out.level_logits"  # one row an exit in the supernet, a single one in the student
 
@@ -59,6 +59,7 @@ def inherit_embeddings(trunk: Trunk, word: Tensor, position: Tensor | None) -> N
 def random_architecture(space: Space, generator: np.random.Generator, seed: int = 0) -> Architecture:
     """A uniformly drawn member of the space."""
     names = [name for name in space.operations if name not in space.never_derived]
+    learned = learned_operations(space)
     depth = int(generator.integers(space.cells[0], space.cells[1] + 1))
 
     def cell() -> tuple[tuple[Edge, ...], ...]:
@@ -66,7 +67,11 @@ def random_architecture(space: Space, generator: np.random.Generator, seed: int 
         for node in range(space.nodes):
             kept = min(space.edges_per_node, node + 2)
             sources = np.sort(generator.choice(node + 2, kept, replace=False))
-            nodes.append(tuple(Edge(int(source), names[generator.integers(len(names))]) for source in sources))
+            while True:  # uniform among the nodes that the space allows
+                node_edges = tuple(Edge(int(source), names[generator.integers(len(names))]) for source in sources)
+                if sum(edge.operation in learned for edge in node_edges) >= min(space.learned_per_node, kept):
+                    break
+            nodes.append(node_edges)
         return tuple(nodes)
 
     cells = (cell(),) * depth if space.share_cells else tuple(cell() for _ in range(depth))

@@ -84,6 +84,8 @@ def _check_space(space: Space, where: str) -> None:
         raise ConfigError(f"{where}: cells: {list(space.cells)} must be [smallest, largest] with 1 <= smallest <= largest")
     if space.nodes < 1 or space.edges_per_node < 1:
         raise ConfigError(f"{where}: nodes {space.nodes} and edges_per_node {space.edges_per_node} must be at least 1")
+    if not 0 <= space.learned_per_node <= space.edges_per_node:
+        raise ConfigError(f"{where}: learned_per_node: {space.learned_per_node} is out of range; choices: 0 to {space.edges_per_node}")
     head = space.macro.attention_head_size
     for width in space.widths:
         if width < 8 or (width > head and width % head):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adasearch.architecture import Architecture, Edge, Macro, Space
+from adasearch.architecture import Architecture, CellChoice, Edge, Macro, Space
 from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of
@@ -69,24 +70,56 @@ class CellGates(nn.Module):
         kept_R = torch.cat([gate.expected() for gate in self.edges])  # nodes in order, sources in order: as ``pairs``
         return p_RN * kept_R[:, None]
 
-    def decide(self) -> tuple[tuple[Edge, ...], ...]:
-        """The derived cell: the best allowed operation of every edge, and each node's strongest edges.
+    def decide(self) -> CellChoice:
+        """The derived cell: each node's strongest edges, and the best allowed operation on each.
 
         Where edges were not drawn, an edge is as strong as its best operation's probability (DARTS, section 2.3).
         """
-        names = self.operations.decide(exclude=self.space.never_derived)
-        p_RN = self.operations.expected().detach()
-        allowed = [i for i, name in enumerate(self.space.operations) if name not in self.space.never_derived]
+        p_RN = self._allowed()
         nodes = []
         for node in range(self.space.nodes):
             rows = [row for row, pair in enumerate(self.pairs) if pair[0] == node]
             if self.edges is not None:
                 kept = [rows[source] for source in self.edges[node].decide()]
             else:
-                strongest = sorted(rows, key=lambda row: -p_RN[row, allowed].max().item())
-                kept = sorted(strongest[: self.space.edges_per_node])
-            nodes.append(tuple(Edge(self.pairs[row][1], names[row]) for row in kept))
+                kept = sorted(sorted(rows, key=lambda row: -p_RN[row].max().item())[: self.space.edges_per_node])
+            picked = {row: int(p_RN[row].argmax()) for row in kept}
+            nodes.append(self._node(self._with_weights(picked, p_RN)))
         return tuple(nodes)
+
+    def sample(self, generator: np.random.Generator) -> CellChoice:
+        """A derived cell drawn from what the gates have learned, instead of their best."""
+        p_RN = self._allowed()
+        p_RN = p_RN / p_RN.sum(1, keepdim=True)
+        nodes = []
+        for node in range(self.space.nodes):
+            rows = [row for row, pair in enumerate(self.pairs) if pair[0] == node]
+            strength = p_RN[rows].amax(1) if self.edges is None else self.edges[node].logits.detach().softmax(-1)
+            noisy = strength.double().log().numpy() + generator.gumbel(size=len(rows))  # top-k: without replacement
+            kept = [rows[i] for i in np.sort(np.argsort(-noisy)[: self.space.edges_per_node])]
+            log_p = p_RN[kept].double().log().numpy()
+            drawn = (log_p + generator.gumbel(size=log_p.shape)).argmax(1)
+            nodes.append(self._node(self._with_weights(dict(zip(kept, drawn.tolist())), p_RN)))
+        return tuple(nodes)
+
+    def _allowed(self) -> Tensor:
+        """Probability of each operation on each edge, (R, N), 0 for what is never derived; on the processor."""
+        banned = [i for i, name in enumerate(self.space.operations) if name in self.space.never_derived]
+        return self.operations.expected().detach().cpu().index_fill(1, torch.tensor(banned, dtype=torch.long), 0.0)
+
+    def _node(self, picked: dict[int, int]) -> tuple[Edge, ...]:
+        return tuple(Edge(self.pairs[row][1], self.space.operations[choice]) for row, choice in sorted(picked.items()))
+
+    def _with_weights(self, picked: dict[int, int], p_RN: Tensor) -> dict[int, int]:
+        """The same with operations that learn on as many of a node's edges as the space asks: the likeliest changes."""
+        learns = [name in learned_operations(self.space) for name in self.space.operations]
+        missing = min(self.space.learned_per_node, len(picked)) - sum(learns[choice] for choice in picked.values())
+        if missing <= 0 or not any(learns):
+            return picked
+        best = {row: int(p_RN[row].where(torch.tensor(learns), -1.0).argmax()) for row in picked}
+        free = [row for row, choice in picked.items() if not learns[choice]]
+        changed = sorted(free, key=lambda row: float(p_RN[row, picked[row]] / p_RN[row, best[row]].clamp_min(1e-12)))[:missing]
+        return {row: best[row] if row in changed else choice for row, choice in picked.items()}
 
 
 class Supernet(nn.Module):
@@ -190,9 +223,28 @@ class Supernet(nn.Module):
         """The decided member as plain data."""
         depth = self.depth_gate.decide()[0]
         width = max(self.space.widths) if self.width_gate is None else self.width_gate.decide()[0]
-        cells = [gates.decide() for gates in self.cell_gates]
+        return self._member([gates.decide() for gates in self.cell_gates], depth, width, seed)
+
+    def sample(self, generator: np.random.Generator, seed: int = 0) -> Architecture:
+        """A member drawn from what the gates have learned."""
+
+        def draw(gate: ChoiceGate) -> int:
+            p_N = gate.expected()[0].detach().double().cpu().numpy()
+            return gate.choices[generator.choice(len(p_N), p=p_N / p_N.sum())]
+
+        depth = draw(self.depth_gate)
+        width = max(self.space.widths) if self.width_gate is None else draw(self.width_gate)
+        return self._member([gates.sample(generator) for gates in self.cell_gates], depth, width, seed)
+
+    def _member(self, cells: list[CellChoice], depth: int, width: int, seed: int) -> Architecture:
         cells = cells * depth if len(cells) == 1 else cells[:depth]
         return Architecture(self.space.name, self.space.digest, tuple(cells), width, self.space.macro, seed)
+
+
+def learned_operations(space: Space) -> set[str]:
+    """The operations of a space that have weights to learn: those that multiply."""
+    names = [name for name in space.operations if name != "none"]
+    return {name for name, cost in operation_costs(names, max(space.widths), space.macro, 8).items() if cost.macs > 0}
 
 
 def operation_costs(names: list[str], width: int, macro: Macro, length: float) -> dict[str, Cost]:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import DistillConfig, RunConfig, SearchConfig
+from adasearch.derive import derive
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
@@ -26,7 +27,7 @@ from adasearch.prepare import Problem
 from adasearch.progress import Progress
 from adasearch.shrink import build_student, inherit_embeddings, random_architecture_like, shrink
 from adasearch.student import AdasearchForSequenceClassification
-from adasearch.supernet import Supernet
+from adasearch.supernet import Supernet, learned_operations
 from adasearch.tokens import Examples
 
 
@@ -74,11 +75,24 @@ def run_search(
         checkpoint_seconds=config.checkpoint_seconds,
     )
     supernet.cpu().trunk.embeddings.word.sparse = False
-    architecture = supernet.decide(config.seed)
+    held = splits.get("valid", problem.labelled)
+    architecture = derive(supernet, method.cpu(), held, config.seed, progress)
+    _alarm(architecture, settings, space, progress)
     write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
     write_json(path, architecture.to_dict())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return supernet, architecture
+
+
+def _alarm(architecture: Architecture, settings: SearchConfig, space: Space, progress: Progress) -> None:
+    """Say so when the search has collapsed to operations that learn nothing."""
+    names, learned = architecture.operations, learned_operations(space)
+    share = sum(name not in learned for name in names) / max(1, len(names))
+    if share > settings.collapse_share:
+        progress.warning(
+            f"search: {share:.0%} of the edges have operations without weights (alarm above {settings.collapse_share:.0%});"
+            " choices: a smaller search.beta, a longer search.arch_warmup, learned_per_node in the space"
+        )
 
 
 def _capped(settings: SearchConfig, max_steps: int | None) -> SearchConfig:

@@ -14,7 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cost", "gates", "objectives", "quantizers", "sparsity"),  # F1: tensors; knows no BERT
     ("cell", "encoder", "operations", "shrink", "student", "supernet"),  # F2: modules; knows no task
     ("augment", "demo_assets", "metrics", "outputs", "space", "tasks", "teacher", "tokens"),  # F3: the problem
-    ("fit", "methods"),  # F4: the one loop and the methods (a folder stands for all its files)
+    ("derive", "fit", "methods"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
         "__init__", "__main__", "arguments", "baselines", "cli", "console", "draw", "environment", "export", "honest",
         "measure", "pipeline", "predict", "prepare", "report", "runtimes", "systems", "verbs",

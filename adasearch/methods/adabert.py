@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from adasearch.config import DistillConfig, SearchConfig
+from adasearch.cost import Cost, Number
 from adasearch.gates import ChoiceGate, gates_of
 from adasearch.methods.base import Batch, Group, Method, Phase
 from adasearch.objectives import Distillation
 from adasearch.supernet import Supernet
 
+FAR = 1e6  # a miss of the target outweighs any loss
 MULTIPLIER_LEARNING_RATE = 0.05  # of the Lagrange multiplier; the gap it integrates is a share of the target
 
 
@@ -94,7 +96,7 @@ class AdaBert(Method):
     def _efficiency(self, student: Supernet) -> Tensor:
         cost = student.expected_cost(self.length)
         if self.config.efficiency == "penalty":
-            return self.config.beta * 0.5 * (cost.params / self.full_params + cost.macs / self.full_macs)
+            return self._penalty(cost)
         # Lagrangian of "cost <= target": the multiplier rises while the target is missed and falls when it is met.
         gaps = []
         if self.config.target_macs:
@@ -103,6 +105,17 @@ class AdaBert(Method):
             gaps.append(cost.params / self.config.target_params - 1)
         gap = torch.stack(gaps).amax()
         return self.multiplier * gap + self.config.beta * gap.relu().square()
+
+    def _penalty(self, cost: Cost) -> Number:
+        return self.config.beta * 0.5 * (cost.params / self.full_params + cost.macs / self.full_macs)
+
+    def member_penalty(self, cost: Cost) -> float:
+        """What a member's cost adds to its loss: the penalty, or a prohibitive one beyond a constraint's target."""
+        if self.config.efficiency == "penalty":
+            return float(self._penalty(cost))
+        targets = ((cost.macs, self.config.target_macs), (cost.params, self.config.target_params))
+        missed = max(float(spent) / target - 1 for spent, target in targets if target)
+        return max(0.0, missed) * FAR  # nearest first where none is within it
 
     def after_step(self, student: Supernet, step: int) -> bool:
         with torch.no_grad():

@@ -1,0 +1,376 @@
+"""The report: ratios and verdict against hand-worked numbers, tables without gaps, warnings where they are due."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from scipy import stats
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from adasearch import export, report as module
+from adasearch.errors import ConfigError
+from adasearch.files import write_json
+from adasearch.report import KINDS, Report, System, compute_ratios, model_card, rebuild_report, write_report
+from adasearch.student import AdasearchForSequenceClassification
+from tiny import tiny_architecture, tiny_config
+
+STUDENT, RANDOM, TFIDF = (0.880, 0.882, 0.878), (0.877, 0.882, 0.872), (0.839,)
+SHAPES = ((1, 128), (32, 128), (1, 32))
+
+
+def timing(batch: int, length: int, ms: float) -> dict[str, Any]:
+    """What ``measure.Timing`` holds, of a system that takes ``ms`` for each text."""
+    return {
+        "batch_size": batch, "seq_len": length, "threads": 1, "runtime": "onnxruntime", "precision": "fp32", "repeats": 30,
+        "latency_ms_p50": ms * batch, "latency_ms_p90": 1.5 * ms * batch, "latency_cv": 0.1, "texts_per_s": 1000 / ms,
+    }  # fmt: skip
+
+
+def system(kind: str, scores: tuple[float, ...] = (), params: int | None = None, ms: float | None = None, **changes: Any) -> System:
+    """A row; mean and spread are numpy-free textbook formulas."""
+    mean = sum(scores) / len(scores) if scores else None
+    sd = (sum((x - mean) ** 2 for x in scores) / (len(scores) - 1)) ** 0.5 if len(scores) > 1 else None
+    timed = {} if ms is None else {
+        "runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch_size": 1, "seq_len": 128, "latency_ms_p50": ms,
+        "latency_ms_p90": 1.5 * ms, "texts_per_s": 1000 / ms, "timings": [timing(*shape, ms) for shape in SHAPES],
+    }  # fmt: skip
+    size = None if params is None else 4 * params
+    fields = {"score_mean": mean, "score_sd": sd, "scores": list(scores), "params": params, "size_bytes": size, **timed, **changes}
+    if scores:
+        fields.setdefault("metrics", {"accuracy": {"mean": mean, "sd": sd}})
+    return System(name=kind.replace("_", " "), kind=kind, **fields)
+
+
+def make_report(*systems: System, **changes: Any) -> Report:
+    """The example of the design: 0.88 of 0.90 at 28.4 ms over 2 ms, beside a random architecture and TF-IDF."""
+    rows = list(systems) or [
+        system("teacher", (0.9,), 22_700_000, 28.4),
+        system("student", STUDENT, 5_100_000, 2.0, params_embedding=3_900_000, macs=12_345_678),
+        system("random_architecture", RANDOM, 5_000_000, 2.0),
+        system("tfidf", TFIDF, 30_000, 0.2),
+        system("reference", (), 109_483_778, 160.0),
+    ]
+    settings: dict[str, Any] = {
+        "task": "sst2", "metric": "accuracy", "metrics": ["accuracy"], "majority": {"accuracy": 0.509, "is_skewed": False},
+        "seeds": [1, 2, 3], "hardware": {"cpu": "a processor", "cores": 2, "openvino": None}, "systems": rows,
+        "search": {"seconds": 754.0, "steps": 1500, "peak_rss_bytes": 1_250_000_000, "space": "adasearch", "depth": 3,
+                   "entropy": {"operations": 0.31}, "operations": {"conv3": 4, "skip": 2}},
+        "ratios": compute_ratios(rows), "command": "adasearch run sst2 --seeds 1 2 3", "commit": "abc1234", "notes": ["7 texts cut"],
+    }  # fmt: skip
+    return Report(**{**settings, **changes})
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """Rows of a Markdown table by their first cell; every row must be as wide as the header."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    assert len({len(row) for row in rows}) == 1, "a row is longer or shorter than the header"
+    return {row[0].strip("* "): row[1:] for row in rows}
+
+
+# --- ratios and verdict --------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_is_the_hand_worked_one() -> None:
+    # 0.880 / 0.900 = 97.78%; 28.4 / 2.0 = 14.2; 0.880 - 0.839 = 4.1 and 0.880 - 0.877 = 0.3 points;
+    # pooled sd = sqrt((2 * 0.002^2 + 2 * 0.005^2) / 4) = 0.0038
+    assert module.verdict(make_report()) == (
+        "The student keeps 97.8% of the teacher's accuracy (88.0 ± 0.2 of 90.0) at 14.2x its speed"
+        " (batch 1, 128 word pieces, one thread, onnxruntime) with 5.1M parameters;"
+        " it is 4.1 points above TF-IDF + logistic regression and 0.3 ± 0.4 points above a random architecture of equal cost."
+    )
+
+
+def test_ratios_are_hand_worked_and_none_where_something_is_missing() -> None:
+    ratios = compute_ratios(make_report().systems)
+    assert set(ratios) == {f"student_vs_{kind}" for kind in KINDS if kind != "student"}
+    assert ratios["student_vs_bag_of_embeddings"] is None and ratios["student_vs_student_no_kd"] is None
+    teacher = ratios["student_vs_teacher"]
+    assert teacher["speed"] == pytest.approx(14.2) and teacher["params"] == pytest.approx(22.7 / 5.1)
+    assert teacher["size"] == pytest.approx(22.7 / 5.1) and teacher["score"] == pytest.approx(88 / 90)
+    reference = ratios["student_vs_reference"]  # timed, never scored
+    assert reference["speed"] == pytest.approx(80) and reference["score"] is reference["score_difference"] is None
+    assert set(compute_ratios([system("teacher", (0.9,))]).values()) == {None}  # no student, nothing to compare
+
+
+def test_the_spread_of_a_difference_is_students_two_sample() -> None:
+    ratio = compute_ratios([system("student", STUDENT), system("random_architecture", RANDOM)])["student_vs_random_architecture"]
+    reference = stats.ttest_ind(STUDENT, RANDOM)  # equal variances: the pooled ones
+    assert ratio["score_difference"] / ratio["standard_error"] == pytest.approx(reference.statistic)
+    assert ratio["pooled_sd"] == pytest.approx(((2 * 0.002**2 + 2 * 0.005**2) / 4) ** 0.5)
+    single = compute_ratios([system("student", (0.9,)), system("tfidf", (0.8,))])["student_vs_tfidf"]
+    assert single["score_difference"] == pytest.approx(0.1) and single["pooled_sd"] is single["standard_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("systems", "expected"),
+    [
+        ([system("teacher", (0.9,), 10, 1.0)], "No student was scored."),
+        ([system("student", (), 10, 1.0)], "No student was scored."),
+        ([system("student", (0.5,))], "The student reaches 50.0 accuracy."),
+        ([system("student", (0.5,), 1000, 2.0)], "The student reaches 50.0 accuracy in 2.00 ms"
+         " (batch 1, 128 word pieces, one thread, onnxruntime) with 1k parameters."),
+        ([system("teacher", (0.5,)), system("student", (0.6,))], "The student keeps 120.0% of the teacher's accuracy (60.0 of 50.0)."),
+        # a correlation at or below 0 has no meaningful share
+        ([system("teacher", (-0.1,)), system("student", (0.6,))], "The student reaches 60.0 accuracy."),
+        ([system("student", (0.6,)), system("tfidf", (0.65,))],
+         "The student reaches 60.0 accuracy; it is 5.0 points below TF-IDF + logistic regression."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_only_what_was_measured(systems: list[System], expected: str) -> None:
+    assert module.verdict(make_report(*systems)) == expected
+
+
+# --- warnings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "scores", "expected"),
+    [
+        ("tfidf", (0.90,), "not better than TF-IDF + logistic regression (88.0 against 90.0): the plain baseline is the better choice"),
+        ("tfidf", STUDENT, "not better than TF-IDF + logistic regression (88.0 against 88.0)"),
+        ("tfidf", (0.839,), None),
+        ("random_architecture", RANDOM, "a random architecture of equal cost within noise (88.0 against 87.7)"),
+        ("random_architecture", (0.881, 0.883, 0.885), "random architecture of equal cost (88.0 against 88.3): the search gained nothing"),
+        ("random_architecture", (0.801, 0.800, 0.802), None),
+        ("student_no_kd", (0.89, 0.89, 0.90), "the same student without a teacher (88.0 against 89.3): the teacher gained nothing"),
+        ("bag_of_embeddings", (0.89, 0.89, 0.90), "a bag of embeddings (88.0 against 89.3): the cells gained nothing"),
+        ("teacher", (0.70,), None),  # better than its teacher: no reason to warn
+    ],
+)
+def test_a_control_that_is_not_beaten_is_said_plainly(other: str, scores: tuple[float, ...], expected: str | None) -> None:
+    report = make_report(system("student", STUDENT), system(other, scores))
+    found = module.warnings(report)
+    assert found == [] if expected is None else len(found) == 1 and expected in found[0]
+    assert all(f"> **Warning.** {text}" in module.markdown(report) and text in model_card(report, "s") for text in found)
+
+
+def test_slow_constant_single_and_unlike_are_warned_of() -> None:
+    student = system("student", (0.509,), 1000, 30.0)
+    slow = " ".join(module.warnings(make_report(system("teacher", (0.9,), 1000, 15.0), student)))
+    assert "not faster than its teacher (0.50x)" in slow and "One seed" in slow
+    assert "not better than always answering the most frequent class (50.9)" in slow
+    unlike = dataclasses.replace(system("teacher", (0.9,), 1000, 90.0), threads=2)
+    assert any("not timed alike" in text for text in module.warnings(make_report(unlike, system("student", STUDENT, 1000, 2.0))))
+    assert module.warnings(make_report(system("teacher", (0.9,), 1000, 90.0), system("student", STUDENT, 1000, 2.0))) == []
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        ({"operations": {"skip": 5, "avg_pool3": 4, "conv3": 1}}, "Collapse: 9 of 10 edges"),
+        ({"operations": {"skip": 4, "max_pool3": 4, "conv3": 2}}, None),  # exactly the share is not more than it
+        ({"operations": {"skip": 3, "conv3": 2}, "collapse_share": 0.5}, "Collapse: 3 of 5 edges"),
+        ({"entropy": {"operations": 0.97}}, "undecided: the entropy of its operations is 97%"),
+        ({"entropy": {"operations": 0.5}}, None),
+        ({}, None),
+    ],
+)
+def test_the_search_alarms(search: dict[str, Any], expected: str | None) -> None:
+    found = module.warnings(make_report(system("student", STUDENT), search=search))
+    assert found == [] if expected is None else len(found) == 1 and expected in found[0]
+
+
+# --- tables and text -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_the_hand_worked_one() -> None:
+    rows = cells(module.scores_table(make_report()))
+    assert rows["system"] == ["accuracy", "parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
+    # 3.9M of 5.1M = 76%; 4 bytes x 5.1M = 20.4 MB; 1000 / 2 ms = 500
+    assert rows["student"] == ["88.0 ± 0.2", "5.1M", "76%", "12.3M", "20.4 MB", "2.00", "3.00", "500"]
+    assert rows["tfidf"] == ["83.9", "30k", "-", "-", "0.1 MB", "0.20", "0.30", "5,000"]
+    assert rows["reference"] == ["-", "109M", "-", "-", "437.9 MB", "160", "240", "6"]
+    assert rows["constant answer"] == ["50.9", *["-"] * 7]
+
+
+def test_skewed_classes_show_every_metric_against_the_constant_answer() -> None:
+    both = {"accuracy": {"mean": 0.75, "sd": 0.01}, "f1": {"mean": 0.83, "sd": None}}
+    report = make_report(
+        system("student", (0.74, 0.76), metrics=both), metric="f1", metrics=["accuracy", "f1"],
+        majority={"accuracy": 0.684, "f1": 0.812, "is_skewed": True},
+    )  # fmt: skip
+    rows = cells(module.scores_table(report))
+    assert rows["system"][:2] == ["F1", "accuracy"]  # the metric that counts comes first
+    assert rows["student"][:2] == ["83.0", "75.0 ± 1.0"] and rows["constant answer"][:2] == ["81.2", "68.4"]
+    assert "read every metric against the constant answer" in module.markdown(report)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_is_not_known_is_a_dash_and_breaks_nothing(kind: str, tmp_path: Path) -> None:
+    report = make_report(
+        System("bare", kind), majority={}, seeds=[], hardware={}, search={}, command=None, commit=None, notes=[],
+    )  # fmt: skip
+    text = write_report(tmp_path, report).read_text(encoding="utf-8")
+    assert cells(module.scores_table(report))["bare"] == ["-"] * 8
+    card = model_card(report, "bare").replace("session.run(None", "")  # that one is code
+    assert "None" not in text and "None" not in card and "nan" not in text
+
+
+@pytest.mark.parametrize("key", ["latency_ms_p50", "latency_ms_p90", "texts_per_s", "seq_len", "batch_size"])
+def test_a_gap_in_a_timing_is_a_dash_too(key: str) -> None:
+    row = system("student", STUDENT, 10, 2.0)
+    row = dataclasses.replace(row, timings=[{**row.timings[0], key: None}, *row.timings[1:]])
+    assert "None" not in module.markdown(make_report(row))
+
+
+def test_other_shapes_are_timed_in_their_own_table() -> None:
+    raw_texts = system("tfidf", TFIDF, 30_000, 0.2)
+    raw_texts = dataclasses.replace(raw_texts, seq_len=0, timings=[{**t, "seq_len": 0} for t in raw_texts.timings])
+    fewer = system("reference", (), 100, 10.0)
+    fewer = dataclasses.replace(fewer, timings=fewer.timings[:1])
+    rows = cells(module.shapes_table(make_report(system("student", STUDENT, 10, 2.0), raw_texts, fewer)))
+    assert rows["system"] == ["1 x 128", "32 x 128", "1 x 32"]
+    assert rows["student"] == ["2.00 ms, 500/s", "64.0 ms, 500/s", "2.00 ms, 500/s"]
+    assert rows["tfidf"] == ["0.20 ms, 5,000/s", "6.40 ms, 5,000/s", "0.20 ms, 5,000/s"]  # its length is 0: by place
+    assert rows["reference"] == ["10.0 ms, 100/s", "-", "-"]  # no system is left out
+    only = dataclasses.replace(system("student", STUDENT, 10, 2.0), timings=[timing(1, 128, 2.0)])
+    assert module.shapes_table(make_report(only)) == ""
+
+
+def test_the_report_says_what_was_run_and_what_the_search_cost() -> None:
+    text = module.markdown(make_report())
+    for part in (
+        "# sst2", "- command: `adasearch run sst2 --seeds 1 2 3`", "- commit: abc1234", "- seeds: 1, 2, 3", "over 3 seeds",
+        "cpu a processor, cores 2\n", "- 7 texts cut", "- time: 754 s", "- peak memory: 1.25 GB", "- steps: 1,500",
+        "operations 31%", "| `conv3` | 4 | 67% |", "| `skip` | 2 | 33% |",
+    ):  # fmt: skip
+        assert part in text, part
+    assert text.index("`conv3`") < text.index("`skip`")  # the most frequent first
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "-"), (0, "0"), (512, "512"), (999, "999"), (1000, "1k"), (1349, "1.3k"), (33_024, "33k"), (999_499, "999k"),
+     (999_500, "1M"), (3_972_352, "3.97M"), (22_713_216, "22.7M"), (109_483_778, "109M"), (1.2e9, "1.2G"), (11_200e9, "11.2T")],
+)  # fmt: skip
+def test_counts_have_three_digits(value: float | None, expected: str) -> None:
+    assert module.format_count(value) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.57, "0.57"), (9.949, "9.95"), (9.95, "9.9"), (64.04, "64.0"), (4911.2, "4911")])
+def test_milliseconds_have_three_digits(value: float | None, expected: str) -> None:
+    assert module.format_ms(value) in (expected, "10.0" if value == 9.95 else expected)
+
+
+def test_squared_errors_are_no_percentages() -> None:
+    assert module.format_score(0.4321, "mse") == "0.432" and module.format_score(0.4321, "pearson") == "43.2"
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_json_round_trip_and_rebuilding_give_the_same(tmp_path: Path) -> None:
+    report = make_report()
+    path = write_report(tmp_path, report)
+    assert path == tmp_path / "report.md" and sorted(f.name for f in tmp_path.iterdir()) == ["report.json", "report.md"]
+    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert Report.from_dict(data) == report and Report.from_dict(data).to_dict() == data == report.to_dict()
+    text = path.read_text(encoding="utf-8")
+    path.unlink()
+    assert rebuild_report(tmp_path) == path and path.read_text(encoding="utf-8") == text
+
+
+def change(data: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """The data with one entry of the report, or with ``systems.key`` of the first system, set; ``...`` leaves it out."""
+    data = json.loads(json.dumps(data))
+    target = data["systems"][0] if where.startswith("systems.") else data
+    key = where.removeprefix("systems.")
+    target.pop(key, None) if value is ... else target.update({key: value})
+    return data
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "expected"),
+    [
+        ("metric", "f1", r"metric: 'f1' is not measured; choices: accuracy"),
+        ("task", ..., r"missing keys \['task'\]"),
+        ("colour", 1, r"unknown keys \['colour'\]"),
+        ("systems", None, "systems"),
+        ("systems", ["teacher"], r"systems\[0\]: str found, an object is expected"),
+        ("systems.kind", "wizard", r"systems\[0\]\.kind: 'wizard' is not known; choices: teacher, student"),
+        ("systems.name", ..., r"systems\[0\]: .*missing keys \['name'\]"),
+        ("systems.params", -1, r"systems\[0\]\.params: -1 is no measurement"),
+        ("systems.params", "many", r"systems\[0\]\.params: 'many' is no measurement"),
+        ("systems.latency_ms_p50", float("nan"), r"systems\[0\]\.latency_ms_p50: nan is no measurement"),
+        ("systems.score_mean", "high", r"systems\[0\]\.score_mean: 'high' is no measurement"),
+    ],
+)
+def test_a_report_that_does_not_fit_names_file_place_and_value(where: str, value: Any, expected: str, tmp_path: Path) -> None:
+    data = change(make_report().to_dict(), where, value)
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=expected) as caught:
+        rebuild_report(tmp_path)
+    assert str(tmp_path / "report.json") in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe{", b"[]"])
+def test_an_absent_or_broken_file_is_named(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="report.json"):
+        rebuild_report(tmp_path)
+
+
+def test_an_unwritable_report_leaves_the_old_one(tmp_path: Path) -> None:
+    write_report(tmp_path, make_report())
+    before = (tmp_path / "report.json").read_bytes()
+    with pytest.raises(ConfigError, match="wizard"):
+        write_report(tmp_path, make_report(System("x", "wizard")))
+    assert (tmp_path / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("is_scored", [True, False])
+def test_every_figure_that_is_linked_gets_drawn(is_scored: bool, tmp_path: Path) -> None:
+    draw = pytest.importorskip("adasearch.draw")
+    write_json(tmp_path / "search" / "architecture.json", tiny_architecture().to_dict())
+    rows = [system("student", STUDENT if is_scored else (), 1000, 2.0), system("teacher", (0.9,) if is_scored else (), 9000, 20.0)]
+    text = write_report(tmp_path, make_report(*rows)).read_text(encoding="utf-8")
+    draw.inspect(tmp_path, None)
+    links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert ("figures/comparison.svg" in links) == is_scored and "figures/cell.svg" in links
+    assert [link for link in links if not (tmp_path / link).is_file()] == []
+
+
+# --- the model card ------------------------------------------------------------------------------------------------
+
+
+def test_the_card_is_one_the_hub_reads() -> None:
+    data = ModelCard(model_card(make_report(), "sst2")).data
+    assert data.library_name == "transformers" and data.pipeline_tag == "text-classification" and data.license == "other"
+    assert "adasearch" in data.tags and data.metrics == ["accuracy"]
+    assert ModelCard(model_card(make_report(), "sst2", license="apache-2.0")).data.license == "apache-2.0"
+
+
+def test_the_cards_numbers_are_the_reports() -> None:
+    report = make_report()
+    card = model_card(report, "sst2")
+    assert module.verdict(report) in card and module.scores_table(report) in card and "trust_remote_code=True" in card
+
+
+def test_the_cards_code_runs_on_a_students_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    vocabulary = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, **{f"word{index}": index for index in range(4, 30)}}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]")
+    student = AdasearchForSequenceClassification(tiny_config(tiny_architecture(cells=1))).eval()
+    card = model_card(make_report(), "sst2")
+    folder = export.save_student(student, tokenizer, tmp_path / "path" / "to" / "student", card=card)
+    export.export_student(folder)
+    monkeypatch.chdir(tmp_path)
+    installed, _, graph = (code.replace('"..."', '"word4 word9 word7"') for code in re.findall(r"```python\n(.*?)```", card, re.S))
+    exec(compile(installed, "card", "exec"), {})
+    assert "'label': 'LABEL_" in capsys.readouterr().out
+    names: dict[str, Any] = {}
+    exec(compile(graph, "card", "exec"), names)
+    with torch.no_grad():
+        expected = student(torch.tensor([[4, 9, 7]]), torch.ones(1, 3, dtype=torch.int64)).logits
+    torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, atol=1e-5, rtol=0)
