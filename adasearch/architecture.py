@@ -23,7 +23,6 @@ class Macro:
 
     inputs: str = "joint"  # "joint": one sequence; "two": the sentences of a pair are cell 0's two input nodes
     embedding_size: int | None = None  # width of the folded embedding table; None = the cells' width
-    embedding_rank: int | None = None  # width of the teacher's table while training; None = the teacher's own
     position_embeddings: bool = True
     zero_cls: bool = False  # blank the first token's embedding (constant over texts)
     norm: str = "batch"  # normalisation in the operations: "batch" or "layer"
@@ -112,6 +111,8 @@ class Architecture:
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, where: str = "architecture") -> Architecture:
         """Inverse of ``to_dict``. Raises ``ConfigError`` naming ``where`` and the offending key or value."""
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where}: an object is expected, found {type(data).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown, missing = set(data) - known, known - set(data) - {"seed", "version"}
         if unknown or missing:
@@ -123,6 +124,8 @@ class Architecture:
             macro = Macro(**data["macro"])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}: cells or macro cannot be read ({error})") from error
+        if type(data["width"]) is not int or data["width"] < 1:
+            raise ConfigError(f"{where}: width: {data['width']!r} is no positive whole number")
         for c, cell in enumerate(cells):
             for n, node in enumerate(cell):
                 for edge in node:

@@ -1,4 +1,4 @@
-"""Augmentation: one new text made from a training text in word-piece ids, for the teacher to label.
+"""Augmentation: new texts made from the training texts in word-piece ids, for the teacher to label.
 
 Nothing here knows a label, and nothing is tokenised again: a text is taken apart into its frame (``[CLS]``, ``[SEP]``)
 and its segments (the sentences), changed at word boundaries, and put back into the same frame. Jiao et al. 2020

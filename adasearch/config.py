@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -296,6 +297,9 @@ def validate(config: RunConfig) -> None:
         ("search.beta", config.search.beta, 0, float("inf")),
         ("search.arch_warmup", config.search.arch_warmup, 0, 1),
         ("search.valid_share", config.search.valid_share, 0.01, 0.5),
+        ("finetune.epochs", config.finetune.epochs, 1e-6, 1e6),
+        ("transfer.candidates", config.transfer.candidates, 1, 1e6),
+        ("search.temperature_start", config.search.temperature_start, 1e-3, 1e3),
         ("search.temperature_end", config.search.temperature_end, 1e-3, config.search.temperature_start),
         ("transfer.size", config.transfer.size, 0, float("inf")),
         ("transfer.replace_probability", config.transfer.replace_probability, 0, 1),
@@ -307,6 +311,23 @@ def validate(config: RunConfig) -> None:
         ("bench.repeats", config.bench.repeats, 1, float("inf")),
     ):
         check_range(where, value, low, high)
+    for stage, settings in (("search", config.search), ("retrain", config.retrain), ("finetune", config.finetune)):
+        check_range(f"{stage}.batch_size", settings.batch_size, 1, math.inf)
+        check_range(f"{stage}.learning_rate", settings.learning_rate, 0, 10)
+        check_range(f"{stage}.warmup", settings.warmup, 0, 1)
+        check_range(f"{stage}.weight_decay", settings.weight_decay, 0, 10)
+    for stage, settings in (("search", config.search), ("retrain", config.retrain)):
+        check_range(f"{stage}.embedding_rate", settings.embedding_rate, 0, 100)
+        check_range(f"{stage}.clip_norm", settings.clip_norm, 1e-9, math.inf)
+    for name in ("neighbours", "fragments", "splices", "masked_lm"):
+        check_range(f"transfer.{name}", getattr(config.transfer, name), 0, math.inf)
+    for name in ("target_macs", "target_params"):
+        check_range(f"search.{name}", getattr(config.search, name) or 1, 1, math.inf)
+    for name in ("batch_sizes", "seq_lengths"):
+        if not getattr(config.bench, name):
+            raise ConfigError(f"bench.{name}: the list is empty; choices: one or more whole numbers")
+        for index, size in enumerate(getattr(config.bench, name)):
+            check_range(f"bench.{name}[{index}]", size, 1, 1 << 20)
     if config.seeds is not None and not config.seeds:
         raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
     if config.search.efficiency == "constraint" and not (config.search.target_macs or config.search.target_params):

@@ -25,13 +25,13 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from adasearch.architecture import Architecture, CellChoice, Edge
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_atomically
-from adasearch.report import ERRORS_OF_MEASUREMENT, FIGURES, KINDS, format_count, format_ms, format_threads, metric_name
+from adasearch.report import ERRORS_OF_MEASUREMENT, FIGURES, KINDS, format_count, format_threads, metric_name
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision; names in the boxes serve grey print.
 COLOURS = {
@@ -87,9 +87,8 @@ def _save(figure: Figure, path: Path) -> list[Path]:
 
 def _text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches that a line of text takes."""
-    if not text:
-        return 0.0
-    return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().width / 72
+    font = FontProperties(size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
 Line = tuple[str, float, str]  # text, points, weight
@@ -782,9 +781,10 @@ def draw_comparison(report: dict[str, Any], path: Path) -> list[Path]:
 
 def describe(architecture: Architecture, costs: Costs | None) -> str:
     """The architecture for a terminal: every node's edges, operations and costs, and the totals."""
-    macro = architecture.macro
+    macro, plural = architecture.macro, "s" * (architecture.depth != 1)
     lines = [
-        f"{architecture.space} ({architecture.space_digest}): {architecture.depth} cells of width {architecture.width},"
+        f"{architecture.space} ({architecture.space_digest}): {architecture.depth} cell{plural}"
+        f" of width {architecture.width},"
         f" {macro.inputs} input{'s' * (macro.inputs == 'two')}, {macro.cell_output} cell output,"
         f" {macro.pooling} pooling, seed {architecture.seed}"
     ]

@@ -66,11 +66,11 @@ def fit(
 
     Raises ``TrainingError`` when the loss is not finite (the last checkpoint is kept) or the disk is full.
     """
-    run = _Run(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed)
+    run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed)
     return run.train(title, evaluate, evaluations)
 
 
-class _Run:
+class Training:
     """The state of one call of ``fit``: what a checkpoint holds and what can be rebuilt."""
 
     def __init__(
@@ -141,6 +141,7 @@ class _Run:
         write_atomically(self._checkpoint, lambda path: torch.save(state, path))
 
     def train(self, title: str, evaluate: Evaluate | None, evaluations: int) -> list[dict[str, Any]]:
+        """All steps that are left, with records, evaluations and checkpoints; the history."""
         steps = self.config.steps
         log_every = max(1, steps // HISTORY_RECORDS)
         evaluate_every = max(1, steps // evaluations) if evaluations and evaluate else None
@@ -148,7 +149,7 @@ class _Run:
         saved = time.monotonic()
         stopped = False
         while self.step < steps and not stopped:
-            self._add(self._train_step())
+            self._add(self.train_step())
             stopped = self.method.after_step(self.model, self.step)
             self.step += 1
             is_last = self.step == steps or stopped
@@ -168,7 +169,8 @@ class _Run:
         self.model.eval()
         return self.history
 
-    def _train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step on batch ``self.step`` (which it leaves as it is); the loss terms of the train split."""
         self.model.train()
         self.method.begin_step(self.model, self.step, self.config.steps)
         shown: dict[str, float] = {}

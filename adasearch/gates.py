@@ -124,18 +124,24 @@ class SubsetGate(Gate):
         orders = list(itertools.permutations(range(count), self.size))  # N <= 6 or so: the ways to draw, in order
         self.register_buffer("orders", torch.tensor(orders), persistent=False)  # (N!/(N-size)!, size)
 
-    def _inclusion(self, p_N: Tensor) -> Tensor:
-        """Probability that each element is among the drawn, (N,): the exact sum over all orders of drawing."""
-        p_OS = p_N[self.orders]
-        left = 1 - torch.cat([torch.zeros_like(p_OS[:, :1]), p_OS.cumsum(1)[:, :-1]], 1)
-        p_O = (p_OS / left.clamp_min(1e-12)).prod(1)
-        return torch.zeros_like(p_N).index_add(0, self.orders.flatten(), p_O.repeat_interleave(self.size))
+    def _inclusion(self, scores_N: Tensor) -> Tensor:
+        """Probability that each element is among the drawn, (N,): the exact sum over all orders of drawing.
+
+        In logarithms, renormalising over what is left at each draw: 1 - p loses all its digits once a gate is sure.
+        """
+        if self.size == len(scores_N):
+            return torch.ones_like(scores_N)
+        taken_OSN = nn.functional.one_hot(self.orders, len(scores_N)).cumsum(1).roll(1, 1).bool()
+        taken_OSN[:, 0] = False
+        left_OS = scores_N.expand(taken_OSN.shape).masked_fill(taken_OSN, -torch.inf).logsumexp(-1)
+        p_O = (scores_N[self.orders] - left_OS).sum(1).exp()
+        return torch.zeros_like(scores_N).index_add(0, self.orders.flatten(), p_O.repeat_interleave(self.size))
 
     def forward(self) -> tuple[list[int], Tensor]:
         """Draw: (sorted indices of the picked elements, weights (N,) of exactly 0 and 1 with relaxed gradient)."""
         if self.training and not self.is_frozen:
             noisy = self.logits.log_softmax(-1) + gumbel_noise(self.logits)
-            soft = self._inclusion((noisy / self.temperature).softmax(-1))
+            soft = self._inclusion(noisy / self.temperature)
         else:
             noisy = gumbel_noise(self.logits) if self.training else self.logits.detach()
             soft = None
@@ -145,7 +151,7 @@ class SubsetGate(Gate):
 
     def expected(self) -> Tensor:
         """Probability that each element is drawn, (N,), summing to ``size``; differentiable."""
-        return self._inclusion(self.logits.softmax(-1))
+        return self._inclusion(self.logits)
 
     def entropy(self) -> Tensor:
         """Entropy of the underlying distribution as a share of log N; 0 where there is nothing to choose."""

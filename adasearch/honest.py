@@ -192,6 +192,7 @@ def _search_facts(run: Run, architecture: Architecture) -> dict[str, Any]:
     facts = {key: value for key, value in facts.items() if key != "done"}
     names = architecture.operations
     facts["operations"] = {name: names.count(name) for name in sorted(set(names))}
+    facts["collapse_share"] = run.config.search.collapse_share
     facts |= {"depth": architecture.depth, "width": architecture.width, "space": architecture.space}
     if history_path.exists():
         lines = history_path.read_text(encoding="utf-8").splitlines()

@@ -265,8 +265,11 @@ def bert_base_shape(config: BertConfig | None = None) -> BertForSequenceClassifi
 
 def ready_runtime(model: nn.Module, name: str, threads: int, onnx_path: Path, *, precision: str = "fp32") -> Runtime:
     """The model in the named runtime; for onnxruntime it is exported to ``onnx_path`` and checked if not there yet."""
-    if choose_runtime(name) == "torch":
+    name = choose_runtime(name)
+    if name == "torch":
         return TorchRuntime(model, threads)
+    if name != "onnxruntime":
+        raise ConfigError(f"runtime: {name!r} cannot be timed from a model in memory; choices: torch, onnxruntime")
     if not onnx_path.is_file():
         check_onnx(model, export_onnx(model, onnx_path))
     return OnnxRuntime(onnx_path, threads, precision, model.config.vocab_size)

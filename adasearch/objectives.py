@@ -107,7 +107,7 @@ class Distillation(nn.Module):
         gamma = torch.zeros(len(logits), device=logits.device)
         if teacher is not None:
             gamma += self.config.gamma
-            gamma = gamma if labels is None else torch.where(known(labels), gamma, 1.0)
+            gamma = torch.where(known(labels), gamma, 1.0) if labels is not None else torch.ones_like(gamma)
         terms = {}
         if labels is not None:
             terms["ce"] = ((1 - gamma) * task_loss(logits, labels, self.problem_type)).mean()

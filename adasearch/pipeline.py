@@ -18,15 +18,14 @@ import yaml
 from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
+from adasearch.bundle import modelling_modules, modelling_source
 from adasearch.config import RunConfig, to_dict, validate
 from adasearch.errors import ConfigError
-from adasearch.export import modelling_modules, modelling_source
 from adasearch.files import read_json, write_folder, write_json, write_text
 from adasearch.honest import measure_and_report
 from adasearch.measure import peak_rss_bytes
 from adasearch.prepare import Problem, make_accelerator, prepare
 from adasearch.progress import Progress
-from adasearch.shrink import random_architecture
 from adasearch.space import load_space
 from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
@@ -154,7 +153,7 @@ def _check_saving(space: Space) -> None:
 
 
 def _search(this: Run, problem: Problem) -> tuple[Supernet | None, Architecture]:
-    """The architecture: given, random (``--architecture random``), or searched."""
+    """The architecture: given, or searched."""
     if this.config.architecture:
         architecture = Architecture.load(Path(this.config.architecture))
         write_json(this.folder / "search" / "architecture.json", architecture.to_dict())

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from adasearch.augment import Pieces, build_transfer, load_masked_lm, neighbours_table
+from adasearch.augment import Pieces, load_masked_lm, neighbours_table
 from adasearch.config import FitConfig, RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.errors import ConfigError
@@ -27,9 +27,11 @@ from adasearch.metrics import score
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
-from adasearch.tasks import Split, Task, split_sentences, tokenize
+from adasearch.tasks import Task
 from adasearch.teacher import HF_PROBLEM_TYPES, PROBE_EXAMPLES, Teacher, fit_probes, load_teacher, needs_finetuning, tables_of
+from adasearch.texts import Split, split_sentences, tokenize
 from adasearch.tokens import Examples, TokenStore
+from adasearch.transfer import build_transfer
 
 BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be worth its rounding
 
@@ -182,6 +184,7 @@ def _finetune(
         teacher.tokenizer.save_pretrained(partial)
 
     write_folder(folder / "teacher", save)
+    (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def _transfer(

@@ -34,7 +34,7 @@ PARAMETER_FREE = ("skip", "none", "max_pool", "avg_pool")  # an operation's name
 COLLAPSE_SHARE = 0.8  # of the edges; the default of search.collapse_share
 UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of operations is as good as open
 MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s")
-NOISE_ERRORS = 2.0  # a difference below so many standard errors is noise: about the 95% level
+NOISE_ERRORS = 2.0  # fewer standard errors than this are noise: 95% level of many seeds, 88% of three against three
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
     "cell": (("search/architecture.json",), "The derived cell"),
     "network": (("search/architecture.json",), "The whole network"),
@@ -103,6 +103,8 @@ class Report:
     def from_dict(cls, data: dict[str, Any], *, where: str = "report") -> Report:
         """Inverse of ``to_dict``. Raises ``ConfigError`` naming ``where`` and what does not fit."""
         _check_keys(cls, data, where)
+        if not isinstance(data["systems"], list):
+            raise ConfigError(f"{where}: systems: {type(data['systems']).__name__} found, a list is expected")
         for index, system in enumerate(data["systems"]):
             _check_keys(System, system, f"{where}: systems[{index}]")
         report = cls(**{**data, "systems": [System(**system) for system in data["systems"]]})
@@ -117,10 +119,12 @@ class Report:
             place = f"{where}: systems[{index}]"
             if system.kind not in KINDS:
                 raise ConfigError(f"{place}.kind: {system.kind!r} is not known; choices: {', '.join(KINDS)}")
-            for key in MEASUREMENTS:
-                value = getattr(system, key)
-                if value is not None and not 0 <= value < math.inf:
-                    raise ConfigError(f"{place}.{key}: {value!r} is no measurement; choices: 0 or more, or null")
+            for key in (*MEASUREMENTS, "score_mean", "score_sd"):
+                value, lowest = getattr(system, key), -math.inf if key == "score_mean" else 0
+                if value is None or isinstance(value, (int, float)) and math.isfinite(value) and value >= lowest:
+                    continue
+                allowed = "a finite number" if key == "score_mean" else "0 or more"
+                raise ConfigError(f"{place}.{key}: {value!r} is no measurement; choices: {allowed}, or null")
 
 
 def _check_keys(cls: type, data: Any, where: str) -> None:
@@ -368,18 +372,30 @@ def _score_cell(system: System, name: str, main: str) -> str:
 def shapes_table(report: Report) -> str:
     """Every shape timed, a column each: median milliseconds and texts a second; "" where only one was.
 
-    The timings stand in the order of the shapes, which only systems that read word pieces name by their length.
+    A shape that a system was not timed at is "-". Systems that read raw texts name no length: theirs go by their place.
     """
     timed = [s for s in report.systems if s.timings]
-    longest = max(timed, key=lambda s: (max(t["seq_len"] for t in s.timings), len(s.timings)), default=None)
-    if longest is None or len(longest.timings) < 2:
+    shapes = list(dict.fromkeys(_shape(t) for s in timed for t in s.timings if all(_shape(t))))
+    if len(shapes) < 2:
         return ""
-    header = ["system", *(f"{t['batch_size']} x {t['seq_len']}" for t in longest.timings)]
-    rows = [
-        [s.name, *(f"{format_ms(t['latency_ms_p50'])} ms, {t['texts_per_s']:,.0f}/s" for t in s.timings)]
-        for s in timed if len(s.timings) == len(longest.timings)
-    ]  # fmt: skip
-    return _table(header, rows)
+    rows = []
+    for s in timed:
+        is_raw = not any(t.get("seq_len") for t in s.timings)
+        by_shape = dict(zip(shapes, s.timings)) if is_raw else {_shape(t): t for t in s.timings}
+        rows.append([s.name, *(_timing_cell(by_shape.get(shape)) for shape in shapes)])
+    return _table(["system", *(f"{batch} x {length}" for batch, length in shapes)], rows)
+
+
+def _shape(timing: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Batch size and word pieces."""
+    return timing.get("batch_size"), timing.get("seq_len")
+
+
+def _timing_cell(timing: dict[str, Any] | None) -> str:
+    """Median latency and rate, as far as they are known."""
+    latency, rate = (timing or {}).get("latency_ms_p50"), (timing or {}).get("texts_per_s")
+    known = [f"{format_ms(latency)} ms"] * (latency is not None) + ([] if rate is None else [f"{rate:,.0f}/s"])
+    return ", ".join(known) or "-"
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -403,7 +419,10 @@ def rebuild_report(run_dir: Path) -> Path:
 
 
 def _write_markdown(run_dir: Path, report: Report) -> Path:
-    write_text(run_dir / "report.md", markdown(report, figures=figures_of(run_dir)))
+    figures = figures_of(run_dir)
+    if not any(s.score_mean is not None and s.latency_ms_p50 for s in report.systems):
+        figures = [name for name in figures if name != "comparison"]  # there is no point to draw in it
+    write_text(run_dir / "report.md", markdown(report, figures=figures))
     return run_dir / "report.md"
 
 
@@ -497,7 +516,7 @@ A small, fast text classifier for {report.task}, found by architecture search an
 import adasearch  # makes the model known to transformers
 from transformers import pipeline
 
-classify = pipeline("text-classification", "{student_name}")
+classify = pipeline("text-classification", "path/to/student")
 print(classify("..."))  # of a pair: classify({{"text": "...", "text_pair": "..."}})
 ```
 
@@ -506,7 +525,7 @@ Without `adasearch` installed, the modelling file that lies in this folder is us
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", "{student_name}", trust_remote_code=True)
+classify = pipeline("text-classification", "path/to/student", trust_remote_code=True)
 ```
 
 With onnxruntime alone, where `onnx/` is present:
@@ -516,8 +535,8 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-session = onnxruntime.InferenceSession("{student_name}/onnx/model.onnx")
-encoded = Tokenizer.from_file("{student_name}/tokenizer.json").encode("...")
+session = onnxruntime.InferenceSession("path/to/student/onnx/model.onnx")
+encoded = Tokenizer.from_file("path/to/student/tokenizer.json").encode("...")
 inputs = {{"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}}
 (logits,) = session.run(None, inputs)
 ```

@@ -13,6 +13,7 @@ from adasearch.architecture import Macro, Space
 from adasearch.config import check_choice
 from adasearch.errors import ConfigError
 from adasearch.operations import OPERATIONS
+from adasearch.supernet import learned_operations
 
 MACRO_CHOICES = {
     "inputs": ("joint", "two"),
@@ -51,14 +52,16 @@ def load_space(name_or_path: str) -> Space:
 def space_from_dict(data: dict[str, Any], where: str) -> Space:
     """A checked Space from plain data; ``where`` begins every error."""
     _check_keys(data, Space, where)
+    _check_types(data, where)
     macro_data = data.get("macro") or {}
     _check_keys(macro_data, Macro, f"{where}: macro")
+    _check_macro(macro_data, where)
     for key, choices in MACRO_CHOICES.items():
         if key in macro_data:
             check_choice(f"{where}: macro.{key}", macro_data[key], choices)
     for key in ("operations", "pair_operations", "never_derived"):
         for index, name in enumerate(data.get(key) or []):
-            if name not in OPERATIONS:
+            if not isinstance(name, str) or name not in OPERATIONS:
                 near = difflib.get_close_matches(str(name), list(OPERATIONS), n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise ConfigError(f"{where}: {key}[{index}]: unknown operation {name!r}{hint}; known: {', '.join(sorted(OPERATIONS))}")
@@ -75,11 +78,44 @@ def _check_keys(data: dict[str, Any], cls: type, where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(fields))}")
 
 
+def _check_types(data: dict[str, Any], where: str) -> None:
+    for key in ("name", "operations"):
+        if data.get(key) is None:
+            raise ConfigError(f"{where}: {key} is missing; every space needs a name and operations")
+    for key, kind in (
+        ("name", str), ("operations", list), ("pair_operations", list), ("never_derived", list), ("widths", list), ("cells", list),
+        ("nodes", int), ("edges_per_node", int), ("learned_per_node", int), ("sample_edges", bool), ("share_cells", bool), ("macro", dict),
+    ):  # fmt: skip
+        wrong_number = kind is int and isinstance(data.get(key), bool)
+        if data.get(key) is not None and (wrong_number or not isinstance(data[key], kind)):
+            raise ConfigError(f"{where}: {key}: {data[key]!r} is a {type(data[key]).__name__}; a {kind.__name__} is expected")
+    for key in ("widths", "cells"):
+        for index, size in enumerate(data.get(key) or []):
+            if type(size) is not int:
+                raise ConfigError(f"{where}: {key}[{index}]: {size!r} is no whole number")
+
+
+def _check_macro(data: dict[str, Any], where: str) -> None:
+    kinds: dict[str, tuple[type, ...]] = {"dropout": (int, float), "attention_head_size": (int,), "embedding_size": (int, type(None))}
+    kinds |= dict.fromkeys(("position_embeddings", "zero_cls", "norm_affine"), (bool,))
+    for key, kind in kinds.items():
+        is_wrong_bool = bool not in kind and isinstance(data.get(key), bool)
+        if key in data and (is_wrong_bool or not isinstance(data[key], kind)):
+            names = " or ".join("null" if one is type(None) else one.__name__ for one in kind)
+            raise ConfigError(f"{where}: macro.{key}: {data[key]!r} is a {type(data[key]).__name__}; {names} is expected")
+
+
 def _check_space(space: Space, where: str) -> None:
     if len(set(space.operations)) != len(space.operations):
         raise ConfigError(f"{where}: operations: {list(space.operations)} names one twice")
-    if not set(space.operations) - set(space.never_derived):
+    left = set(space.operations) - set(space.never_derived)
+    if not left - {"none"}:
         raise ConfigError(f"{where}: operations: none is left once never_derived {list(space.never_derived)} are taken out")
+    twice = set(space.operations) & set(space.pair_operations)
+    if twice:
+        raise ConfigError(f"{where}: pair_operations: {sorted(twice)} are among operations already")
+    if space.learned_per_node and not left & learned_operations(space):
+        raise ConfigError(f"{where}: learned_per_node: {space.learned_per_node}, but none of {sorted(left)} has weights to learn")
     if len(space.cells) != 2 or not 1 <= space.cells[0] <= space.cells[1]:
         raise ConfigError(f"{where}: cells: {list(space.cells)} must be [smallest, largest] with 1 <= smallest <= largest")
     if space.nodes < 1 or space.edges_per_node < 1:
@@ -87,8 +123,14 @@ def _check_space(space: Space, where: str) -> None:
     if not 0 <= space.learned_per_node <= space.edges_per_node:
         raise ConfigError(f"{where}: learned_per_node: {space.learned_per_node} is out of range; choices: 0 to {space.edges_per_node}")
     head = space.macro.attention_head_size
+    if not space.widths or len(set(space.widths)) != len(space.widths):
+        raise ConfigError(f"{where}: widths: {list(space.widths)} must name one or more different widths")
+    if head < 1:
+        raise ConfigError(f"{where}: macro.attention_head_size: {head} is out of range; choices: 1 or more")
     for width in space.widths:
-        if width < 8 or (width > head and width % head):
+        if width < 8 or width % min(head, max(space.widths)):
             raise ConfigError(f"{where}: widths: {width} must be at least 8 and a multiple of macro.attention_head_size {head}")
+    if space.macro.embedding_size is not None and space.macro.embedding_size < 1:
+        raise ConfigError(f"{where}: macro.embedding_size: {space.macro.embedding_size} is out of range; choices: null, 1 or more")
     if not 0 <= space.macro.dropout < 1:
         raise ConfigError(f"{where}: macro.dropout: {space.macro.dropout} is out of range; choices: 0 to below 1")

@@ -71,16 +71,19 @@ class Embeddings(nn.Module):
         self.norm = ChannelLayerNorm(width)
         self.dropout = nn.Dropout(macro.dropout)
 
-    def forward(self, input_ids: Tensor, context: Context) -> Tensor:
+    def forward(self, input_ids: Tensor, context: Context, has_cls_B1: Tensor | None = None) -> Tensor:
+        """(B, L) -> (B, D, L). ``has_cls_B1`` says which texts begin with [CLS] (None: all), for ``zero_cls``."""
         x_BLE = self.word(input_ids)
         if self.position is not None:
             x_BLE = x_BLE + self.position.weight[: input_ids.shape[1]]
         for layer in (self.projection, self.widen):
             x_BLE = x_BLE if layer is None else layer(x_BLE)
         x_BDL = context.clean(self.dropout(self.norm(x_BLE.mT, context)))
-        if self.zero_cls:
-            x_BDL = torch.cat([torch.zeros_like(x_BDL[:, :, :1]), x_BDL[:, :, 1:]], -1)
-        return x_BDL
+        if not self.zero_cls:
+            return x_BDL
+        first_BD1 = x_BDL[:, :, :1]
+        kept_BD1 = first_BD1 * 0 if has_cls_B1 is None else first_BD1 * ~has_cls_B1[:, :, None]
+        return torch.cat([kept_BD1, x_BDL[:, :, 1:]], -1)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -178,8 +181,9 @@ class Trunk(nn.Module):
         second_ids_BL = torch.where(is_pair_B1, input_ids.gather(1, shifted_BL), input_ids)
         moved_BL = torch.where(is_pair_B1, moved_BL, first_BL)
         nodes = []
-        for ids_BL, mask_BL in ((input_ids, first_BL), (second_ids_BL, moved_BL)):
-            nodes.append(self.embeddings(ids_BL, Context(mask_BL[:, None].to(dtype), second_BL, keep_D)))
+        has_cls_B1 = ~is_pair_B1  # the second text of a pair has no first token of its own to blank
+        for ids_BL, mask_BL, blank in ((input_ids, first_BL, None), (second_ids_BL, moved_BL, has_cls_B1)):
+            nodes.append(self.embeddings(ids_BL, Context(mask_BL[:, None].to(dtype), second_BL, keep_D), blank))
         # from here on positions of either text count as real; which is the second is a matter of the node, not the token
         either_B1L = (first_BL | moved_BL)[:, None].to(dtype)
         return nodes[0], nodes[1], Context(either_B1L, torch.zeros_like(second_BL), keep_D)

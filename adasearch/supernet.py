@@ -45,6 +45,7 @@ class CellGates(nn.Module):
         self.operations = ChoiceGate("operations", space.operations, rows=len(self.pairs))
         subsets = [SubsetGate("edges", node + 2, space.edges_per_node) for node in range(space.nodes)]
         self.edges = nn.ModuleList(subsets) if space.sample_edges else None
+        self.learns = torch.tensor([name in learned_operations(space) for name in space.operations])
 
     def draw(self) -> CellPath:
         """One member's path. Operations are picked on all edges, then only kept edges are run."""
@@ -112,12 +113,11 @@ class CellGates(nn.Module):
 
     def _with_weights(self, picked: dict[int, int], p_RN: Tensor) -> dict[int, int]:
         """The same with operations that learn on as many of a node's edges as the space asks: the likeliest changes."""
-        learns = [name in learned_operations(self.space) for name in self.space.operations]
-        missing = min(self.space.learned_per_node, len(picked)) - sum(learns[choice] for choice in picked.values())
-        if missing <= 0 or not any(learns):
+        free = [row for row, choice in picked.items() if not self.learns[choice]]
+        missing = min(self.space.learned_per_node, len(picked)) - (len(picked) - len(free))
+        if missing <= 0:
             return picked
-        best = {row: int(p_RN[row].where(torch.tensor(learns), -1.0).argmax()) for row in picked}
-        free = [row for row, choice in picked.items() if not learns[choice]]
+        best = {row: int(p_RN[row].where(self.learns, -1.0).argmax()) for row in picked}
         changed = sorted(free, key=lambda row: float(p_RN[row, picked[row]] / p_RN[row, best[row]].clamp_min(1e-12)))[:missing]
         return {row: best[row] if row in changed else choice for row, choice in picked.items()}
 

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from adasearch.errors import ModelError
 from adasearch.objectives import task_loss
@@ -77,7 +84,7 @@ def needs_finetuning(path: str, when: str) -> bool:
     return not any("ForSequenceClassification" in name for name in (config.architectures or []))
 
 
-def _config(path: str, trust_remote_code: bool):
+def _config(path: str, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -85,8 +92,24 @@ def _config(path: str, trust_remote_code: bool):
         raise ModelError(f"teacher: {path!r} cannot be loaded ({reason}); choices: a folder, a hub name, 'demo' or 'none'") from error
 
 
+def _check_label_order(path: str, config: PreTrainedConfig, task: Task) -> None:
+    """Names that are no names of the task (LABEL_0, other words for the same) say nothing about the order."""
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    theirs, ours = ([name.lower() for name in given] for given in (names, task.label_names))
+    if sorted(theirs) == sorted(ours) and theirs != ours:
+        raise ModelError(
+            f"teacher: {path!r} has the labels in the order {', '.join(names)}, task {task.name!r} in the order"
+            f" {', '.join(task.label_names)}: its logits would be misread;"
+            " choices: another teacher, or --finetune.when always"
+        )
+
+
 def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code: bool = False) -> Teacher:
-    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded or its labels are not the task's."""
+    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded or its labels are not the task's.
+
+    A checkpoint that ``is_finetuned`` is used as it is: as many labels as the task's and, where the names are the same
+    (in upper or lower case), in the same order. Any other will be fine-tuned: its head does not matter.
+    """
     config = _config(path, trust_remote_code)
     if is_finetuned and config.num_labels != task.num_labels:
         known = ", ".join(str(name) for name in (config.id2label or {}).values())
@@ -94,6 +117,8 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
             f"teacher: {path!r} has {config.num_labels} labels ({known}), task {task.name!r} has"
             f" {task.num_labels} ({', '.join(task.label_names)}); choices: another teacher, or --finetune.when always"
         )
+    if is_finetuned:
+        _check_label_order(path, config, task)
     labels = {
         "num_labels": task.num_labels,
         "id2label": dict(enumerate(task.label_names)),

@@ -1,4 +1,4 @@
-"""Laws of the plain data: JSON there and back is the identity, any change shows in the digest, what does not fit is named."""
+"""Laws of the plain data: JSON there and back changes nothing, any change shows in the digest, misfits are named."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], words: list[str], t
     data = without(tiny_architecture(), **changes)
     file = tmp_path / "architecture.json"
     file.write_text(json.dumps(data), encoding="utf-8")
-    for read, where in ((lambda: Architecture.load(file), str(file)), (lambda: Architecture.from_dict(data, where="here"), "here")):
+    for read, where in (
+        (lambda: Architecture.load(file), str(file)),
+        (lambda: Architecture.from_dict(data, where="here"), "here"),
+    ):
         with pytest.raises(ConfigError) as error:
             read()
         assert str(error.value).startswith(f"{where}: ") and "\n" not in str(error.value)
@@ -109,6 +112,11 @@ def test_pair_operations_join_the_candidates_of_pair_tasks_only() -> None:
 
 
 def test_decisions_cannot_be_changed_by_accident() -> None:
-    for thing, name in ((Edge(0, "skip"), "source"), (tiny_architecture(), "width"), (tiny_space(), "nodes"), (Macro(), "norm")):
+    for thing, name in (
+        (Edge(0, "skip"), "source"),
+        (tiny_architecture(), "width"),
+        (tiny_space(), "nodes"),
+        (Macro(), "norm"),
+    ):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(thing, name, 1)

@@ -18,22 +18,20 @@ from adasearch.augment import (
     ONE_SIDE,
     Material,
     Pieces,
-    build_transfer,
     fragments,
     load_masked_lm,
     masked_lm,
     neighbours,
     neighbours_table,
-    shares,
     shorten,
     split_text,
     splices,
-    stream_transfer,
 )
 from adasearch.config import TransferConfig
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.progress import Progress
 from adasearch.tokens import TokenStore
+from adasearch.transfer import build_transfer, shares, stream_transfer
 
 SENTENCES = [
     "the film was wonderfully acted and never boring",

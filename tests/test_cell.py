@@ -58,7 +58,9 @@ def test_dropped_channels_stay_zero() -> None:
 
 def test_only_the_drawn_operations_run() -> None:
     names = ("conv3", "self_attention", "avg_pool3", "skip")
-    cell = Cell([[(source, name) for source in range(node + 2) for name in names] for node in range(2)], D, tiny_macro())
+    cell = Cell(
+        [[(source, name) for source in range(node + 2) for name in names] for node in range(2)], D, tiny_macro()
+    )
     ran: list[str] = []
     for key, module in cell.named_modules():
         if isinstance(module, Operation):

@@ -43,6 +43,7 @@ def test_every_registered_loss_may_be_asked_for(name: str) -> None:
         ("finetune.when", ["auto", "always", "never"]),
         ("search.mode", ["joint", "bilevel"]),
         ("search.efficiency", ["penalty", "constraint"]),
+        ("search.derive", ["evaluated", "argmax"]),
         ("distill.loss", ["kl", "mse"]),
         ("mixed_precision", ["auto", "no", "bf16", "fp16"]),
         ("bench.runtime", ["auto", "torch", "onnxruntime"]),
@@ -74,12 +75,15 @@ def test_an_unknown_choice_is_named_with_the_known_ones(path: str, choices: list
         ("transfer.replace_probability", [0, 1], [-0.1, 1.1], "0"),
         ("max_seq_length", [4, 4096], [3, 0], "4"),
         ("search.steps", [1], [0, -5], "1"),
+        ("search.candidates", [1, 1000], [0], "1"),
         ("retrain.steps", [1], [0, -5], "1"),
         ("bench.threads", [1, 64], [0, 5000], "1"),
         ("bench.repeats", [1], [0], "1"),
     ],
 )
-def test_a_number_out_of_range_is_named_with_its_range(path: str, good: list[float], bad: list[float], low: str) -> None:
+def test_a_number_out_of_range_is_named_with_its_range(
+    path: str, good: list[float], bad: list[float], low: str
+) -> None:
     for value in good:
         validate(config_with({path: value}))
     for value in [*bad, math.nan]:
@@ -92,13 +96,23 @@ def test_a_number_out_of_range_is_named_with_its_range(path: str, good: list[flo
 @pytest.mark.parametrize(
     ("changes", "cure", "words"),
     [
-        ({"search.efficiency": "constraint"}, {"search.target_macs": 1e6}, ["search.efficiency", "'constraint'", "search.target_params"]),
+        (
+            {"search.efficiency": "constraint"},
+            {"search.target_macs": 1e6},
+            ["search.efficiency", "'constraint'", "search.target_params"],
+        ),
         ({"search.efficiency": "constraint"}, {"search.target_params": 1e5}, ["search.target_macs"]),
-        ({"transfer.masked_lm": 0.2}, {"transfer.masked_lm_model": "some/model"}, ["transfer.masked_lm", "transfer.masked_lm_model"]),
+        (
+            {"transfer.masked_lm": 0.2},
+            {"transfer.masked_lm_model": "some/model"},
+            ["transfer.masked_lm", "transfer.masked_lm_model"],
+        ),
         ({"teacher": "none"}, {"soft_label_columns": ["p_good", "p_bad"]}, ["teacher", "'none'", "soft_label_columns"]),
     ],
 )
-def test_a_setting_that_needs_another_says_which(changes: dict[str, Any], cure: dict[str, Any], words: list[str]) -> None:
+def test_a_setting_that_needs_another_says_which(
+    changes: dict[str, Any], cure: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as error:
         validate(config_with(changes))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
@@ -117,7 +131,9 @@ def test_checks_name_place_value_and_choices() -> None:
 def test_plain_data_holds_every_setting_and_nothing_is_shared() -> None:
     data = to_dict(RunConfig())
     assert set(data) == {field.name for field in dataclasses.fields(RunConfig)}
-    assert json.loads(json.dumps(data)) == data and data["search"]["beta"] == 4.0 and data["distill"]["gamma"] == 0.8  # the paper's
+    assert (
+        json.loads(json.dumps(data)) == data and data["search"]["beta"] == 4.0 and data["distill"]["gamma"] == 0.8
+    )  # the paper's
     one, other = RunConfig(), RunConfig()
     one.search.steps, one.bench.batch_sizes[0] = 7, 9
     one.controls.clear()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import WIDTHS, batch_of, make_certain, random_supernet, randomise, replaced, texts, tiny_space
+from tiny import WIDTHS, batch_of, make_certain, random_supernet, randomise, texts, tiny_space
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,7 +69,9 @@ def mean_cost(supernet: Supernet) -> tuple[float, float, float]:
     """Probability-weighted mean of ``architecture_cost`` over all members, and the sum of the probabilities."""
     space, cells = supernet.space, [members(gates) for gates in supernet.cell_gates]
     depths = dict(zip(supernet.depth_gate.choices, supernet.depth_gate.logits.softmax(-1)[0].tolist()))
-    widths = dict(zip(space.widths, supernet.width_gate.logits.softmax(-1)[0].tolist() if supernet.width_gate else [1.0]))
+    widths = dict(
+        zip(space.widths, supernet.width_gate.logits.softmax(-1)[0].tolist() if supernet.width_gate else [1.0])
+    )
     known: dict[tuple[object, int], Cost] = {}
 
     def cell_cost(cell: tuple[tuple[Edge, ...], ...], width: int) -> Cost:
@@ -119,7 +121,9 @@ def test_equal_axes_are_not_independent() -> None:
         ((5, 5), lambda x, y: 25),
         ((), lambda x, y: 1),
     ):
-        assert float(torch.as_tensor(expected_product(axes, sizes)).detach()) == pytest.approx(sum(p * product(x, y) for p, x, y in joint), rel=1e-6)
+        assert float(torch.as_tensor(expected_product(axes, sizes)).detach()) == pytest.approx(
+            sum(p * product(x, y) for p, x, y in joint), rel=1e-6
+        )
     assert expected_product(("a", "a"), {"a": FixedAxis(6)}) == 36
 
 
@@ -155,7 +159,7 @@ def test_expected_cost_is_the_mean_over_all_members(changes: dict, sample_edges:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_certain_gates_cost_what_the_student_has(width: int, depth: int, norm: str) -> None:
     operations = tuple(name for name in OPERATIONS if name not in ("none", "soft_alignment"))
-    supernet = random_supernet(tiny_space(operations=operations, nodes=3, edges_per_node=1, macro={"norm": norm}))
+    supernet = random_supernet(tiny_space(operations=operations, edges_per_node=1, macro={"norm": norm}))
     make_certain(supernet, depth, width)
     architecture = supernet.decide()
     student = shrink(supernet, architecture).eval()
@@ -197,13 +201,17 @@ def test_full_cost_is_everything_at_once_and_bounds_every_member() -> None:
 def test_cost_teaches_every_gate() -> None:
     supernet = random_supernet(tiny_space())
     supernet.expected_cost(LENGTH).macs.backward()
-    subsets_of_all = [gate for gate in gates_of(supernet) if isinstance(gate, SubsetGate) and gate.size == len(gate.logits)]
+    subsets_of_all = [
+        gate for gate in gates_of(supernet) if isinstance(gate, SubsetGate) and gate.size == len(gate.logits)
+    ]
     for gate in gates_of(supernet):
         if gate not in subsets_of_all:  # where all edges are kept there is nothing to learn
             assert gate.logits.grad.abs().max() > 0, gate.axis
 
 
 def test_a_longer_text_costs_more_and_parameters_do_not_care() -> None:
-    supernet = random_supernet(replaced(tiny_space(), operations=WEIGHED))
+    supernet = random_supernet(tiny_space(operations=WEIGHED))
     short, long = supernet.expected_cost(10), supernet.expected_cost(20)
-    assert short.params.item() == pytest.approx(long.params.item()) and long.macs > 2 * short.macs  # attention is quadratic
+    assert (
+        short.params.item() == pytest.approx(long.params.item()) and long.macs > 2 * short.macs
+    )  # attention is quadratic

@@ -24,7 +24,7 @@ from transformers import (
 )  # fmt: skip
 
 import adasearch
-from adasearch import export
+from adasearch import bundle, export
 from adasearch.architecture import Architecture, Edge, Macro
 from adasearch.errors import ConfigError, ModelError, TrainingError
 from adasearch.runtimes import OnnxRuntime
@@ -239,7 +239,7 @@ def test_bundled_modules_work_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         make_module(tmp_path, "adasearch._second", SECOND, monkeypatch),
     ]
     target = tmp_path / "bundle.py"
-    export.bundle_modelling(modules, target)
+    bundle.bundle_modelling(modules, target)
     text = target.read_text(encoding="utf-8")
     assert text.count("from __future__") == text.count("import math\n") == 1
     assert "# The first.\n#\n# With two paragraphs.\n" in text and "  # kept" in text
@@ -273,7 +273,7 @@ def test_what_cannot_be_bundled(second: str, message: str, tmp_path: Path, monke
     (tmp_path / "_second.py").write_text(f"'''Filled after its import.'''\n{second}\n")
     importlib.import_module("linecache").clearcache()
     with pytest.raises(ModelError, match=message.replace("*", r"\*")):
-        export.modelling_source(modules)
+        bundle.modelling_source(modules)
 
 
 def make_tokenizer(words: int = 56) -> PreTrainedTokenizerFast:

@@ -40,7 +40,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "new" / "folders" / "file.json"
     data = {"näme": ["ü", 1, 2.5, None, True], "b": {}}
     write_json(file, data)
-    assert read_json(file) == data and file.read_text(encoding="utf-8") == json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    assert (
+        read_json(file) == data
+        and file.read_text(encoding="utf-8") == json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    )
     write_text(file, "second")
     assert file.read_text(encoding="utf-8") == "second"
     array = np.arange(6, dtype=np.float16).reshape(2, 3).T  # not contiguous
@@ -70,7 +73,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_behind(write: Callabl
 
 
 @pytest.mark.parametrize("write", [write_atomically, write_folder])
-def test_an_interrupted_write_leaves_the_old_file_and_can_be_repeated(write: Callable[..., None], tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file_and_can_be_repeated(
+    write: Callable[..., None], tmp_path: Path
+) -> None:
     path = tmp_path / "thing"
     if write is write_atomically:
         write_text(path, "old")

@@ -13,11 +13,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("architecture", "config", "errors", "files", "progress", "registry"),  # F0: plain data; knows no torch
     ("cost", "gates", "objectives", "quantizers", "sparsity"),  # F1: tensors; knows no BERT
     ("cell", "encoder", "operations", "shrink", "student", "supernet"),  # F2: modules; knows no task
-    ("augment", "demo_assets", "metrics", "outputs", "space", "tasks", "teacher", "tokens"),  # F3: the problem
+    (
+        "augment", "demo_assets", "labels", "metrics", "outputs", "sources", "space", "tables", "tasks", "teacher",
+        "texts", "tokens", "transfer",
+    ),  # F3: the problem
     ("derive", "fit", "methods"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
-        "__init__", "__main__", "arguments", "baselines", "cli", "console", "draw", "environment", "export", "honest",
-        "measure", "pipeline", "predict", "prepare", "report", "runtimes", "systems", "verbs",
+        "__init__", "__main__", "arguments", "baselines", "bundle", "cli", "console", "draw", "environment", "export",
+        "honest", "measure", "pipeline", "predict", "prepare", "report", "runtimes", "systems", "verbs",
     ),  # F5: the ways out
 )  # fmt: skip
 TOP = len(FLOORS) - 1

@@ -68,7 +68,9 @@ def test_kl_is_that_of_the_softened_distributions(temperature: float) -> None:
 def test_mse_does_not_see_what_a_softmax_does_not_see() -> None:
     mse, student, teacher = DISTILLATION_LOSSES["mse"], torch.randn(B, C), torch.randn(B, C)
     shift_B1 = torch.randn(B, 1)
-    assert torch.allclose(mse(student + shift_B1, teacher, "single_label"), mse(student, teacher, "single_label"), atol=1e-5)
+    assert torch.allclose(
+        mse(student + shift_B1, teacher, "single_label"), mse(student, teacher, "single_label"), atol=1e-5
+    )
     difference = student - teacher
     assert torch.allclose(mse(student, teacher, "single_label"), difference.var(-1, correction=0), atol=1e-6)
     assert torch.allclose(mse(student, teacher, "multi_label"), F.mse_loss(student, teacher, reduction="none").mean(-1))
@@ -124,7 +126,9 @@ def test_a_better_probe_teaches_more() -> None:
     assert torch.allclose(weights_BP, p_BP / p_BP.sum(1, keepdim=True), atol=1e-6)
     for problem_type in PROBLEMS:
         good = torch.ones(B, 1, C) * 3 if problem_type != "regression" else torch.ones(B, 1, 1)
-        labels = {"single_label": torch.zeros(B, dtype=torch.long), "multi_label": torch.ones(B, C)}.get(problem_type, torch.ones(B))
+        labels = {"single_label": torch.zeros(B, dtype=torch.long), "multi_label": torch.ones(B, C)}.get(
+            problem_type, torch.ones(B)
+        )
         if problem_type == "single_label":
             good[:, :, 1:] = 0
         weights_BP = probe_weights(torch.cat([-good, good, 0 * good], 1), labels, problem_type)
@@ -160,9 +164,8 @@ def test_the_terms_of_a_batch_of_two() -> None:
     logits, teacher = [[1.0, 0.0], [0.0, 2.0]], [[2.0, 0.0], [0.0, 1.0]]
     levels = [[[0.5, -0.5], [0.1, 0.3]], [[0.2, 0.4], [-0.6, 0.0]]]
     probes = [[[0.0, 0.0], [9.0, 9.0], [1.0, 0.0]], [[0.3, 0.0], [9.0, 9.0], [0.0, 2.0]]]  # three teacher levels
-    batch = {
-        "labels": torch.tensor([1, -100]), "teacher_logits": torch.tensor(teacher), "probe_logits": torch.tensor(probes),
-    }  # fmt: skip
+    batch = {"labels": torch.tensor([1, -100]), "teacher_logits": torch.tensor(teacher)}
+    batch["probe_logits"] = torch.tensor(probes)
     # deepest 2 of a teacher with 3 levels: level i is taught by teacher level i
     terms = teach(torch.tensor(logits), list(torch.tensor(levels)), batch)
     ce = math.log(math.exp(1) + 1) - 0.0  # label 1 has logit 0

@@ -16,7 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adasearch.cost import FixedAxis
-from adasearch.operations import OPERATIONS, WIDTH, ChannelLayerNorm, Context, MaskedBatchNorm, Operation, register_operation
+from adasearch.operations import (
+    OPERATIONS,
+    WIDTH,
+    ChannelLayerNorm,
+    Context,
+    MaskedBatchNorm,
+    Operation,
+    register_operation,
+)
 
 D = 8
 LENGTHS, SECONDS = [9, 5, 2, 1], [4, 2, 1, 0]  # pairs, and a single text of a single token
@@ -125,7 +133,10 @@ def test_a_gated_width_is_a_narrower_operation(name: str, norm: str, is_training
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_masked_batch_norm_is_batch_norm_of_the_real_tokens(affine: bool, momentum: float | None) -> None:
-    ours, torchs = MaskedBatchNorm(D, affine=affine, momentum=momentum), nn.BatchNorm1d(D, affine=affine, momentum=momentum)
+    ours, torchs = (
+        MaskedBatchNorm(D, affine=affine, momentum=momentum),
+        nn.BatchNorm1d(D, affine=affine, momentum=momentum),
+    )
     if affine:
         randomise(ours)
     torchs.load_state_dict(ours.state_dict())
@@ -164,7 +175,9 @@ def naive_convolution(x_DL: Tensor, kernel_DDK: Tensor, dilation: int) -> Tensor
     return y_DL
 
 
-@pytest.mark.parametrize("name", [f"{kind}conv{k}" for kind in ("", "dilated_", "sep_", "dilated_sep_", "gated_") for k in (3, 5, 7)])
+@pytest.mark.parametrize(
+    "name", [f"{kind}conv{k}" for kind in ("", "dilated_", "sep_", "dilated_sep_", "gated_") for k in (3, 5, 7)]
+)
 @torch.no_grad()
 def test_convolutions_are_naive_loops(name: str) -> None:
     operation, context = build(name), context_of([11])
@@ -175,7 +188,9 @@ def test_convolutions_are_naive_loops(name: str) -> None:
         assert operation.gate.weight.shape[-1] == taps
     elif "sep" in name:
         assert operation.depthwise.weight.shape == (D, 1, taps)
-        y_DL = operation.pointwise.weight[:, :, 0] @ naive_convolution(x_DL.clamp_min(0), operation.depthwise.weight, dilation)
+        y_DL = operation.pointwise.weight[:, :, 0] @ naive_convolution(
+            x_DL.clamp_min(0), operation.depthwise.weight, dilation
+        )
     else:
         assert operation.convolution.weight.shape == (D, D, taps)
         y_DL = naive_convolution(x_DL.clamp_min(0), operation.convolution.weight, dilation)

@@ -32,14 +32,19 @@ def test_a_name_is_given_once() -> None:
     assert registry["a"] is len
 
 
+CONVOLUTIONS = {
+    f"{kind}conv{size}" for kind in ("", "dilated_", "sep_", "dilated_sep_", "gated_") for size in (3, 5, 7)
+}
+POOLS = {f"{kind}_pool{size}" for kind in ("max", "avg") for size in (3, 5, 7)}
+
+
 @pytest.mark.parametrize(
     ("registry", "kind", "names"),
     [
-        (OPERATIONS, "operation", {"conv3", "dilated_conv7", "sep_conv5", "gated_conv3", "max_pool3", "avg_pool3", "self_attention",
-                                   "soft_alignment", "skip", "none"}),
+        (OPERATIONS, "operation", CONVOLUTIONS | POOLS | {"self_attention", "soft_alignment", "skip", "none"}),
         (DISTILLATION_LOSSES, "distillation loss", {"kl", "mse"}),
     ],
-)  # fmt: skip
+)
 def test_what_the_documentation_promises_is_registered(registry: Registry, kind: str, names: set[str]) -> None:
     assert names <= set(registry)
     with pytest.raises(KeyError, match=f"unknown {kind} 'conv9'; known: "):

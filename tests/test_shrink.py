@@ -10,14 +10,33 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import VOCAB, batch_of, make_certain, random_supernet, randomise, texts, tiny_architecture, tiny_config, tiny_space
+from tiny import (
+    VOCAB,
+    batch_of,
+    make_certain,
+    random_supernet,
+    randomise,
+    texts,
+    tiny_architecture,
+    tiny_config,
+    tiny_space,
+)
 
 from adasearch.architecture import Architecture
 from adasearch.shrink import build_student, inherit_embeddings, random_architecture, random_architecture_like, shrink
 from adasearch.supernet import Supernet, architecture_cost
 
 LENGTH = 20
-FAMILIES = ("conv5", "dilated_sep_conv3", "gated_conv3", "self_attention", "soft_alignment", "max_pool3", "avg_pool3", "skip")
+FAMILIES = (
+    "conv5",
+    "dilated_sep_conv3",
+    "gated_conv3",
+    "self_attention",
+    "soft_alignment",
+    "max_pool3",
+    "avg_pool3",
+    "skip",
+)
 
 
 @pytest.mark.parametrize("share_cells", [True, False], ids=["shared", "unshared"])
@@ -42,7 +61,9 @@ def test_the_shrunk_student_is_the_supernet_in_eval(share_cells: bool, norm: str
             student, output = shrink(supernet, architecture).eval().double(), supernet.double()(*batch)
             result = student(*batch)
             supernet.float()
-            for ours, hard in zip((result.logits, *result.hidden_states), (output.logits[output.drawn], *output.levels)):
+            for ours, hard in zip(
+                (result.logits, *result.hidden_states), (output.logits[output.drawn], *output.levels)
+            ):
                 kept = hard[:, : ours.shape[1]]
                 assert torch.allclose(ours, kept, atol=1e-9, rtol=1e-9)
                 assert not hard[:, ours.shape[1] :].any()
@@ -100,6 +121,20 @@ def test_random_members_are_members_and_uniform() -> None:
     assert all("none" not in a.operations for a in drawn)
     unshared = random_architecture(tiny_space(share_cells=False, cells=(3, 3)), generator)
     assert len(set(unshared.cells)) > 1
+
+
+@pytest.mark.parametrize("least", [1, 2])
+def test_random_members_learn_where_the_space_says_so(least: int) -> None:
+    space, generator = (
+        tiny_space(operations=("conv3", "skip", "max_pool3"), learned_per_node=least),
+        np.random.default_rng(0),
+    )
+    counts = [
+        sum(edge.operation == "conv3" for edge in node)
+        for _ in range(400) for node in random_architecture(space, generator).cells[0]
+    ]  # fmt: skip
+    # two edges of three operations: one pair has two convolutions, four pairs have one; five deviations of 800 are 0.07
+    assert min(counts) == least and (least == 2 or np.mean(np.equal(counts, 2)) == pytest.approx(1 / 5, abs=0.08))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

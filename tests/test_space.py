@@ -1,4 +1,4 @@
-"""The packaged spaces are what they cite; every wrong space is refused in one line naming file, key, value and choices."""
+"""The packaged spaces are what they cite; a wrong one is refused in one line naming file, key, value and choices."""
 
 from __future__ import annotations
 
@@ -32,22 +32,35 @@ def test_adabert_is_the_papers_space() -> None:
     """Chen et al. 2020, sections 3.1 and 4.1, and the authors' code."""
     space = load_space("adabert")
     convolutions = {f"{kind}conv{kernel}" for kind in ("", "dilated_") for kernel in (3, 5, 7)}
-    assert set(space.operations) == convolutions | {"max_pool3", "avg_pool3", "skip", "none"} and len(space.operations) == 10
+    assert (
+        set(space.operations) == convolutions | {"max_pool3", "avg_pool3", "skip", "none"}
+        and len(space.operations) == 10
+    )
     assert space.cells == (1, 8) and space.nodes == 3 and space.edges_per_node == 2 and space.widths == (128,)
     assert space.share_cells and not space.sample_edges and not space.pair_operations
     assert space.macro.inputs == "two" and space.macro.zero_cls and space.macro.position_embeddings
     assert space.macro.norm == "batch" and not space.macro.norm_affine
     assert space.macro.cell_output == "attentive" and space.macro.pooling == "mean"
     gates = Supernet(space, tiny_config()).cell_gates
-    assert len(gates) == 1 and gates[0].operations.logits.shape == (9, 10)  # nine edges, ten candidates, one choice for all cells
+    assert len(gates) == 1 and gates[0].operations.logits.shape == (
+        9,
+        10,
+    )  # nine edges, ten candidates, one choice for all cells
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump({**GOOD, "pair_operations": ["soft_alignment"], "macro": {"norm": "layer"}}), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump({**GOOD, "pair_operations": ["soft_alignment"], "macro": {"norm": "layer"}}), encoding="utf-8"
+    )
     space = load_space(str(file))
     assert space == Space(
-        "mine", ("conv3", "skip"), widths=(32, 64), cells=(1, 2), pair_operations=("soft_alignment",), macro=Macro(norm="layer")
+        "mine",
+        ("conv3", "skip"),
+        widths=(32, 64),
+        cells=(1, 2),
+        pair_operations=("soft_alignment",),
+        macro=Macro(norm="layer"),
     )
     assert space.for_task(is_pair=False).operations == ("conv3", "skip")
     assert space.for_task(is_pair=True).operations == ("conv3", "skip", "soft_alignment")
@@ -62,7 +75,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({"never_derived": ["nothing"]}, ["never_derived[0]", "'nothing'", "known:"]),
         ({"operations": ["conv3", "conv3"]}, ["operations", "twice"]),
         ({"never_derived": ["conv3", "skip"]}, ["operations", "never_derived", "'skip'"]),
-        ({"operations": []}, ["operations", "none is left"]),
+        ({"operations": []}, ["operations"]),
+        ({"operations": "conv3"}, ["operations", "'conv3'", "list"]),
+        ({"cells": 4}, ["cells", "4", "list"]),
+        ({"cells": [1, 2.5]}, ["cells", "2.5"]),
+        ({"widths": 128}, ["widths", "128", "list"]),
+        ({"nodes": "three"}, ["nodes", "'three'"]),
+        ({"share_cells": "no"}, ["share_cells", "'no'"]),
+        ({"macro": ["inputs"]}, ["macro", "['inputs']"]),
         ({"cell": [1, 2]}, ["unknown key 'cell'", "known:", "cells", "operations"]),
         ({"macro": {"normalization": "batch"}}, ["macro", "unknown key 'normalization'", "known:", "norm"]),
         ({"macro": {"inputs": "three"}}, ["macro.inputs", "'three'", "choices: joint, two"]),
@@ -76,6 +96,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({"cells": [4]}, ["cells", "[4]", "[smallest, largest]"]),
         ({"nodes": 0}, ["nodes 0", "at least 1"]),
         ({"edges_per_node": 0}, ["edges_per_node 0", "at least 1"]),
+        ({"learned_per_node": 3}, ["learned_per_node: 3", "choices: 0 to 2"]),
+        ({"learned_per_node": -1}, ["learned_per_node: -1"]),
         ({"widths": [64, 4]}, ["widths", "4", "at least 8"]),
         ({"widths": [64, 80]}, ["widths", "80", "multiple of macro.attention_head_size 32"]),
     ],
@@ -92,7 +114,13 @@ def test_a_wrong_space_is_refused_in_one_line(changes: dict[str, Any], words: li
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("- conv3\n- skip\n", "found list"), ("", "found NoneType"), ("a: [1\nb: 2", "not valid YAML"), ("a: b: c", "line 1")]
+    ("text", "word"),
+    [
+        ("- conv3\n- skip\n", "found list"),
+        ("", "found NoneType"),
+        ("a: [1\nb: 2", "not valid YAML"),
+        ("a: b: c", "line 1"),
+    ],
 )
 def test_a_file_that_is_no_mapping_is_refused(text: str, word: str, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
@@ -110,7 +138,9 @@ def test_what_is_no_space_names_the_packaged_ones(kind: str, tmp_path: Path) -> 
     elif kind == "other_suffix":
         place.write_text("{}", encoding="utf-8")
     for name in (str(place), "adabrt"):
-        with pytest.raises(ConfigError, match="neither a packaged space nor a YAML file; choices: adabert, adasearch") as error:
+        with pytest.raises(
+            ConfigError, match="neither a packaged space nor a YAML file; choices: adabert, adasearch"
+        ) as error:
             load_space(name)
         assert name in str(error.value)
 

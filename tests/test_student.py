@@ -64,7 +64,9 @@ def test_folding_the_embeddings_changes_nothing(
     student, rows = tiny_student(**macro, embedding_size=embedding_size), texts(*LENGTHS)
     before = logits_of(student, rows)
     student.fold_embeddings()
-    assert torch.allclose(logits_of(student, rows), before, atol=1e-4, rtol=1e-4)  # random tables of size 1, eight layers on
+    assert torch.allclose(
+        logits_of(student, rows), before, atol=1e-4, rtol=1e-4
+    )  # random tables of size 1, eight layers on
     assert student.trunk.embeddings.projection is None and student.config.embedding_rank is None
     assert student.get_input_embeddings().weight.shape == (VOCAB, embedding_size or 8)
     folded = logits_of(student, rows)
@@ -126,7 +128,9 @@ def test_two_inputs_are_both_texts_embedded_by_themselves(first: int, second: in
         levels.append(nodes[1].mean(-1))
     weights = student.trunk.read_out.level_logits[0].softmax(0)
     mixed_BD = (weights[:, None, None] * torch.stack(levels)).sum(0)
-    reference = F.linear(mixed_BD.tanh(), student.trunk.read_out.classifier.weight, student.trunk.read_out.classifier.bias)
+    reference = F.linear(
+        mixed_BD.tanh(), student.trunk.read_out.classifier.weight, student.trunk.read_out.classifier.bias
+    )
     # beside longer texts and padding, so that bringing the second text to the front is tested too
     rows = [row, *texts((5, 9), 8, 3)]
     assert torch.allclose(logits_of(student, rows, padding=2)[0], reference[0], **CLOSE)
@@ -166,7 +170,9 @@ def test_pooling_is_that_of_the_real_tokens(pooling: str) -> None:
     assert torch.allclose(pool(x_BDL, context)[0], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("problem_type", [None, "single_label_classification", "multi_label_classification", "regression"])
+@pytest.mark.parametrize(
+    "problem_type", [None, "single_label_classification", "multi_label_classification", "regression"]
+)
 def test_losses_are_those_of_torch(problem_type: str | None) -> None:
     student = tiny_student({"problem_type": problem_type, "num_labels": 1 if problem_type == "regression" else 3})
     ids_BL, mask_BL = batch_of(texts(*LENGTHS))
@@ -213,9 +219,13 @@ def test_a_pipeline_answers_with_the_labels_names(tmp_path: Path) -> None:
     student.save_pretrained(tmp_path)
     classify = pipeline("text-classification", model=str(tmp_path), device="cpu")
     answers = classify(["aa ab", "ce dd unheard ba"], top_k=None, batch_size=2)
-    p_BC = logits_of(student, [[CLS, 4, 5, SEP], [CLS, words.index("ce"), words.index("dd"), 3, words.index("ba"), SEP]]).softmax(-1)
+    p_BC = logits_of(
+        student, [[CLS, 4, 5, SEP], [CLS, words.index("ce"), words.index("dd"), 3, words.index("ba"), SEP]]
+    ).softmax(-1)
     for answer, p_C in zip(answers, p_BC):
         scores = {entry["label"]: entry["score"] for entry in answer}
         assert scores == pytest.approx({name: p_C[i].item() for i, name in names.items()}, abs=1e-5)
     pair = classify({"text": "aa ab", "text_pair": "ce"})
-    assert pair["score"] == pytest.approx(logits_of(student, [[CLS, 4, 5, SEP, words.index("ce"), SEP]]).softmax(-1).max().item(), abs=1e-5)
+    assert pair["score"] == pytest.approx(
+        logits_of(student, [[CLS, 4, 5, SEP, words.index("ce"), SEP]]).softmax(-1).max().item(), abs=1e-5
+    )

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import batch_of, make_certain, random_supernet, texts, tiny_config, tiny_space
+from tiny import batch_of, make_certain, random_supernet, texts, tiny_config, tiny_macro, tiny_space
 from torch import Tensor
 
 from adasearch.architecture import Architecture, Edge, Space
 from adasearch.gates import SubsetGate, gates_of
 from adasearch.operations import OPERATIONS, Operation
-from adasearch.supernet import Supernet, SupernetOutput, architecture_cost, operation_costs
+from adasearch.supernet import (
+    CellGates,
+    Supernet,
+    SupernetOutput,
+    architecture_cost,
+    learned_operations,
+    operation_costs,
+)
 
 TEN = tuple(name for name in OPERATIONS if name not in ("none", "soft_alignment"))[:10]
 THREE = ("conv3", "max_pool3", "skip")
@@ -140,8 +148,63 @@ def test_undrawn_edges_are_kept_by_their_best_operation(share_cells: bool) -> No
         assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
 
 
+@pytest.mark.parametrize("never_derived", [(), ("max_pool3",)])
+def test_members_are_drawn_as_often_as_expected(never_derived: tuple[str, ...]) -> None:
+    space = tiny_space(operations=THREE, never_derived=never_derived, nodes=2, edges_per_node=2)
+    gates, draws, generator = CellGates(space), 500, np.random.default_rng(0)
+    for gate in gates_of(gates):
+        torch.nn.init.normal_(gate.logits)
+    p_RN = gates.operations.logits.detach().softmax(-1)
+    for name in never_derived:
+        p_RN[:, THREE.index(name)] = 0
+    kept_R = torch.cat([gate.expected() for gate in gates.edges]).detach()
+    expected_RN = p_RN / p_RN.sum(1, keepdim=True) * kept_R[:, None]
+    count_RN = torch.zeros_like(expected_RN)
+    for _ in range(draws):
+        for node, edges in enumerate(gates.sample(generator)):
+            for edge in edges:
+                count_RN[gates.pairs.index((node, edge.source)), THREE.index(edge.operation)] += 1
+    # five standard deviations of a binomial share
+    spread_RN = (expected_RN * (1 - expected_RN).clamp_min(0) / draws).sqrt()
+    assert ((count_RN / draws - expected_RN).abs() <= 5 * spread_RN + 1e-6).all()
+
+
+@pytest.mark.parametrize("sample_edges", [True, False])
+@pytest.mark.parametrize("least", [1, 2])
+def test_every_derived_node_has_operations_that_learn(sample_edges: bool, least: int) -> None:
+    space = tiny_space(operations=THREE, sample_edges=sample_edges, learned_per_node=least, nodes=3)
+    supernet, free = random_supernet(space), tiny_space(operations=THREE, sample_edges=sample_edges, nodes=3)
+    logits_RN = supernet.cell_gates[0].operations.logits.data
+    logits_RN[:, 2] += 3  # skips nearly everywhere
+    other = Supernet(free, tiny_config())
+    other.load_state_dict(supernet.state_dict())
+    constrained, unconstrained = supernet.decide().cells[0], other.decide().cells[0]
+    for node, (edges, wished) in enumerate(zip(constrained, unconstrained)):
+        learned = sum(edge.operation == "conv3" for edge in edges)
+        wanted = sum(edge.operation == "conv3" for edge in wished)
+        assert [edge.source for edge in edges] == [edge.source for edge in wished]
+        assert learned == max(wanted, least)  # no more is changed than must be
+        if wanted == 0 and least == 1:  # the edge that gives up least, as a share of its wish
+            rows = [sum(range(2, node + 2)) + edge.source for edge in wished]
+            loss = [(logits_RN[row].max() - logits_RN[row, 0]).item() for row in rows]
+            assert edges[loss.index(min(loss))].operation == "conv3"
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        for edges in supernet.sample(generator).cells[0]:
+            assert sum(edge.operation == "conv3" for edge in edges) >= least
+
+
+def test_what_learns_has_matrices() -> None:
+    space = tiny_space(operations=tuple(name for name in OPERATIONS))
+    built = {name: OPERATIONS[name](12, tiny_macro()) for name in OPERATIONS}
+    expected = {name for name, operation in built.items() if any(p.ndim > 1 for p in operation.parameters())}
+    assert learned_operations(space) == expected
+
+
 def test_none_is_never_run_and_leaves_the_sum() -> None:
-    space = tiny_space(operations=("skip", "none"), cells=(1, 1), sample_edges=False, widths=(8,), macro={"cell_output": "sum"})
+    space = tiny_space(
+        operations=("skip", "none"), cells=(1, 1), sample_edges=False, widths=(8,), macro={"cell_output": "sum"}
+    )
     supernet = random_supernet(space)
     rows = supernet.cell_gates[0].operations.logits.data
     rows.copy_(torch.tensor([[0.0, 9.0]]).expand_as(rows))
@@ -163,7 +226,9 @@ def test_a_search_resumes_from_its_state_dict() -> None:
     for gate in gates_of(saved):
         gate.temperature.fill_(0.4)
     fresh.load_state_dict(saved.state_dict())
-    assert fresh.decide() == saved.decide() and all(gate.temperature == saved.gates[0].temperature for gate in fresh.gates)
+    assert fresh.decide() == saved.decide() and all(
+        gate.temperature == saved.gates[0].temperature for gate in fresh.gates
+    )
     for model in (saved, fresh):
         model.train()
     torch.manual_seed(1)

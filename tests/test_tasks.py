@@ -17,7 +17,10 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from adasearch.config import TaskConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.progress import Progress
-from adasearch.tasks import PRESETS, Split, Task, demo_task, load_task, read_table, split_sentences, tokenize
+from adasearch.sources import PRESETS
+from adasearch.tables import read_table
+from adasearch.tasks import Task, demo_task, load_task
+from adasearch.texts import Split, split_sentences, tokenize
 
 WORDS = "the film is good bad long fine dull".split()
 
@@ -336,6 +339,52 @@ def test_unlabeled_texts(tmp_path: Path) -> None:
     pairs = _csv(tmp_path / "pairs.csv", "text,other,label\n" + "".join(f"a{i},b{i},{i % 2}\n" for i in range(20)))
     assert "a line holds no pair of texts" in _error(pairs, text_pair_column="other", unlabeled_file=texts)
     assert _load(pairs, text_pair_column="other", unlabeled_file=pairs).unlabeled.pairs[:2] == ["b0", "b1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "taken"),
+    [
+        ("review,text", "mine,other", "review"),  # the task's own comes first
+        ("text,title", "mine,other", "text"),
+        ("id,body,stars", "7,mine,2.5", "body"),  # the only one with more than numbers in it
+        ("title,body", "other,mine", None),
+        ("id,stars", "7,2.5", None),
+    ],
+)
+def test_unlabeled_texts_are_found_where_the_column_has_another_name(
+    tmp_path: Path, header: str, row: str, taken: str | None
+) -> None:
+    train = _write(_rows().rename(columns={"text": "review"}), tmp_path / "train.csv")
+    more = _csv(tmp_path / "more.csv", f"{header}\n{row}\n{row.replace('mine', '12')}\n")
+    settings = {"text_column": "review", "unlabeled_file": more}
+    if taken is None:
+        expected = f"{more}: text_column: no column 'review'; columns: {header.replace(',', ', ')}"
+        assert expected in _error(train, **settings)
+        return
+    task = _load(train, **settings)
+    assert task.unlabeled.texts == ["mine", "12"]
+    note = f"{more}: no column 'review': the texts are taken from column {taken!r}"
+    assert [line for line in task.notes if "are taken from" in line] == ([] if taken == "review" else [note])
+
+
+def test_unlabeled_texts_of_a_preset_and_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "sst2").mkdir()
+    frame = _rows().assign(label=[0, 1] * 20).rename(columns={"text": "sentence"})
+    frame.to_parquet(tmp_path / "sst2" / "train.parquet")
+    for name, taken in (("sentence", None), ("text", "text"), ("body", "body"), ("asked", None)):
+        more = _jsonl(tmp_path / "more.jsonl", [{name: "mine", "stars": 2}, {name: "yours", "stars": None}])
+        column = {"text_column": "asked"} if name == "asked" else {}
+        config = TaskConfig(task="sst2", data_dir=str(tmp_path), unlabeled_file=more, **column)
+        task = load_task(config)
+        assert task.unlabeled.texts == ["mine", "yours"]
+        assert [line.split()[-1] for line in task.notes if "are taken from" in line] == ([repr(taken)] if taken else [])
+    pairs = _csv(tmp_path / "pairs.csv", "first,second,label\n" + "".join(f"a{i},b{i},{i % 2}\n" for i in range(20)))
+    columns = {"text_column": "first", "text_pair_column": "second"}
+    more = _csv(tmp_path / "more.csv", "question,second\nq,s\n")
+    unlabeled = _load(pairs, **columns, unlabeled_file=more).unlabeled
+    assert (unlabeled.texts, unlabeled.pairs) == (["q"], ["s"])
+    alone = _csv(tmp_path / "alone.csv", "second\ns\n")  # a pair's second text is no first one
+    assert "no column 'first'; columns: second" in _error(pairs, **columns, unlabeled_file=alone)
 
 
 def test_select_keeps_everything_together() -> None:

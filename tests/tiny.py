@@ -5,7 +5,6 @@ Dimensions: B batch, L tokens.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -30,13 +29,25 @@ def tiny_macro(**changes: Any) -> Macro:
 def tiny_space(macro: dict[str, Any] | None = None, **changes: Any) -> Space:
     """A sampled-edge space of 1 to 3 cells; every argument of Space and Macro may be changed."""
     operations = ("conv3", "dilated_sep_conv3", "gated_conv3", "self_attention", "max_pool3", "avg_pool3", "skip")
-    settings = {"operations": operations, "widths": WIDTHS, "cells": (1, 3), "nodes": 2, "sample_edges": True, **changes}
+    settings = {
+        "operations": operations,
+        "widths": WIDTHS,
+        "cells": (1, 3),
+        "nodes": 2,
+        "sample_edges": True,
+        **changes,
+    }
     return Space("tiny", **settings, macro=tiny_macro(**(macro or {})))
 
 
 def tiny_config(architecture: Architecture | None = None, **changes: Any) -> AdasearchConfig:
     """A configuration with a vocabulary of 30, three labels, a teacher's table of width 6."""
-    settings: dict[str, Any] = {"vocab_size": VOCAB, "max_position_embeddings": 24, "embedding_rank": 6, "num_labels": 3}
+    settings: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 24,
+        "embedding_rank": 6,
+        "num_labels": 3,
+    }
     settings |= {"sep_token_id": SEP, "pad_token_id": PAD, **changes}
     return AdasearchConfig(architecture=None if architecture is None else architecture.to_dict(), **settings)
 
@@ -69,7 +80,9 @@ def batch_of(rows: list[list[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
     return ids_BL, mask_BL
 
 
-def context_of(lengths: list[int], seconds: list[int] | None = None, keep_D: Tensor | None = None, padding: int = 0) -> Context:
+def context_of(
+    lengths: list[int], seconds: list[int] | None = None, keep_D: Tensor | None = None, padding: int = 0
+) -> Context:
     """The context of texts of those lengths, of which the last ``seconds[b]`` tokens are the second text."""
     columns_L = torch.arange(max(lengths) + padding)
     length_B1 = torch.tensor(lengths)[:, None]
@@ -80,7 +93,7 @@ def context_of(lengths: list[int], seconds: list[int] | None = None, keep_D: Ten
 
 @torch.no_grad()
 def randomise(module: nn.Module) -> None:
-    """Edit in place: every parameter and running statistic random, gates well apart, so that nothing agrees by chance."""
+    """Edit in place: every parameter, running statistic and gate random, so that nothing agrees by chance."""
     for parameter in module.parameters():
         parameter.copy_(torch.randn_like(parameter) * (0.5 if parameter.ndim > 1 else 1.0))
     for name, buffer in module.named_buffers():
@@ -107,7 +120,7 @@ def without(architecture: Architecture, **changes: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def make_certain(supernet: Supernet, depth: int, width: int) -> None:
-    """Edit in place: every gate puts probability 1 (exactly, in float32) on one choice; depth and width on the given."""
+    """Edit in place: every gate puts probability 1 (exactly) on one choice; depth and width on the given."""
     for gate in gates_of(supernet):
         flat = gate.logits.view(-1, gate.logits.shape[-1])
         order = torch.rand_like(flat).argsort(-1)
@@ -116,8 +129,3 @@ def make_certain(supernet: Supernet, depth: int, width: int) -> None:
         if gate is not None:
             gate.logits.fill_(-200.0)
             gate.logits[0, gate.choices.index(choice)] = 0.0
-
-
-def replaced(space: Space, **changes: Any) -> Space:
-    """The space with fields changed."""
-    return dataclasses.replace(space, **changes)

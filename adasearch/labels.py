@@ -1,0 +1,235 @@
+"""Labels: guessed or declared, read out of a table's columns and checked row by row; gold, soft or both.
+
+Dimensions: N examples, C labels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adasearch.config import TaskConfig
+from adasearch.errors import ConfigError, DataError
+from adasearch.metrics import UNKNOWN, is_known
+from adasearch.sources import Source
+from adasearch.tables import SHOWN_ROWS, Table
+from adasearch.texts import Split
+
+SOFT_SUM_TOLERANCE = 1e-3  # probabilities written with three digits still pass
+SHOWN_NAMES = 20  # in error messages
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")  # "007" stays a name
+
+
+@dataclass
+class Schema:
+    """How labels are read: the problem, the names in order, and the soft-label column of each name."""
+
+    problem_type: str
+    names: tuple[str, ...]
+    has_gold: bool
+    is_numbered: bool = False  # integers are the labels' numbers (presets, class labels), not their names
+    soft_columns: tuple[str, ...] = ()
+
+
+def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[str]) -> Schema:
+    """What the training table's labels are. Rows whose label is of another type than the most are rejected.
+
+    What was guessed is added to ``notes``. Raises ``ConfigError`` or ``DataError`` when columns and problem do not fit.
+    """
+    soft = tuple(config.soft_label_columns or ())
+    for column in soft:
+        train.column(column, "soft_label_columns")
+    if soft and source.label not in train.columns and source.label == TaskConfig.label_column:
+        notes.append(f"{train.where}: no column {source.label!r}: the likeliest soft label stands in for it")
+        if config.problem_type == "regression":
+            raise ConfigError("soft_label_columns: probabilities cannot be the labels of a regression")
+        return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
+    values = [_plain(value, train.is_typed) for value in train.column(source.label, "label_column")]
+    kinds = Counter(kind for kind in map(_kind, values) if kind != "missing")
+    usual = kinds.most_common(1)[0][0] if kinds else "missing"
+    names = source.preset.label_names if source.preset else train.class_names.get(source.label)
+    declared = config.problem_type or (source.preset.problem_type if source.preset else None)
+    problem_type = declared or _guess(values, usual, is_named=names is not None)
+    if declared is None and names is None:
+        notes.append(f"{train.where}: column {source.label!r}: taken for {problem_type}; problem_type overrules it")
+    if problem_type == "regression":
+        if soft:
+            raise ConfigError("soft_label_columns: not for a regression; problem_type choices: single_label, multi_label")
+        return Schema(problem_type, ("score",), True)
+    is_numbered = names is not None
+    if names is None and problem_type == "multi_label":
+        tags = {tag if _kind(tag) in ("text", "number") else None for value in values for tag in _tags(value)}
+        names = _sorted_names({str(tag) for tag in tags if tag is not None})
+    elif names is None:
+        if usual not in ("text", "number", "missing"):
+            raise DataError(f"{train.where}: column {source.label!r}: labels are a {usual}; expected: texts or numbers")
+        for row, value in enumerate(values):
+            if _kind(value) not in (usual, "missing"):
+                train.reject(row, source.label, f"{value!r} is a {_kind(value)} where most labels are a {usual}")
+        names = _sorted_names({value for value in values if _kind(value) == usual})
+    if soft:
+        names, soft = _match_soft(names, soft, source.label, train.where, notes, may_grow=not is_numbered)
+    return Schema(problem_type, names, True, is_numbered, soft)
+
+
+def read_labels(table: Table, column: str, schema: Schema, *, may_be_missing: bool) -> np.ndarray:
+    """Gold labels as ``Split`` has them; a row whose label cannot be read is rejected."""
+    values = [_plain(value, table.is_typed) for value in table.column(column, "label_column")]
+    numbers = {name: number for number, name in enumerate(schema.names)}
+    shown = [f"{i} = {name}" if schema.is_numbered else name for i, name in enumerate(schema.names[:SHOWN_NAMES])]
+    known = f"known: {', '.join(shown)}{', ...' if len(schema.names) > SHOWN_NAMES else ''}"
+
+    def number(value: Any) -> int | None:
+        if schema.is_numbered and isinstance(value, int):
+            return value if 0 <= value < len(schema.names) else None
+        return numbers.get(str(value))
+
+    is_single = schema.problem_type == "single_label"
+    shape = (len(values), len(schema.names)) if schema.problem_type == "multi_label" else (len(values),)
+    labels = np.full(shape, UNKNOWN, dtype=np.int64) if is_single else np.full(shape, np.nan, dtype=np.float32)
+    for row, value in enumerate(values):
+        if _kind(value) == "missing" and not (schema.problem_type == "multi_label" and value == ""):
+            if not may_be_missing:
+                table.reject(row, column, "no label")
+        elif schema.problem_type == "regression":
+            if _kind(value) == "number" and math.isfinite(value):
+                labels[row] = value
+            else:
+                table.reject(row, column, f"label {value!r} is not a finite number")
+        else:
+            tags = [value] if is_single else _tags(value)
+            unknown = [tag for tag in tags if number(tag) is None]
+            if unknown:
+                table.reject(row, column, f"unknown label {unknown[0]!r}; {known}")
+            elif is_single:
+                labels[row] = number(value)
+            else:
+                labels[row] = 0
+                labels[row, [number(tag) for tag in tags]] = 1
+    return labels
+
+
+def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
+    """Probabilities (N, C) float32: finite, from 0, and in single-label tasks with sum 1."""
+    soft_NC = np.zeros((len(table.numbers), len(schema.soft_columns)), dtype=np.float32)
+    for c, column in enumerate(schema.soft_columns):
+        for row, value in enumerate(table.column(column, "soft_label_columns")):
+            try:
+                soft_NC[row, c] = probability = float(value)
+            except (TypeError, ValueError):
+                table.reject(row, column, f"soft label {value!r} is not a number")
+                continue
+            if not 0 <= probability <= 1 + SOFT_SUM_TOLERANCE:
+                table.reject(row, column, f"soft label {value!r} is not a probability; choices: 0 to 1")
+    if schema.problem_type == "single_label":
+        for row in np.flatnonzero(~(np.abs(soft_NC.sum(axis=1) - 1) <= SOFT_SUM_TOLERANCE)):
+            total = f"{soft_NC[row].sum():.4g}"
+            table.reject(int(row), "+".join(schema.soft_columns), f"the soft labels sum to {total}, not 1")
+    return soft_NC
+
+
+def _match_soft(
+    names: tuple[str, ...], soft: tuple[str, ...], label: str, where: str, notes: list[str], *, may_grow: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Label names and, in their order, the soft-label columns: matched by name where they agree, else by position.
+
+    With ``may_grow`` a column may stand for a label that no training example has.
+    """
+    for soft_names in (soft, _strip_prefix(soft)):
+        if set(names) <= set(soft_names) and (may_grow or len(names) == len(soft_names)):
+            ordered = names if len(names) == len(soft_names) else _sorted_names(set(soft_names))
+            return ordered, tuple(soft[soft_names.index(name)] for name in ordered)
+    if len(names) != len(soft):
+        labels = f"the {len(names)} labels of column {label!r} ({', '.join(names)})"
+        raise ConfigError(f"soft_label_columns: {len(soft)} columns ({', '.join(soft)}) for {labels}")
+    notes.append(f"{where}: soft labels matched by position: {', '.join(f'{c} = {n}' for c, n in zip(soft, names))}")
+    return names, soft
+
+
+def text_columns(table: Table) -> list[str]:
+    """The columns that hold texts: strings or nothing, and in csv not numbers alone."""
+    names = []
+    for name, values in table.columns.items():
+        kinds = {_kind(_plain(value, table.is_typed)) for value in values}
+        if "text" in kinds and kinds <= {"text", "missing", *(() if table.is_typed else ("number",))}:
+            names.append(name)
+    return names
+
+
+def check_learnable(train: Split, schema: Schema, source: Source, notes: list[str]) -> None:
+    """Raise ``DataError`` when the training labels hold one value only, or one example of a class."""
+    column = source.label if schema.has_gold else "+".join(schema.soft_columns)
+    place = f"{source.tables['train'].where}: column {column!r}"
+    labels = train.labels[is_known(train.labels)]
+    if len(train) < 2:
+        raise DataError(f"{place}: {len(train)} example; at least two are needed")
+    if schema.problem_type != "multi_label" and len(labels) and np.all(labels == labels[0]):
+        is_value = schema.problem_type == "regression"
+        only = f"value, {labels[0]:g}," if is_value else f"class, {schema.names[labels[0]]!r},"
+        raise DataError(f"{place}: only one {only} in {len(labels)} examples; at least two are needed")
+    if schema.problem_type == "regression":
+        return
+    is_single = schema.problem_type == "single_label"
+    counts_C = np.bincount(labels, minlength=len(schema.names)) if is_single else labels.sum(axis=0)
+    few = [name for name, count in zip(schema.names, counts_C) if count == 1]
+    shown = f"{len(few)} of {len(schema.names)} labels have one example only: {', '.join(few[:SHOWN_ROWS])}"
+    if few and is_single and train.soft_labels is None:
+        raise DataError(f"{place}: {shown}; each needs two (if they are amounts: problem_type regression)")
+    if few:
+        notes.append(f"{place}: {shown}")
+
+
+def _plain(value: Any, is_typed: bool) -> Any:
+    """A label as None, str, int, float or tuple: numbers are read out of csv, whole floats become ints, bools names."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(element, is_typed) for element in value)
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        value = value.strip()
+        if is_typed or not NUMBER.fullmatch(value):
+            return value
+        value = float(value) if set(value) & set(".eE") else int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _kind(value: Any) -> str:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return "missing"
+    kinds = {str: "text", int: "number", float: "number", tuple: "list"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _guess(values: Iterable[Any], usual: str, *, is_named: bool) -> str:
+    if any(isinstance(value, tuple) or (isinstance(value, str) and "|" in value) for value in values):
+        return "multi_label"
+    is_real = usual == "number" and any(isinstance(value, float) and math.isfinite(value) for value in values)
+    return "regression" if is_real and not is_named else "single_label"
+
+
+def _tags(value: Any) -> list[Any]:
+    """The labels of one multi-label example."""
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str):
+        return [tag.strip() for tag in value.split("|") if tag.strip()]
+    return [] if _kind(value) == "missing" else [value]
+
+
+def _sorted_names(values: set[Any]) -> tuple[str, ...]:
+    """Numbers (also written as text) by size, everything else by letter."""
+    is_numeric = all(NUMBER.fullmatch(str(value)) for value in values)
+    return tuple(map(str, sorted(values, key=(lambda v: float(v)) if is_numeric else str)))
+
+
+def _strip_prefix(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Column names without what they share up to a separator: p_neg, p_pos -> neg, pos."""
+    shared = len(re.sub(r"[^_.:-]*$", "", os.path.commonprefix(columns))) if len(columns) > 1 else 0
+    return tuple(column[shared:] or column for column in columns)

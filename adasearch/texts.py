@@ -1,0 +1,104 @@
+"""Texts: a split of them with what is known of each, cut into sentences, and turned into word pieces once.
+
+Dimensions: N examples, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adasearch.errors import ConfigError, ModelError
+from adasearch.files import fingerprint, read_json, write_json
+from adasearch.progress import Progress
+from adasearch.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_TEXTS = 2_000
+_ABBREVIATION = r"(?<!\b[A-Z]\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\bMrs\.)"
+_SENTENCE_END = re.compile(rf"""(?<=[.!?]){_ABBREVIATION}\s+|(?<=[.!?]["')\]])\s+|\n+""")
+
+
+@dataclass
+class Split:
+    """Texts (N) or pairs of texts, with what is known of them.
+
+    ``labels``: single_label int64 (N,), -100 = unknown; regression float32 (N,), multi_label float32 (N, C) of 0 and 1,
+    NaN = unknown. ``soft_labels``: float32 (N, C) probabilities.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None = None
+    labels: np.ndarray | None = None
+    soft_labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Split:
+        """The named examples, in that order."""
+        rows = np.asarray(indices, dtype=np.int64)
+        texts, pairs = (values and [values[row] for row in rows] for values in (self.texts, self.pairs))
+        labels, soft = (array if array is None else array[rows] for array in (self.labels, self.soft_labels))
+        return Split(texts, pairs, labels, soft)
+
+
+def split_sentences(texts: Iterable[str], *, shortest: int = 3, longest: int = 60) -> list[str]:
+    """Sentences of ``shortest`` to ``longest`` words, HTML line breaks taken for paragraph ends. Rules, no model."""
+    sentences = []
+    for text in texts:
+        for sentence in _SENTENCE_END.split(re.sub(r"(<br\s*/?>\s*)+", "\n", text)):
+            words = sentence.split()
+            if shortest <= len(words) <= longest:
+                sentences.append(" ".join(words))
+    return sentences
+
+
+def tokenize(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, *,
+    cache: Path, name: str, progress: Progress | None = None,
+) -> tuple[TokenStore, int]:
+    """All texts as word pieces with special tokens, mapped from ``cache``, and how many were cut to ``max_length``.
+
+    Pairs are cut longest text first. Done once: the files' name holds a fingerprint of texts, tokenizer and length.
+    Raises ``ModelError`` for a tokenizer without a fast version, ``ConfigError`` when it cannot take ``max_length``.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")
+    if max_length > tokenizer.model_max_length:
+        most = f"tokenizer {tokenizer.name_or_path!r} takes up to {tokenizer.model_max_length}"
+        raise ConfigError(f"max_seq_length: {max_length} is too long; {most}")
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for key in ("truncation", "padding"):  # left over from the last call
+        rules.pop(key, None)
+    name = f"{name}-{fingerprint(split.texts, split.pairs, rules, max_length)}"
+    if (store := TokenStore.load(cache, name)) is not None:
+        return store, read_json(cache / f"{name}.json")["cut"]
+    cut = 0
+
+    def sequences(report: Callable[..., None]) -> Iterable[list[int]]:
+        nonlocal cut
+        for start in range(0, len(split), CHUNK_TEXTS):
+            chunk = slice(start, start + CHUNK_TEXTS)
+            batch = tokenizer(
+                split.texts[chunk], split.pairs and split.pairs[chunk], truncation="longest_first",
+                max_length=max_length, padding=False, return_attention_mask=False, return_token_type_ids=False,
+            )  # fmt: skip
+            cut += sum(bool(encoding.overflowing) for encoding in batch.encodings)
+            yield from batch["input_ids"]
+            report(min(start + CHUNK_TEXTS, len(split)), cut=cut)
+
+    progress = progress or Progress()
+    progress.stage(f"tokenize {name.rsplit('-', 1)[0]}", total=len(split))
+    store = TokenStore.from_lists(sequences(progress.step))
+    write_json(cache / f"{name}.json", {"texts": len(store), "cut": cut, "max_length": max_length})
+    store.save(cache, name)  # last: its presence says that all is there
+    return TokenStore.load(cache, name), cut

@@ -1,0 +1,166 @@
+"""What a search step costs: against a fixed network of the same depth, and with ten candidates against three.
+
+    python scripts/benchmark_search.py [--batch 128] [--length 32] [--steps 40]     # about three minutes, one thread
+
+Times are taken in one process, the systems in turns, as medians and means over steps; memory is the peak of a process
+of its own. The fixed networks are random members of the space at its largest depth and width. The three candidates are
+chosen so that their mean cost is that of the ten. Expected: step ratio <= 1.5, ten against three <= 1.1 in time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from adasearch.architecture import Space
+from adasearch.config import DistillConfig, RetrainConfig, SearchConfig
+from adasearch.files import write_json
+from adasearch.fit import Training
+from adasearch.measure import hardware, peak_rss_bytes
+from adasearch.methods.adabert import AdaBert
+from adasearch.methods.distill import Distill
+from adasearch.progress import Progress
+from adasearch.shrink import build_student, random_architecture
+from adasearch.space import load_space
+from adasearch.student import AdasearchConfig
+from adasearch.supernet import Supernet
+from adasearch.tokens import Examples, TokenStore
+
+THREE = ("conv3", "self_attention", "skip")  # mean cost 60k weights at width 160, of all ten 57k
+VOCABULARY, RANK = 30_522, 384
+
+
+def texts(batch: int, length: int) -> Examples:
+    """Eight batches of random texts with random labels and teacher."""
+    rng = np.random.default_rng(0)
+    count = 8 * batch
+    return Examples(
+        TokenStore.from_lists(rng.integers(1_000, VOCABULARY, (count, length))),
+        0,
+        labels=rng.integers(0, 2, count),
+        teacher_logits=rng.normal(size=(count, 2)).astype(np.float32),
+        probe_logits=rng.normal(size=(count, 7, 2)).astype(np.float32),
+    )
+
+
+def student_config() -> AdasearchConfig:
+    """MiniLM's vocabulary and table."""
+    return AdasearchConfig(vocab_size=VOCABULARY, embedding_rank=RANK, num_labels=2)
+
+
+def training(model: torch.nn.Module, method: AdaBert | Distill, examples: Examples) -> Training:
+    """Ready to step, nothing saved."""
+    folder = Path(tempfile.mkdtemp())
+    return Training(model, method, {"train": examples}, method.config, 1, folder, Accelerator(cpu=True), Progress(), 1e9, False)
+
+
+def search_training(space: Space, examples: Examples, batch: int, steps: int) -> Training:
+    """A search past its warm-up: every part of its step is at work."""
+    torch.manual_seed(0)
+    config = SearchConfig(steps=10 * steps, batch_size=batch, arch_warmup=0.0)
+    method = AdaBert(config, DistillConfig(), "single_label", 2, float(examples.tokens.lengths.mean()))
+    return training(Supernet(space, student_config()), method, examples)
+
+
+def fixed_training(space: Space, examples: Examples, batch: int, seed: int) -> Training:
+    """A random member at the largest depth and width."""
+    largest = dataclasses.replace(space, cells=(space.cells[1],) * 2, widths=(max(space.widths),))
+    member = random_architecture(largest, np.random.default_rng(seed))
+    config = RetrainConfig(steps=1_000, batch_size=batch)
+    method = Distill(config, DistillConfig(), "single_label", 2, member.width, member.depth)
+    return training(build_student(member, student_config()), method, examples)
+
+
+def step(run: Training) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
+    run.train_step()
+    run.step += 1
+    return time.perf_counter() - start
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """Interleaved times, then each memory in a process of its own."""
+    space = load_space(arguments.space).for_task(is_pair=False)
+    three = dataclasses.replace(space, operations=THREE, never_derived=())
+    examples = texts(arguments.batch, arguments.length)
+    searches = {
+        "ten": search_training(space, examples, arguments.batch, arguments.steps),
+        "three": search_training(three, examples, arguments.batch, arguments.steps),
+    }
+    fixed = [fixed_training(space, examples, arguments.batch, seed) for seed in range(5)]
+    seconds: dict[str, list[float]] = {"ten": [], "three": [], "fixed": []}
+    for turn in range(arguments.steps + 5):
+        for name, run in (*searches.items(), ("fixed", fixed[turn % len(fixed)])):
+            took = step(run)
+            if turn >= 5:
+                seconds[name].append(took)
+    command = [sys.executable, __file__, *(f"--{k}={getattr(arguments, k)}" for k in ("space", "batch", "length", "steps"))]
+    memory = {
+        name: json.loads(subprocess.run([*command, "--memory", name], capture_output=True, text=True, check=True).stdout)
+        for name in ("ten", "three", "fixed")
+    }
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    return {
+        "what": "search step against fixed network, ten candidates against three",
+        "space": arguments.space, "candidates": len(space.operations), "batch_size": arguments.batch, "seq_len": arguments.length,
+        "steps": arguments.steps, "threads": 1,
+        "step_seconds_mean": means,
+        "step_seconds_median": {name: float(np.median(values)) for name, values in seconds.items()},
+        "peak_rss_bytes": memory,
+        "ratios": {
+            "search_step_to_fixed_step": means["ten"] / means["fixed"],
+            "ten_to_three_time": means["ten"] / means["three"],
+            "ten_to_three_peak_memory": memory["ten"] / memory["three"],
+        },
+        "hardware": hardware(),
+    }  # fmt: skip
+
+
+def peak_of(arguments: argparse.Namespace) -> int:
+    """Peak memory of this process after the steps."""
+    space = load_space(arguments.space).for_task(is_pair=False)
+    examples = texts(arguments.batch, arguments.length)
+    if arguments.memory == "fixed":
+        run = fixed_training(space, examples, arguments.batch, 0)
+    else:
+        chosen = space if arguments.memory == "ten" else dataclasses.replace(space, operations=THREE, never_derived=())
+        run = search_training(chosen, examples, arguments.batch, arguments.steps)
+    for _ in range(arguments.steps):
+        step(run)
+    return peak_rss_bytes()
+
+
+def main() -> None:
+    """Measure, print, and write results/runs/search_cost.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="adasearch")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--memory", choices=["ten", "three", "fixed"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory:
+        print(peak_of(arguments))
+        return
+    found = measure(arguments)
+    write_json(Path(__file__).resolve().parent.parent / "results" / "runs" / "search_cost.json", found)
+    print(json.dumps(found["ratios"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+"""Laws of the teacher: its labels are the task's, its probes are what scikit-learn finds, its word is computed once.
+
+Dimensions: N texts, B batch, L tokens, D hidden, P levels, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.linear_model import LogisticRegression, Ridge
+from tiny_task import WORDS, rows, write_teacher
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from adasearch import outputs
+from adasearch.errors import ModelError
+from adasearch.files import write_array
+from adasearch.outputs import cached_outputs, outputs_of
+from adasearch.progress import Progress
+from adasearch.tasks import Task
+from adasearch.teacher import PROBE_L2, Teacher, fit_probes, load_teacher, needs_finetuning, tables_of
+from adasearch.texts import Split
+from adasearch.tokens import Examples, TokenStore
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("encoder"))
+
+
+def classifier(folder: Path, encoder: Path, names: Sequence[str] | None, count: int = 2) -> str:
+    """A sequence classifier of random weights with those label names (None: transformers' own), saved in ``folder``."""
+    labels = {"num_labels": count} if names is None else {"id2label": dict(enumerate(names))}
+    BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), **SHAPE, **labels)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return str(folder)
+
+
+def task_with(*names: str) -> Task:
+    empty = Split([])
+    return Task("moods", "single_label", names, ("accuracy",), empty, empty)
+
+
+def teacher_of(encoder: Path, **changes: int) -> Teacher:
+    config = BertConfig(vocab_size=len(WORDS), num_labels=3, **{**SHAPE, **changes})
+    return Teacher(BertForSequenceClassification(config).eval(), AutoTokenizer.from_pretrained(encoder))
+
+
+def examples_of(teacher: Teacher, count: int) -> Examples:
+    texts = [row["text"] for row in rows(count, seed=3)]
+    return Examples(TokenStore.from_lists(teacher.tokenizer(texts)["input_ids"]), teacher.tokenizer.pad_token_id)
+
+
+# --- a checkpoint and a task ---
+
+
+def test_labels_in_another_order_are_refused(tmp_path: Path, encoder: Path) -> None:
+    """The same names, in any case: the logits would be read for each other. Fine-tuning gives it a new meaning."""
+    path, task = classifier(tmp_path, encoder, ("POSITIVE", "Negative")), task_with("negative", "positive")
+    with pytest.raises(ModelError) as caught:
+        load_teacher(path, task, is_finetuned=True)
+    message = str(caught.value)
+    assert path in message and "\n" not in message
+    assert "POSITIVE, Negative, task 'moods' in the order negative, positive" in message
+    assert "--finetune.when always" in message
+    assert load_teacher(path, task, is_finetuned=False).model.config.id2label == {0: "negative", 1: "positive"}
+
+
+@pytest.mark.parametrize("names", [("Negative", "POSITIVE"), None, ("bad", "good"), ("positive", "other")])
+def test_labels_in_the_same_order_or_of_other_names_pass(
+    tmp_path: Path, encoder: Path, names: tuple[str, ...] | None
+) -> None:
+    """LABEL_0 and words that are not the task's say nothing. What is loaded speaks of the task's; equal weights."""
+    path = classifier(tmp_path, encoder, names)
+    model = load_teacher(path, task_with("negative", "positive"), is_finetuned=True).model
+    assert model.config.id2label == {0: "negative", 1: "positive"} and model.config.label2id["positive"] == 1
+    saved = BertForSequenceClassification.from_pretrained(path)
+    assert torch.equal(model.classifier.weight, saved.classifier.weight)
+
+
+def test_order_is_the_numbers_not_the_letters(tmp_path: Path, encoder: Path) -> None:
+    """Ten labels and more: as keys of the JSON, "10" comes before "2"."""
+    names = [f"topic{i:02d}" for i in range(12)]
+    path = classifier(tmp_path, encoder, names)
+    assert load_teacher(path, task_with(*names), is_finetuned=True).model.config.num_labels == 12
+    with pytest.raises(ModelError, match="in the order topic00, topic01, topic02"):
+        load_teacher(path, task_with(*names[::-1]), is_finetuned=True)
+
+
+def test_another_number_of_labels_is_refused_unless_fine_tuned(tmp_path: Path, encoder: Path) -> None:
+    path, task = classifier(tmp_path, encoder, ("sad", "glad", "calm")), task_with("negative", "positive")
+    expected = r"has 3 labels \(sad, glad, calm\), task 'moods' has 2 \(negative, positive\); .*--finetune.when always"
+    with pytest.raises(ModelError, match=expected):
+        load_teacher(path, task, is_finetuned=True)
+    teacher = load_teacher(path, task, is_finetuned=False)
+    assert teacher.model.classifier.weight.shape == (2, 16)
+    kept = BertForSequenceClassification.from_pretrained(path)
+    assert torch.equal(teacher.model.get_input_embeddings().weight, kept.get_input_embeddings().weight)
+
+
+def test_only_a_sequence_classifier_needs_no_fine_tuning(tmp_path: Path, encoder: Path) -> None:
+    path = classifier(tmp_path, encoder, None)
+    choices = ("auto", "always", "never")
+    assert [needs_finetuning(path, when) for when in choices] == [False, True, False]
+    assert [needs_finetuning(str(encoder), when) for when in choices] == [True, True, False]
+    absent = str(tmp_path / "absent")
+    with pytest.raises(ModelError, match=f"teacher: '{absent}' cannot be loaded .*choices: a folder, a hub name"):
+        load_teacher(absent, task_with("a", "b"), is_finetuned=False)
+
+
+# --- what it hears and says ---
+
+
+def test_token_types_by_hand_and_as_the_tokenizer_gives_them(encoder: Path) -> None:
+    teacher = teacher_of(encoder)
+    ids_BL = torch.tensor([[2, 5, 3, 6, 7, 3, 0], [2, 5, 6, 3, 0, 0, 0]])  # [CLS] = 2, [SEP] = 3, [PAD] = 0
+    expected = [[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0]]
+    assert teacher.token_types(ids_BL)["token_type_ids"].tolist() == expected
+    batch = teacher.tokenizer(
+        ["good film", "the plot was dull", "fine"], ["bad cast", "and", "it was very lovely"],
+        padding=True, return_token_type_ids=True, return_tensors="pt",
+    )  # fmt: skip
+    assert torch.equal(teacher.token_types(batch["input_ids"])["token_type_ids"], batch["token_type_ids"])
+    assert teacher_of(encoder, type_vocab_size=1).token_types(ids_BL) == {}
+
+
+def test_levels_are_those_of_each_text_alone(encoder: Path) -> None:
+    """Padding must not enter the mean; the probes are linear maps of the levels."""
+    teacher = teacher_of(encoder)
+    ids_BL, mask_BL = examples_of(teacher, 5).tokens.pad(range(5), 0)
+    with torch.no_grad():
+        logits_BC, features_BPD = teacher.logits_and_features(ids_BL, mask_BL)
+        assert features_BPD.shape == (5, teacher.levels, 16) == (5, 3, 16)
+        for row in range(5):
+            alone = ids_BL[row : row + 1, : int(mask_BL[row].sum())]
+            output = teacher.model(input_ids=alone, output_hidden_states=True)
+            first, *layers = (hidden[0] for hidden in output.hidden_states)
+            expected_PD = torch.stack([first.mean(0), *(layer[0] for layer in layers)])
+            torch.testing.assert_close(features_BPD[row], expected_PD, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(logits_BC[row], output.logits[0], rtol=1e-4, atol=1e-5)
+        teacher.probe_weights_PCD, teacher.probe_biases_PC = torch.randn(3, 4, 16), torch.randn(3, 4)
+        again_BC, probes_BPC = teacher.outputs(ids_BL, mask_BL)
+    torch.testing.assert_close(again_BC, logits_BC)
+    for level, (weight_CD, bias_C) in enumerate(zip(teacher.probe_weights_PCD, teacher.probe_biases_PC)):
+        linear = nn.functional.linear(features_BPD[:, level], weight_CD, bias_C)
+        torch.testing.assert_close(probes_BPC[:, level], linear, rtol=1e-4, atol=1e-5)
+
+
+# --- probes ---
+
+
+def features(count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two levels of features of different scales (N, 2, 6), the same with mean 0 and variance 1, and noise (N, 3)."""
+    rng = np.random.default_rng(0)
+    raw_NPD = rng.normal(size=(count, 2, 6)) @ rng.normal(size=(6, 6)) * np.geomspace(0.1, 30, 6) + 5
+    raw_NPD = raw_NPD.astype(np.float32)
+    return raw_NPD, (raw_NPD - raw_NPD.mean(0)) / raw_NPD.std(0, ddof=1), rng.gumbel(size=(count, 3))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_probes_are_the_logistic_regression(count: int) -> None:
+    """mean CE + l |W|^2, where scikit-learn says C sum CE + |w|^2 / 2: C = 1 / (2 N l).
+
+    For two classes it has one vector w = W_1 - W_0, and at the optimum W_1 = -W_0, so |W|^2 = |w|^2 / 2: C = 1 / (N l).
+    The noise makes the classes overlap. L-BFGS stops when the loss moves by less than 1e-9: probabilities within 0.3%.
+    """
+    raw_NPD, standard_NPD, noise_NC = features()
+    labels = (standard_NPD[:, 0, :count] + noise_NC[:, :count]).argmax(1)
+    weights_PCD, biases_PC = fit_probes(raw_NPD, labels, "single_label", count, Progress())
+    for level in range(2):
+        x_ND, scale = standard_NPD[:, level].astype(np.float64), 2 if count > 2 else 1
+        model = LogisticRegression(C=1 / (scale * len(labels) * PROBE_L2), tol=1e-10, max_iter=10_000)
+        expected_NC = model.fit(x_ND, labels).predict_log_proba(x_ND)
+        found_NC = (torch.from_numpy(raw_NPD[:, level]) @ weights_PCD[level].T + biases_PC[level]).log_softmax(1)
+        np.testing.assert_allclose(found_NC, expected_NC, atol=3e-3)
+        assert model.score(x_ND, labels) < 0.99  # not separable
+
+
+def test_probes_of_several_labels_and_of_amounts() -> None:
+    """Multi-label: one logistic regression a label, its loss a Cth of the whole. Regression: ridge; NaN is left out."""
+    raw_NPD, standard_NPD, noise_NC = features()
+    amounts = (standard_NPD[:, 0, 0] + noise_NC[:, 0]).astype(np.float32)
+    is_known = np.arange(len(amounts)) % 5 > 0
+    hidden = np.where(is_known, amounts, np.nan).astype(np.float32)
+    weights_PCD, biases_PC = fit_probes(raw_NPD, hidden, "regression", 1, Progress())
+    found = torch.from_numpy(raw_NPD[:, 0]) @ weights_PCD[0, 0] + biases_PC[0, 0]
+    ridge = Ridge(alpha=len(amounts) * PROBE_L2).fit(standard_NPD[is_known, 0], amounts[is_known])
+    np.testing.assert_allclose(found, ridge.predict(standard_NPD[:, 0]), atol=1e-3)
+
+    tags_NC = (standard_NPD[:, 0, :3] + noise_NC > 0).astype(np.float32)
+    weights_PCD, biases_PC = fit_probes(raw_NPD, tags_NC, "multi_label", 3, Progress())
+    x_ND = standard_NPD[:, 1].astype(np.float64)
+    for label in range(3):
+        model = LogisticRegression(C=1 / (2 * 3 * len(tags_NC) * PROBE_L2), tol=1e-10, max_iter=10_000)
+        expected = model.fit(x_ND, tags_NC[:, label]).decision_function(x_ND)
+        found = torch.from_numpy(raw_NPD[:, 1]) @ weights_PCD[1, label] + biases_PC[1, label]
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize("family", [BertForSequenceClassification, RobertaForSequenceClassification])
+def test_tables_are_the_rows_that_texts_meet(family: type) -> None:
+    """Row l of the position table is what the model adds at the l-th token; RoBERTa's first row is padding_idx + 1."""
+    is_roberta = family is RobertaForSequenceClassification
+    make_config = RobertaConfig if is_roberta else BertConfig
+    model = family(make_config(vocab_size=20, max_position_embeddings=12, pad_token_id=1, **SHAPE)).eval()
+    seen: dict[str, Tensor] = {}
+    embeddings = model.base_model.embeddings
+    embeddings.position_embeddings.register_forward_hook(lambda _, __, output: seen.update(position=output.squeeze(0)))
+    embeddings.word_embeddings.register_forward_hook(lambda _, __, output: seen.update(word=output[0]))
+    ids_BL = torch.tensor([[4, 9, 7, 19, 5, 6]])
+    model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
+    word_VD, position_LD = tables_of(model)
+    assert torch.equal(word_VD[ids_BL[0]], seen["word"])
+    assert torch.equal(position_LD[:6], seen["position"])
+    assert len(position_LD) == (10 if is_roberta else 12) and not (word_VD.requires_grad or position_LD.requires_grad)
+
+
+def test_a_model_without_such_a_table_has_none() -> None:
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, pad_token_id=0))
+    word_VD, position_LD = tables_of(model)
+    assert word_VD.shape == (20, 16) and position_LD is None
+
+
+# --- outputs, computed once ---
+
+
+class Killed(BaseException):
+    """Comes from outside, as a kill does, and is caught by nobody."""
+
+
+class Interrupted:
+    """A forward pass that is killed at call number ``at``; counts the texts that went through it."""
+
+    def __init__(self, teacher: Teacher, at: int | None = None):
+        self.teacher, self.at, self.calls, self.texts = teacher, at, 0, 0
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        if self.calls == self.at:
+            raise Killed
+        self.calls += 1
+        self.texts += len(input_ids)
+        return self.teacher.logits_and_features(input_ids, attention_mask)
+
+
+@pytest.fixture
+def run_of(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Teacher, Examples]:
+    monkeypatch.setattr(outputs, "CHUNK", 8)
+    teacher = teacher_of(encoder)
+    return teacher, examples_of(teacher, 21)
+
+
+def cached(forward: Interrupted, examples: Examples, folder: Path) -> list[np.ndarray]:
+    names = ("logits", "features")
+    return cached_outputs(forward, examples, folder, names, Accelerator(cpu=True), Progress(), "pass", is_mixed=False)
+
+
+def test_outputs_are_in_the_order_of_the_texts(run_of: tuple[Teacher, Examples], tmp_path: Path) -> None:
+    """Batched by length, in chunks or at once: each text's row is what it gets alone."""
+    teacher, examples = run_of
+    whole = outputs_of(teacher.logits_and_features, examples, Accelerator(cpu=True), batch_size=4)
+    for array, kept in zip(whole, cached(Interrupted(teacher), examples, tmp_path)):
+        assert isinstance(kept, np.memmap) and array.dtype == kept.dtype == np.float32
+        np.testing.assert_allclose(kept, array, rtol=1e-4, atol=1e-5)  # other batches, other padding
+    for n in range(len(examples)):
+        ids_BL, mask_BL = examples.tokens.pad([n], 0)
+        with torch.no_grad():
+            alone = teacher.logits_and_features(ids_BL, mask_BL)
+        for array, output in zip(whole, alone):
+            np.testing.assert_allclose(array[n], output[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_killed_pass_goes_on_and_ends_the_same(run_of: tuple[Teacher, Examples], tmp_path: Path, at: int) -> None:
+    """21 texts in chunks of 8, one batch each: what was saved is not computed again; arrays equal to the bit."""
+    teacher, examples = run_of
+    undisturbed = cached(Interrupted(teacher), examples, tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        cached(Interrupted(teacher, at), examples, folder)
+    assert not list(folder.glob("*.partial"))
+    rest = Interrupted(teacher)
+    resumed = cached(rest, examples, folder)
+    assert rest.texts == 21 - 8 * at
+    assert all(np.array_equal(a, b) for a, b in zip(resumed, undisturbed))
+    assert sorted(path.name for path in folder.iterdir()) == ["features.npy", "logits.npy"]
+    again = Interrupted(teacher, 0)  # would be killed at once
+    assert all(np.array_equal(a, b) for a, b in zip(cached(again, examples, folder), undisturbed))
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_kill_between_any_two_files_costs_a_chunk_at_most(
+    run_of: tuple[Teacher, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Three chunks of two files, then the two whole ones: killed before file number ``at`` is written."""
+    teacher, examples = run_of
+    undisturbed = cached(Interrupted(teacher), examples, tmp_path / "undisturbed")
+    written = iter(range(100))
+
+    def write(path: Path, array: np.ndarray) -> None:
+        if next(written) == at:
+            raise Killed
+        write_array(path, array)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(outputs, "write_array", write)
+        cached(Interrupted(teacher), examples, tmp_path / "killed")
+    rest = Interrupted(teacher)
+    resumed = cached(rest, examples, tmp_path / "killed")
+    assert rest.texts == max(0, 21 - 8 * (at // 2))
+    assert all(np.array_equal(a, b) for a, b in zip(resumed, undisturbed))
