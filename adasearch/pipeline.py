@@ -7,6 +7,7 @@ a kill. What crosses from search to training is the Architecture, plain data (an
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import sys
 import time
@@ -123,9 +124,15 @@ def _open(config: RunConfig, progress: Progress) -> Run:
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         write_json(
             folder / "run.json",
-            {"command": " ".join(sys.argv), "config": to_dict(config), "precision": accelerator.mixed_precision, "stages": {}},
+            {"command": _command(), "config": to_dict(config), "precision": accelerator.mixed_precision, "stages": {}},
         )
     return Run(config, folder, task, space, progress, accelerator)
+
+
+def _command() -> str:
+    """What was typed, without where the program lies."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["adasearch" if program in ("adasearch", "__main__.py") else program, *sys.argv[1:]])
 
 
 def _check_reopening(config: RunConfig, folder: Path) -> None:
