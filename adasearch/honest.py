@@ -12,9 +12,11 @@ import numpy as np
 
 from adasearch.architecture import Architecture
 from adasearch.baselines import TfidfBaseline, tfidf_baseline
-from adasearch.draw import inspect
+from adasearch.card import model_card
 from adasearch.export import export_student
 from adasearch.files import read_json, write_json, write_text
+from adasearch.inspect_run import inspect
+from adasearch.markdown import write_report
 from adasearch.measure import (
     Timing,
     bert_base_shape,
@@ -29,9 +31,10 @@ from adasearch.measure import (
 from adasearch.metrics import is_skewed, majority_baseline, score
 from adasearch.outputs import outputs_of
 from adasearch.prepare import Problem
-from adasearch.report import Report, System, compute_ratios, model_card, write_report
+from adasearch.report import Report, System
 from adasearch.runtimes import choose_runtime, load_classifier
 from adasearch.systems import Trained
+from adasearch.verdict import compute_ratios
 
 if TYPE_CHECKING:
     from adasearch.pipeline import Run

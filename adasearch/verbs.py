@@ -147,13 +147,13 @@ def _bench(settings: BenchSettings, progress: Progress) -> str:
 
 
 def _inspect(settings: InspectSettings, progress: Progress) -> str:
-    from adasearch.draw import inspect
+    from adasearch.inspect_run import inspect
 
     return inspect(Path(settings.path), Path(settings.output_dir) if settings.output_dir else None)
 
 
 def _report(settings: ReportSettings, progress: Progress) -> str:
-    from adasearch.report import rebuild_report
+    from adasearch.markdown import rebuild_report
 
     return str(rebuild_report(Path(settings.run_dir)))
 

@@ -19,8 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),  # F3: the problem
     ("derive", "fit", "methods"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
-        "__init__", "__main__", "arguments", "baselines", "bundle", "cli", "console", "draw", "environment", "export",
-        "honest", "measure", "pipeline", "predict", "prepare", "report", "runtimes", "systems", "verbs",
+        "__init__", "__main__", "arguments", "baselines", "bundle", "canvas", "card", "cli", "console", "curves", "draw",
+        "environment", "export", "formats", "honest", "inspect_run", "layout", "markdown", "measure", "pipeline",
+        "predict", "prepare", "report", "runtimes", "systems", "verbs", "verdict",
     ),  # F5: the ways out
 )  # fmt: skip
 TOP = len(FLOORS) - 1

@@ -15,11 +15,15 @@ from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from adasearch import export, report as module
+from adasearch import export, formats, markdown, verdict
+from adasearch.card import model_card
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
-from adasearch.report import KINDS, Report, System, compute_ratios, model_card, rebuild_report, write_report
+from adasearch.inspect_run import inspect
+from adasearch.markdown import rebuild_report, write_report
+from adasearch.report import KINDS, Report, System
 from adasearch.student import AdasearchForSequenceClassification
+from adasearch.verdict import compute_ratios
 from tiny import tiny_architecture, tiny_config
 
 STUDENT, RANDOM, TFIDF = (0.880, 0.882, 0.878), (0.877, 0.882, 0.872), (0.839,)
@@ -81,7 +85,7 @@ def cells(table: str) -> dict[str, list[str]]:
 def test_the_verdict_is_the_hand_worked_one() -> None:
     # 0.880 / 0.900 = 97.78%; 28.4 / 2.0 = 14.2; 0.880 - 0.839 = 4.1 and 0.880 - 0.877 = 0.3 points;
     # pooled sd = sqrt((2 * 0.002^2 + 2 * 0.005^2) / 4) = 0.0038
-    assert module.verdict(make_report()) == (
+    assert verdict.verdict(make_report()) == (
         "The student keeps 97.8% of the teacher's accuracy (88.0 ± 0.2 of 90.0) at 14.2x its speed"
         " (batch 1, 128 word pieces, one thread, onnxruntime) with 5.1M parameters;"
         " it is 4.1 points above TF-IDF + logistic regression and 0.3 ± 0.4 points above a random architecture of equal cost."
@@ -125,7 +129,7 @@ def test_the_spread_of_a_difference_is_students_two_sample() -> None:
     ],
 )  # fmt: skip
 def test_the_verdict_says_only_what_was_measured(systems: list[System], expected: str) -> None:
-    assert module.verdict(make_report(*systems)) == expected
+    assert verdict.verdict(make_report(*systems)) == expected
 
 
 # --- warnings ------------------------------------------------------------------------------------------------------
@@ -147,19 +151,19 @@ def test_the_verdict_says_only_what_was_measured(systems: list[System], expected
 )
 def test_a_control_that_is_not_beaten_is_said_plainly(other: str, scores: tuple[float, ...], expected: str | None) -> None:
     report = make_report(system("student", STUDENT), system(other, scores))
-    found = module.warnings(report)
+    found = verdict.warnings(report)
     assert found == [] if expected is None else len(found) == 1 and expected in found[0]
-    assert all(f"> **Warning.** {text}" in module.markdown(report) and text in model_card(report, "s") for text in found)
+    assert all(f"> **Warning.** {text}" in markdown.markdown(report) and text in model_card(report, "s") for text in found)
 
 
 def test_slow_constant_single_and_unlike_are_warned_of() -> None:
     student = system("student", (0.509,), 1000, 30.0)
-    slow = " ".join(module.warnings(make_report(system("teacher", (0.9,), 1000, 15.0), student)))
+    slow = " ".join(verdict.warnings(make_report(system("teacher", (0.9,), 1000, 15.0), student)))
     assert "not faster than its teacher (0.50x)" in slow and "One seed" in slow
     assert "not better than always answering the most frequent class (50.9)" in slow
     unlike = dataclasses.replace(system("teacher", (0.9,), 1000, 90.0), threads=2)
-    assert any("latencies do not compare" in text for text in module.warnings(make_report(unlike, system("student", STUDENT, 1000, 2.0))))
-    assert module.warnings(make_report(system("teacher", (0.9,), 1000, 90.0), system("student", STUDENT, 1000, 2.0))) == []
+    assert any("latencies do not compare" in text for text in verdict.warnings(make_report(unlike, system("student", STUDENT, 1000, 2.0))))
+    assert verdict.warnings(make_report(system("teacher", (0.9,), 1000, 90.0), system("student", STUDENT, 1000, 2.0))) == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_slow_constant_single_and_unlike_are_warned_of() -> None:
     ],
 )
 def test_the_search_alarms(search: dict[str, Any], expected: str | None) -> None:
-    found = module.warnings(make_report(system("student", STUDENT), search=search))
+    found = verdict.warnings(make_report(system("student", STUDENT), search=search))
     assert found == [] if expected is None else len(found) == 1 and expected in found[0]
 
 
@@ -182,7 +186,7 @@ def test_the_search_alarms(search: dict[str, Any], expected: str | None) -> None
 
 
 def test_the_table_is_the_hand_worked_one() -> None:
-    rows = cells(module.scores_table(make_report()))
+    rows = cells(markdown.scores_table(make_report()))
     assert rows["system"] == ["accuracy", "parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
     # 3.9M of 5.1M = 76%; 4 bytes x 5.1M = 20.4 MB; 1000 / 2 ms = 500
     assert rows["student"] == ["88.0 ± 0.2", "5.1M", "76%", "12.3M", "20.4 MB", "2.00", "3.00", "500"]
@@ -197,10 +201,10 @@ def test_skewed_classes_show_every_metric_against_the_constant_answer() -> None:
         system("student", (0.74, 0.76), metrics=both), metric="f1", metrics=["accuracy", "f1"],
         majority={"accuracy": 0.684, "f1": 0.812, "is_skewed": True},
     )  # fmt: skip
-    rows = cells(module.scores_table(report))
+    rows = cells(markdown.scores_table(report))
     assert rows["system"][:2] == ["F1", "accuracy"]  # the metric that counts comes first
     assert rows["student"][:2] == ["83.0", "75.0 ± 1.0"] and rows["constant answer"][:2] == ["81.2", "68.4"]
-    assert "read every metric against the constant answer" in module.markdown(report)
+    assert "read every metric against the constant answer" in markdown.markdown(report)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -209,7 +213,7 @@ def test_what_is_not_known_is_a_dash_and_breaks_nothing(kind: str, tmp_path: Pat
         System("bare", kind), majority={}, seeds=[], hardware={}, search={}, command=None, commit=None, notes=[],
     )  # fmt: skip
     text = write_report(tmp_path, report).read_text(encoding="utf-8")
-    assert cells(module.scores_table(report))["bare"] == ["-"] * 8
+    assert cells(markdown.scores_table(report))["bare"] == ["-"] * 8
     card = model_card(report, "bare").replace("session.run(None", "")  # that one is code
     assert "None" not in text and "None" not in card and "nan" not in text
 
@@ -218,7 +222,7 @@ def test_what_is_not_known_is_a_dash_and_breaks_nothing(kind: str, tmp_path: Pat
 def test_a_gap_in_a_timing_is_a_dash_too(key: str) -> None:
     row = system("student", STUDENT, 10, 2.0)
     row = dataclasses.replace(row, timings=[{**row.timings[0], key: None}, *row.timings[1:]])
-    assert "None" not in module.markdown(make_report(row))
+    assert "None" not in markdown.markdown(make_report(row))
 
 
 def test_other_shapes_are_timed_in_their_own_table() -> None:
@@ -226,17 +230,17 @@ def test_other_shapes_are_timed_in_their_own_table() -> None:
     raw_texts = dataclasses.replace(raw_texts, seq_len=0, timings=[{**t, "seq_len": 0} for t in raw_texts.timings])
     fewer = system("reference", (), 100, 10.0)
     fewer = dataclasses.replace(fewer, timings=fewer.timings[:1])
-    rows = cells(module.shapes_table(make_report(system("student", STUDENT, 10, 2.0), raw_texts, fewer)))
+    rows = cells(markdown.shapes_table(make_report(system("student", STUDENT, 10, 2.0), raw_texts, fewer)))
     assert rows["system"] == ["1 x 128", "32 x 128", "1 x 32"]
     assert rows["student"] == ["2.00 ms, 500/s", "64.0 ms, 500/s", "2.00 ms, 500/s"]
     assert rows["tfidf"] == ["0.20 ms, 5,000/s", "6.40 ms, 5,000/s", "0.20 ms, 5,000/s"]  # its length is 0: by place
     assert rows["reference"] == ["10.0 ms, 100/s", "-", "-"]  # no system is left out
     only = dataclasses.replace(system("student", STUDENT, 10, 2.0), timings=[timing(1, 128, 2.0)])
-    assert module.shapes_table(make_report(only)) == ""
+    assert markdown.shapes_table(make_report(only)) == ""
 
 
 def test_the_report_says_what_was_run_and_what_the_search_cost() -> None:
-    text = module.markdown(make_report())
+    text = markdown.markdown(make_report())
     for part in (
         "# sst2", "- command: `adasearch run sst2 --seeds 1 2 3`", "- commit: abc1234", "- seeds: 1, 2, 3", "over 3 seeds",
         "cpu a processor, cores 2\n", "- 7 texts cut", "- time: 754 s", "- peak memory: 1.25 GB", "- steps: 1,500",
@@ -252,16 +256,16 @@ def test_the_report_says_what_was_run_and_what_the_search_cost() -> None:
      (999_500, "1M"), (3_972_352, "3.97M"), (22_713_216, "22.7M"), (109_483_778, "109M"), (1.2e9, "1.2G"), (11_200e9, "11.2T")],
 )  # fmt: skip
 def test_counts_have_three_digits(value: float | None, expected: str) -> None:
-    assert module.format_count(value) == expected
+    assert formats.format_count(value) == expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.57, "0.57"), (9.949, "9.95"), (9.96, "10.0"), (64.04, "64.0"), (4911.2, "4911")])
 def test_milliseconds_have_three_digits(value: float | None, expected: str) -> None:
-    assert module.format_ms(value) == expected
+    assert formats.format_ms(value) == expected
 
 
 def test_squared_errors_are_no_percentages() -> None:
-    assert module.format_score(0.4321, "mse") == "0.432" and module.format_score(0.4321, "pearson") == "43.2"
+    assert formats.format_score(0.4321, "mse") == "0.432" and formats.format_score(0.4321, "pearson") == "43.2"
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -331,14 +335,19 @@ def test_an_unwritable_report_leaves_the_old_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_scored", [True, False])
 def test_every_figure_that_is_linked_gets_drawn(is_scored: bool, tmp_path: Path) -> None:
-    draw = pytest.importorskip("adasearch.draw")
     write_json(tmp_path / "search" / "architecture.json", tiny_architecture().to_dict())
     rows = [system("student", STUDENT if is_scored else (), 1000, 2.0), system("teacher", (0.9,) if is_scored else (), 9000, 20.0)]
     text = write_report(tmp_path, make_report(*rows)).read_text(encoding="utf-8")
-    draw.inspect(tmp_path, None)
+    inspect(tmp_path, None)
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert ("figures/comparison.svg" in links) == is_scored and "figures/cell.svg" in links
     assert [link for link in links if not (tmp_path / link).is_file()] == []
+
+
+def test_a_run_without_cells_links_no_picture_of_one(tmp_path: Path) -> None:
+    write_json(tmp_path / "search" / "architecture.json", tiny_architecture(cells=0).to_dict())
+    text = write_report(tmp_path, make_report(search={"depth": 0})).read_text(encoding="utf-8")
+    assert "figures/cell.svg" not in text and "figures/network.svg" in text
 
 
 # --- the model card ------------------------------------------------------------------------------------------------
@@ -354,7 +363,7 @@ def test_the_card_is_one_the_hub_reads() -> None:
 def test_the_cards_numbers_are_the_reports() -> None:
     report = make_report()
     card = model_card(report, "sst2")
-    assert module.verdict(report) in card and module.scores_table(report) in card and "trust_remote_code=True" in card
+    assert verdict.verdict(report) in card and markdown.scores_table(report) in card and "trust_remote_code=True" in card
 
 
 def test_the_cards_code_runs_on_a_students_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,51 @@
+"""Numbers as text: counts, scores, milliseconds, bytes; a missing one is "-"."""
+
+from __future__ import annotations
+
+ERRORS_OF_MEASUREMENT = ("mse",)  # metrics that are no share of anything: printed as they are, lower is better
+
+
+def format_count(value: float | None) -> str:
+    """``512``, ``1.3k``, ``33k``, ``3.97M``, ``1.2G``: three digits at most."""
+    if value is None:
+        return "-"
+    for factor, unit in ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        scaled = value / factor
+        if scaled < 999.5:
+            break
+    digits = 0 if factor == 1 or scaled >= 99.95 else (1 if scaled >= 9.995 or factor == 1e3 else 2)
+    text = f"{scaled:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + unit
+
+
+def format_score(value: float | None, metric: str) -> str:
+    """Points with one decimal; squared errors as they are."""
+    return "-" if value is None else f"{value:.3f}" if metric in ERRORS_OF_MEASUREMENT else f"{100 * value:.1f}"
+
+
+def format_ms(value: float | None) -> str:
+    """Milliseconds, three digits."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Decimal megabytes."""
+    return "-" if value is None else f"{value / 1e6:.1f} MB"
+
+
+def format_spread(sd: float | None, metric: str) -> str:
+    """`` ± 0.4``; nothing where it is not known."""
+    return "" if sd is None else f" ± {format_score(sd, metric)}"
+
+
+def format_threads(count: int | None) -> str:
+    """``one thread``, ``2 threads``."""
+    return "threads unknown" if count is None else "one thread" if count == 1 else f"{count} threads"
+
+
+def metric_name(name: str) -> str:
+    """A metric as one writes it."""
+    known = {"f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "mse": "squared error"}
+    return known.get(name, name.replace("_", " "))

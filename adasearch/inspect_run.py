@@ -1,0 +1,119 @@
+"""Everything that can be drawn of a run's folder, an architecture.json or a student's folder, at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adasearch.architecture import Architecture
+from adasearch.curves import draw_comparison, draw_search, draw_training
+from adasearch.draw import Details, describe, draw_cell, draw_network
+from adasearch.errors import ConfigError
+from adasearch.files import read_json
+from adasearch.layout import Costs
+from adasearch.report import FIGURES
+
+DRAWABLE = (
+    "a run's folder (search/architecture.json, search/history.jsonl, report.json), an architecture.json,"
+    " a student's folder (config.json with 'architecture')"
+)
+
+
+def inspect(path: Path, output_dir: Path | None) -> str:
+    """Draw everything that can be drawn of a run's folder, an architecture.json or a student's folder.
+
+    Figures go to ``output_dir``, else to figures/ beside what was read. Returns the text of ``describe`` and the files.
+    Raises ``ConfigError`` when ``path`` is none of these or a file in it cannot be read.
+    """
+    path = Path(path)
+    architecture, config = _find(path)
+    folder = Path(output_dir) if output_dir else (path.parent if path.is_file() else path) / "figures"
+    text, written = [], []
+    if architecture is not None:
+        costs, details = _costs_of(architecture, config, where=path)
+        text.append(describe(architecture, costs))
+        if architecture.cells:
+            written += draw_cell(architecture, folder / "cell", costs)
+        written += draw_network(architecture, folder / "network", details)
+    if path.is_dir():
+        if (path / "search" / "history.jsonl").is_file():
+            written += draw_search(_read_history(path / "search" / "history.jsonl"), folder / "search")
+        histories = {}
+        for pattern in FIGURES["training"][0]:
+            for file in sorted(path.glob(pattern)):
+                histories.setdefault(file.parent.name, _read_history(file))
+        if any(histories.values()):
+            written += draw_training(histories, folder / "training")
+        if (path / "report.json").is_file():
+            report = _read_json(path / "report.json")
+            if any(s.get("score_mean") is not None and s.get("latency_ms_p50") for s in report.get("systems", [])):
+                written += draw_comparison(report, folder / "comparison")
+    return "\n\n".join([*text, "\n".join(map(str, written))])
+
+
+def _find(path: Path) -> tuple[Architecture | None, dict[str, Any] | None]:
+    """The architecture at ``path`` and the student's configuration, as far as they are there."""
+    if path.is_file():
+        return Architecture.load(path), None
+    found, config = path / "search" / "architecture.json", None
+    for candidate in (path / "config.json", path / "student" / "config.json"):
+        if candidate.is_file():
+            config = _read_json(candidate)
+            if isinstance(config.get("architecture"), dict):
+                break
+            raise ConfigError(f"{candidate}: no key 'architecture'; choices: {DRAWABLE}")
+    if config is not None:
+        return Architecture.from_dict(config["architecture"], where=f"{path}: architecture"), config
+    if found.is_file():
+        return Architecture.load(found), None
+    if (path / "search" / "history.jsonl").is_file() or (path / "report.json").is_file():
+        return None, None
+    raise ConfigError(f"{path}: nothing to draw is there; choices: {DRAWABLE}")
+
+
+def _costs_of(architecture: Architecture, config: dict[str, Any] | None, *, where: Path) -> tuple[Costs, Details]:
+    """Costs of the operations, per token at the usual length, and parameters of the parts; nothing is allocated."""
+    import torch
+
+    from adasearch.operations import OPERATIONS
+    from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
+    from adasearch.supernet import operation_costs
+
+    for name in architecture.operations:
+        if name not in OPERATIONS:
+            known = ", ".join(sorted(OPERATIONS))
+            raise ConfigError(f"{where}: unknown operation {name!r} (yours? --import its module); known: {known}")
+    length = 128  # tokens; only attention's MACs per token depend on it
+    costs = operation_costs(architecture.operations, architecture.width, architecture.macro, length)
+    settings = config or {"architecture": architecture.to_dict(), "vocab_size": 8, "sep_token_id": 2}
+    with torch.device("meta"):
+        student = AdasearchForSequenceClassification(AdasearchConfig.from_dict(settings))
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    trunk = student.trunk
+    details = Details(tuple(count(cell) for cell in trunk.cells))
+    if config is not None:
+        parts = count(trunk.embeddings), count(trunk.read_out)
+        details = Details(details.cells, *parts, student.config.vocab_size, student.config.num_labels)
+    per_token = {name: (round(float(cost.params)), round(float(cost.macs) / length)) for name, cost in costs.items()}
+    return per_token, details
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: it cannot be read ({error}); choices: JSON as adasearch writes it") from error
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """Records of a history, one a line or one JSON list."""
+    if path.suffix == ".json":
+        return _read_json(path)
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: it cannot be read ({error}); choices: one JSON record a line") from error

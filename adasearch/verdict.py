@@ -1,0 +1,161 @@
+"""What the numbers of a report say: the student against every other system, a verdict, and what speaks against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from adasearch.formats import format_count, format_ms, format_score, format_spread, format_threads, metric_name
+from adasearch.report import KINDS, Report, System
+
+PARAMETER_FREE = ("skip", "none", "max_pool", "avg_pool")  # an operation's name without its kernel
+COLLAPSE_SHARE = 0.8  # of the edges; the default of search.collapse_share
+UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of operations is as good as open
+NOISE_ERRORS = 2.0  # fewer standard errors than this are noise: 95% level of many seeds, 88% of three against three
+
+
+def compute_ratios(systems: Sequence[System]) -> dict[str, dict[str, float | None] | None]:
+    """The student against every other kind, as ``student_vs_<kind>``; None where student or other is missing.
+
+    ``speed``, ``size`` and ``params`` are the other's value over the student's, ``score`` the student's over the
+    other's, ``score_difference`` theirs subtracted, ``pooled_sd`` the seeds' pooled standard deviation and
+    ``standard_error`` that of the difference of the two means; None where a number is missing.
+    """
+    by_kind: dict[str, System] = {}
+    for system in systems:
+        by_kind.setdefault(system.kind, system)
+    student = by_kind.get("student")
+    return {
+        f"student_vs_{kind}": None if student is None or kind not in by_kind else _compare(student, by_kind[kind])
+        for kind in KINDS if kind != "student"
+    }  # fmt: skip
+
+
+def _compare(student: System, other: System) -> dict[str, float | None]:
+    pooled, error = _pool(student.scores, other.scores)
+    have_scores = student.score_mean is not None and other.score_mean is not None
+    return {
+        "speed": quotient(other.latency_ms_p50, student.latency_ms_p50),
+        "size": quotient(other.size_bytes, student.size_bytes),
+        "params": quotient(other.params, student.params),
+        "score": quotient(student.score_mean, other.score_mean),
+        "score_difference": student.score_mean - other.score_mean if have_scores else None,
+        "pooled_sd": pooled,
+        "standard_error": error,
+    }
+
+
+def quotient(numerator: float | None, denominator: float | None) -> float | None:
+    """The quotient; None where a part is missing or the quotient means nothing."""
+    return None if numerator is None or denominator is None or denominator <= 0 else numerator / denominator
+
+
+def _pool(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
+    """Pooled sample standard deviation and the standard error of the difference of the means (Student's two-sample)."""
+    freedom = len(first) + len(second) - 2
+    if not first or not second or freedom < 1:
+        return None, None
+    squares = sum((x - sum(values) / len(values)) ** 2 for values in (first, second) for x in values)
+    pooled = math.sqrt(squares / freedom)
+    return pooled, pooled * math.sqrt(1 / len(first) + 1 / len(second))
+
+
+def verdict(report: Report) -> str:
+    """One sentence on the student: score and speed against the teacher, size, and what stands beside it."""
+    student, metric = report.find("student"), metric_name(report.metric)
+    if student is None or student.score_mean is None:
+        return "No student was scored."
+    scored = f"{format_score(student.score_mean, report.metric)}{format_spread(student.score_sd, report.metric)}"
+    ratio = report.ratios.get("student_vs_teacher") or {}
+    threads = format_threads(student.threads)
+    how = f"batch {student.batch_size}, {student.seq_len} word pieces, {threads}, {student.runtime}"
+    teacher = report.find("teacher")
+    if ratio.get("score") is not None and teacher is not None:
+        against = format_score(teacher.score_mean, report.metric)
+        sentence = f"The student keeps {100 * ratio['score']:.1f}% of the teacher's {metric} ({scored} of {against})"
+        if ratio.get("speed") is not None:
+            sentence += f" at {ratio['speed']:.1f}x its speed ({how})"
+    else:
+        sentence = f"The student reaches {scored} {metric}"
+        if student.latency_ms_p50 is not None:
+            sentence += f" in {format_ms(student.latency_ms_p50)} ms ({how})"
+    if student.params is not None:
+        sentence += f" with {format_count(student.params)} parameters"
+    beside = [text for kind in ("tfidf", "random_architecture") if (text := _beside(report, kind))]
+    return f"{sentence}{'; it is ' if beside else ''}{' and '.join(beside)}."
+
+
+def _beside(report: Report, kind: str) -> str | None:
+    ratio = report.ratios.get(f"student_vs_{kind}") or {}
+    difference = ratio.get("score_difference")
+    if difference is None:
+        return None
+    spread = format_spread(ratio.get("pooled_sd"), report.metric) if kind == "random_architecture" else ""
+    side = "below" if difference < 0 else "above"
+    return f"{format_score(abs(difference), report.metric)}{spread} points {side} {KINDS[kind]}"
+
+
+def warnings(report: Report) -> list[str]:
+    """What speaks against the student or against trusting the numbers, in plain words."""
+    student = report.find("student")
+    found = []
+    if student is not None and student.score_mean is not None:
+        found += [text for kind in KINDS if (text := _not_better(report, student, kind))]
+        majority = report.majority.get(report.metric)
+        if majority is not None and student.score_mean <= majority:
+            constant = format_score(majority, report.metric)
+            found.append(f"The student is not better than always answering the most frequent class ({constant}).")
+        if len(student.scores) == 1:
+            found.append("One seed: how much the scores vary from run to run is not known.")
+    setups = {(s.runtime, s.threads, s.batch_size) for s in report.systems if s.kind not in ("tfidf",) and s.runtime}
+    if len(setups) > 1:
+        found.append("The systems differ in runtime, threads or batch size: their latencies do not compare.")
+    return found + _search_warnings(report.search)
+
+
+def _not_better(report: Report, student: System, kind: str) -> str | None:
+    other, ratio = report.find(kind), report.ratios.get(f"student_vs_{kind}") or {}
+    difference, error = ratio.get("score_difference"), ratio.get("standard_error")
+    if other is None:
+        return None
+    if kind == "teacher":
+        speed = ratio.get("speed")
+        return None if speed is None or speed > 1 else f"The student is not faster than its teacher ({speed:.2f}x)."
+    if difference is None:
+        return None
+    own, others = (format_score(system.score_mean, report.metric) for system in (student, other))
+    pair = f"({own} against {others})"
+    if difference <= 0:
+        ends = {
+            "tfidf": "the plain baseline is the better choice here",
+            "random_architecture": "the search gained nothing",
+            "student_no_kd": "the teacher gained nothing",
+            "bag_of_embeddings": "the cells gained nothing",
+        }
+        return f"The student is not better than {KINDS[kind]} {pair}: {ends[kind]}."
+    if error is not None and difference < NOISE_ERRORS * error:
+        return (
+            f"The student is not better than {KINDS[kind]} within noise {pair}:"
+            f" the difference is less than {NOISE_ERRORS:.0f} standard errors."
+        )
+    return None
+
+
+def _search_warnings(search: dict[str, Any]) -> list[str]:
+    found = []
+    counts = search.get("operations") or {}
+    free = sum(count for name, count in counts.items() if name.rstrip("0123456789") in PARAMETER_FREE)
+    total = sum(counts.values())
+    if total and free / total > search.get("collapse_share", COLLAPSE_SHARE):
+        found.append(
+            f"Collapse: {free} of {total} edges have an operation without parameters; a smaller search.beta or a longer"
+            " search.arch_warmup may help."
+        )
+    open_share = (search.get("entropy") or {}).get("operations")
+    if open_share is not None and open_share > UNDECIDED_ENTROPY:
+        found.append(
+            f"The search ended undecided: the entropy of its operations is {100 * open_share:.0f}% of the maximum;"
+            " more search.steps or a larger search.arch_learning_rate may help."
+        )
+    return found
