@@ -86,6 +86,8 @@ class TransferConfig:
         masked_lm_model: checkpoint of that model.
         replace_probability: share of the word pieces replaced by ``neighbours`` and ``masked_lm``.
         candidates: how many nearest pieces (or proposals) a replacement is drawn from.
+        labelled_share: labelled texts are repeated until they make up this share of what a student sees: the texts that
+            are made are many, and further from the task.
         unlabeled_size: how many of the unlabelled texts are used at most.
         split_sentences: cut unlabelled texts into sentences first.
     """
@@ -98,6 +100,7 @@ class TransferConfig:
     masked_lm_model: str | None = None
     replace_probability: float = 0.3
     candidates: int = 15
+    labelled_share: float = 0.3
     unlabeled_size: int = 200_000
     split_sentences: bool = True
 
@@ -133,7 +136,7 @@ class FitConfig:
         clip_norm: largest gradient norm.
     """
 
-    steps: int = 2_500
+    steps: int = 1_500
     batch_size: int = 128
     learning_rate: float = 2e-3
     embedding_rate: float = 0.5
@@ -164,7 +167,7 @@ class SearchConfig(FitConfig):
         collapse_share: alarm when operations without parameters hold more than this share of the edges.
     """
 
-    steps: int = 600
+    steps: int = 500
     learning_rate: float = 2e-3
     mode: str = "joint"
     beta: float = 4.0
@@ -303,6 +306,7 @@ def validate(config: RunConfig) -> None:
         ("search.temperature_end", config.search.temperature_end, 1e-3, config.search.temperature_start),
         ("transfer.size", config.transfer.size, 0, float("inf")),
         ("transfer.replace_probability", config.transfer.replace_probability, 0, 1),
+        ("transfer.labelled_share", config.transfer.labelled_share, 0, 0.99),
         ("max_seq_length", config.max_seq_length, 4, 1 << 20),
         ("search.steps", config.search.steps, 1, float("inf")),
         ("search.candidates", config.search.candidates, 1, float("inf")),

@@ -6,6 +6,7 @@ What this file makes lies in ``teacher/`` and ``cache/`` of the run's folder and
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,9 @@ BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be 
 class Problem:
     """A task ready to be learned: tokenised examples, each with what the teacher says of it.
 
-    ``lesson`` is what students learn from (labelled texts first, then the transfer set), ``labelled`` the training
-    texts alone, ``held_out`` those the scores are taken on. ``word`` and ``position`` are the teacher's tables.
+    ``lesson`` is what students learn from (the labelled texts, repeated, then the transfer set), ``labelled`` the
+    training texts alone, ``held_out`` those the scores are taken on. ``made`` is the size of the
+    transfer set. ``word`` and ``position`` are the teacher's tables.
     """
 
     task: Task
@@ -49,6 +51,7 @@ class Problem:
     teacher: Teacher | None
     labelled: Examples
     lesson: Examples
+    made: int
     validation: Examples
     held_out: Examples
     student_config: AdasearchConfig
@@ -114,13 +117,18 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
     teacher.model.eval().requires_grad_(False).to(accelerator.device)
     word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
     extra = _transfer(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
-    lesson = _teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
+    known = _teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
+    own, made = known.select(np.arange(len(labelled))), len(known) - len(labelled)
+    share = config.transfer.labelled_share
+    again = max(1, math.ceil(share / (1 - share) * made / len(labelled)))
+    lesson = known.select(np.concatenate([np.tile(np.arange(len(labelled)), again), np.arange(len(labelled), len(known))]))
     return Problem(
         task,
         teacher.tokenizer,
         teacher if has_teacher else None,
-        lesson.select(np.arange(len(labelled))),
+        own,
         lesson,
+        made,
         validation,
         held_out,
         _student_config(task, teacher, config, word),

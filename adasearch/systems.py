@@ -60,7 +60,10 @@ def run_search(
         # held out of the labelled texts; what was made from them by augmentation stays with the weights' share
         order = np.random.default_rng(config.seed).permutation(len(problem.labelled))
         held = order[: max(1, round(settings.valid_share * len(order)))]
-        splits = {"train": lesson.select(np.setdiff1d(np.arange(len(lesson)), held)), "valid": lesson.select(np.sort(held))}
+        count = len(problem.labelled)
+        repeats = (len(lesson) - problem.made) // count
+        hidden = np.concatenate([held + turn * count for turn in range(repeats)])
+        splits = {"train": lesson.select(np.setdiff1d(np.arange(len(lesson)), hidden)), "valid": lesson.select(np.sort(held))}
     method = AdaBert(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length)
     fit(
         supernet,
