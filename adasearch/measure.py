@@ -236,6 +236,7 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu_model(), "cpu_capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
         "cores_usable": usable, "torch_threads": torch.get_num_threads(), "memory_bytes": _memory_bytes(),
         "os": f"{platform.system()} {platform.release()}", "python": platform.python_version(), **versions,
+        "torch": torch.__version__,  # with the build, which the package's own metadata may leave out
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
     }  # fmt: skip
 
