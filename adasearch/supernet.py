@@ -254,6 +254,22 @@ def operation_costs(names: list[str], width: int, macro: Macro, length: float) -
     return {name: operation.cost({WIDTH: FixedAxis(width)}, length) for name, operation in built.items()}
 
 
+def cheapest_cost(space: Space, length: float) -> Cost:
+    """Parameters and MACs that no member of the space goes below, for one text of ``length`` tokens."""
+    names = [name for name in space.operations if name not in space.never_derived]
+    costs = operation_costs(names, min(space.widths), space.macro, length)
+    learned = learned_operations(space)
+
+    def least(kind: str) -> float:
+        every = min(float(getattr(cost, kind)) for cost in costs.values())
+        learning = min((float(getattr(cost, kind)) for name, cost in costs.items() if name in learned), default=every)
+        edges = [min(space.edges_per_node, node + 2) for node in range(space.nodes)]
+        must = [min(space.learned_per_node, count) for count in edges]
+        return space.cells[0] * sum(m * learning + (count - m) * every for m, count in zip(must, edges))
+
+    return Cost(least("params"), least("macs"))
+
+
 def architecture_cost(architecture: Architecture, length: float) -> Cost:
     """Cost of an architecture's cells for one text of ``length`` tokens (embeddings and read-out left out)."""
     costs = operation_costs(architecture.operations, architecture.width, architecture.macro, length)

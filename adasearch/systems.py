@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from adasearch.architecture import Architecture, Space
 from adasearch.config import DistillConfig, RunConfig, SearchConfig
 from adasearch.derive import derive
+from adasearch.errors import ConfigError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
@@ -27,7 +28,7 @@ from adasearch.prepare import Problem
 from adasearch.progress import Progress
 from adasearch.shrink import build_student, inherit_embeddings, random_architecture_like, shrink
 from adasearch.student import AdasearchForSequenceClassification
-from adasearch.supernet import Supernet, learned_operations
+from adasearch.supernet import Supernet, cheapest_cost, learned_operations
 from adasearch.tokens import Examples
 
 
@@ -54,6 +55,7 @@ def run_search(
         supernet.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
         return supernet.eval(), Architecture.load(path)
     settings = _capped(config.search, config.max_steps)
+    _check_targets(settings, space, problem.length)
     lesson = problem.lesson
     splits = {"train": lesson}
     if settings.mode == "bilevel":
@@ -85,6 +87,19 @@ def run_search(
     write_json(path, architecture.to_dict())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return supernet, architecture
+
+
+def _check_targets(settings: SearchConfig, space: Space, length: float) -> None:
+    """Raise ``ConfigError`` for a target below what any member of the space costs."""
+    if settings.efficiency != "constraint":
+        return
+    cheapest = cheapest_cost(space, length)
+    for kind, target in (("macs", settings.target_macs), ("params", settings.target_params)):
+        if target and target < getattr(cheapest, kind):
+            raise ConfigError(
+                f"search.target_{kind}: {target:,.0f} cannot be reached in space {space.name!r} at {length:.1f} tokens a text;"
+                f" choices: {getattr(cheapest, kind):,.0f} or more, or another space"
+            )
 
 
 def _alarm(architecture: Architecture, settings: SearchConfig, space: Space, progress: Progress) -> None:

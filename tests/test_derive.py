@@ -16,7 +16,7 @@ from adasearch.derive import derive, member_loss
 from adasearch.methods.adabert import AdaBert
 from adasearch.progress import Progress
 from adasearch.shrink import random_architecture, shrink
-from adasearch.supernet import Supernet, architecture_cost, learned_operations
+from adasearch.supernet import Supernet, architecture_cost, cheapest_cost, learned_operations
 
 
 def parts(**settings) -> tuple[Supernet, AdaBert]:
@@ -103,6 +103,16 @@ def test_a_node_of_skips_is_mended_by_its_likeliest_change() -> None:
         gates.operations.logits[0, names.index("gated_conv3")] = 2.0
     first = gates.decide()[0]
     assert [edge.operation for edge in first] == ["gated_conv3", "skip"]
+
+
+@pytest.mark.parametrize("learned_per_node", [0, 1, 2])
+def test_cheapest_cost_is_the_least_of_all_members(learned_per_node: int) -> None:
+    """Against many random members of a space so small that the cheapest is among them."""
+    space = tiny_space(operations=("conv3", "sep_conv3", "skip"), cells=(1, 2), learned_per_node=learned_per_node)
+    members = [random_architecture(space, np.random.default_rng(seed)) for seed in range(400)]
+    found = [architecture_cost(member, 5.0) for member in members]
+    cheapest = cheapest_cost(space, 5.0)
+    assert cheapest.params == min(cost.params for cost in found) and cheapest.macs == min(cost.macs for cost in found)
 
 
 def test_random_members_learn_in_every_node_too() -> None:

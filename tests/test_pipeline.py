@@ -206,6 +206,15 @@ def test_bad_input_is_refused_in_one_line_before_any_training(tmp_path: Path, na
     assert "\n" not in str(raised.value)
 
 
+def test_a_target_that_no_member_reaches_is_refused_before_the_search(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    out_of_reach = replace(config.search, efficiency="constraint", target_macs=1.0)
+    space = Path(config.space)
+    space.write_text(space.read_text().replace("sample_edges: true", "sample_edges: true\nlearned_per_node: 1"))
+    with pytest.raises(ConfigError, match=r"search.target_macs: 1 cannot be reached in space 'tiny' .*choices: [\d,]+ or more"):
+        search(replace(config, search=out_of_reach))
+
+
 def test_bilevel_constraint_and_given_architecture_run(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     search_config = replace(config.search, mode="bilevel", efficiency="constraint", target_macs=2_000.0)
