@@ -13,6 +13,7 @@ import gc
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -215,6 +216,9 @@ def size_bytes(path: Path, runtime: str = "torch", onnx_path: Path | None = None
 
 def peak_rss_bytes() -> int:
     """The most memory this process has held so far. 0 where the system does not tell (Windows)."""
+    status = Path("/proc/self/status")  # Linux: ru_maxrss outlives exec there, so it may be the parent's
+    if status.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.M)):
+        return int(found.group(1)) * 1024
     try:
         import resource
     except ImportError:

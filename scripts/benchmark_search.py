@@ -1,10 +1,12 @@
 """What a search step costs: against a fixed network of the same depth, and with ten candidates against three.
 
-    python scripts/benchmark_search.py [--batch 128] [--length 32] [--steps 40]     # about three minutes, one thread
+    python scripts/benchmark_search.py [--batch 128] [--length 32] [--steps 60]     # about five minutes, one thread
 
-Times are taken in one process, the systems in turns, as medians and means over steps; memory is the peak of a process
-of its own. The fixed networks are random members of the space at its largest depth and width. The three candidates are
-chosen so that their mean cost is that of the ten. Expected: step ratio <= 1.5, ten against three <= 1.1 in time and memory.
+Times are taken in one process, the systems in turns, all with the same random numbers in the same turn (so the same
+depth); memory is the peak of a process of its own. The fixed networks are random members at the space's largest depth
+and width. Operations differ in cost, so three candidates are measured as ten different triples in which every
+operation of the ten stands three times: on the mean only their number differs. The gates are held still for the same
+reason. Expected: step ratio <= 1.5, ten against three <= 1.1 in time and memory.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples, TokenStore
 
-THREE = ("conv3", "self_attention", "skip")  # mean cost 60k weights at width 160, of all ten 57k
 VOCABULARY, RANK = 30_522, 384
 
 
@@ -67,10 +68,19 @@ def training(model: torch.nn.Module, method: AdaBert | Distill, examples: Exampl
     return Training(model, method, {"train": examples}, method.config, 1, folder, Accelerator(cpu=True), Progress(), 1e9, False)
 
 
+def triples(space: Space) -> list[Space]:
+    """As many spaces of three candidates as there are candidates; each stands in three of them."""
+    names, count = space.operations, len(space.operations)
+    return [
+        dataclasses.replace(space, operations=tuple(names[(i + skip) % count] for skip in (0, 3, 6)), learned_per_node=0)
+        for i in range(count)
+    ]
+
+
 def search_training(space: Space, examples: Examples, batch: int, steps: int) -> Training:
     """A search past its warm-up: every part of its step is at work."""
     torch.manual_seed(0)
-    config = SearchConfig(steps=10 * steps, batch_size=batch, arch_warmup=0.0)
+    config = SearchConfig(steps=10 * steps, batch_size=batch, arch_warmup=0.0, arch_learning_rate=0.0)
     method = AdaBert(config, DistillConfig(), "single_label", 2, float(examples.tokens.lengths.mean()))
     return training(Supernet(space, student_config()), method, examples)
 
@@ -85,7 +95,8 @@ def fixed_training(space: Space, examples: Examples, batch: int, seed: int) -> T
 
 
 def step(run: Training) -> float:
-    """Seconds of one step."""
+    """Seconds of one step; equal turns draw equal depths."""
+    torch.manual_seed(run.step)
     start = time.perf_counter()
     run.train_step()
     run.step += 1
@@ -95,24 +106,23 @@ def step(run: Training) -> float:
 def measure(arguments: argparse.Namespace) -> dict:
     """Interleaved times, then each memory in a process of its own."""
     space = load_space(arguments.space).for_task(is_pair=False)
-    three = dataclasses.replace(space, operations=THREE, never_derived=())
     examples = texts(arguments.batch, arguments.length)
-    searches = {
-        "ten": search_training(space, examples, arguments.batch, arguments.steps),
-        "three": search_training(three, examples, arguments.batch, arguments.steps),
-    }
+    ten = search_training(space, examples, arguments.batch, arguments.steps)
+    three = [search_training(triple, examples, arguments.batch, arguments.steps) for triple in triples(space)]
     fixed = [fixed_training(space, examples, arguments.batch, seed) for seed in range(5)]
     seconds: dict[str, list[float]] = {"ten": [], "three": [], "fixed": []}
-    for turn in range(arguments.steps + 5):
-        for name, run in (*searches.items(), ("fixed", fixed[turn % len(fixed)])):
+    for turn in range(-len(three), arguments.steps):  # below 0 each has its first, slow step
+        for name, run in (("ten", ten), ("three", three[turn % len(three)]), ("fixed", fixed[turn % len(fixed)])):
+            run.step = abs(turn)
             took = step(run)
-            if turn >= 5:
+            if turn >= 0:
                 seconds[name].append(took)
     command = [sys.executable, __file__, *(f"--{k}={getattr(arguments, k)}" for k in ("space", "batch", "length", "steps"))]
     memory = {
         name: json.loads(subprocess.run([*command, "--memory", name], capture_output=True, text=True, check=True).stdout)
-        for name in ("ten", "three", "fixed")
+        for name in ("ten", "0", "4", "7", "fixed")
     }
+    memory["three"] = sum(memory.pop(name) for name in ("0", "4", "7")) / 3  # three of the triples
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
     return {
         "what": "search step against fixed network, ten candidates against three",
@@ -137,7 +147,7 @@ def peak_of(arguments: argparse.Namespace) -> int:
     if arguments.memory == "fixed":
         run = fixed_training(space, examples, arguments.batch, 0)
     else:
-        chosen = space if arguments.memory == "ten" else dataclasses.replace(space, operations=THREE, never_derived=())
+        chosen = space if arguments.memory == "ten" else triples(space)[int(arguments.memory)]
         run = search_training(chosen, examples, arguments.batch, arguments.steps)
     for _ in range(arguments.steps):
         step(run)
@@ -150,8 +160,8 @@ def main() -> None:
     parser.add_argument("--space", default="adasearch")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--memory", choices=["ten", "three", "fixed"], help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory:
