@@ -65,7 +65,7 @@ class FinetuneConfig:
     """
 
     when: str = "auto"
-    epochs: float = 3.0
+    epochs: float = 2.0
     learning_rate: float = 5e-5
     batch_size: int = 32
     warmup: float = 0.06
