@@ -124,8 +124,9 @@ def test_scripts_are_whole_and_say_what_they_do(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True)
     assert os.access(ROOT / script, os.X_OK) and "set -euo pipefail" in text
     if script.startswith("scripts/"):
-        for word in ("# Purpose:", "# Time:", "# Hardware:", "# Expected:", "-c constraints.txt"):
+        for word in ("# Purpose:", "# Time:", "# Hardware:", "# Expected:", "source scripts/environment.sh"):
             assert word in text
+        assert "pip install --quiet -c constraints.txt" in (ROOT / "scripts/environment.sh").read_text(encoding="utf-8")
     else:
         assert "bash scripts/test.sh" in text
 
