@@ -72,7 +72,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         search=_search_facts(run, architecture),
         ratios=compute_ratios(systems),
         command=read_json(run.folder / "run.json")["command"],
-        commit=_commit(),
+        commit=commit(),
         notes=problem.notes,
     )
     card = model_card(report, problem.task.name)
@@ -204,7 +204,7 @@ def _search_facts(run: Run, architecture: Architecture) -> dict[str, Any]:
     return facts
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout the package runs from; None where it is no checkout."""
     here = Path(__file__).resolve().parent
     try:

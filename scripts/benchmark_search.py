@@ -31,6 +31,7 @@ from adasearch.architecture import Space
 from adasearch.config import DistillConfig, RetrainConfig, SearchConfig
 from adasearch.files import write_json
 from adasearch.fit import Training
+from adasearch.honest import commit
 from adasearch.measure import hardware, peak_rss_bytes
 from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
@@ -125,6 +126,8 @@ def measure(arguments: argparse.Namespace) -> dict:
     memory["three"] = sum(memory.pop(name) for name in ("0", "4", "7")) / 3  # three of the triples
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
     return {
+        "command": " ".join(["python", "scripts/benchmark_search.py", *sys.argv[1:]]),
+        "commit": commit(),
         "what": "search step against fixed network, ten candidates against three",
         "space": arguments.space, "candidates": len(space.operations), "batch_size": arguments.batch, "seq_len": arguments.length,
         "steps": arguments.steps, "threads": 1,
