@@ -61,6 +61,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         scores["tfidf"] = [score(problem.task.metrics, tfidf.scores(held_out.texts, held_out.pairs), held_out.labels)]
     first = {t.kind: t for t in reversed(trained)}
     systems = _measure(run, problem, first, tfidf, scores)
+    began = read_json(run.folder / "run.json")
     report = Report(
         task=problem.task.name,
         metric=problem.task.metric,
@@ -71,8 +72,8 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         systems=systems,
         search=_search_facts(run, architecture),
         ratios=compute_ratios(systems),
-        command=read_json(run.folder / "run.json")["command"],
-        commit=commit(),
+        command=began["command"],
+        commit=began["commit"],
         notes=problem.notes,
     )
     card = model_card(report, problem.task.name)

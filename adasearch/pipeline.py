@@ -23,7 +23,7 @@ from adasearch.bundle import modelling_modules, modelling_source
 from adasearch.config import RunConfig, to_dict, validate
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json, write_text
-from adasearch.honest import measure_and_report
+from adasearch.honest import commit, measure_and_report
 from adasearch.measure import peak_rss_bytes
 from adasearch.prepare import Problem, make_accelerator, prepare
 from adasearch.progress import Progress
@@ -124,7 +124,7 @@ def _open(config: RunConfig, progress: Progress) -> Run:
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         write_json(
             folder / "run.json",
-            {"command": _command(), "config": to_dict(config), "precision": accelerator.mixed_precision, "stages": {}},
+            {"command": _command(), "commit": commit(), "config": to_dict(config), "precision": accelerator.mixed_precision, "stages": {}},
         )
     return Run(config, folder, task, space, progress, accelerator)
 

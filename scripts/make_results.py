@@ -38,9 +38,9 @@ def collect(run: Path) -> None:
     shutil.copy(run / "search" / "architecture.json", figures)
 
 
-def number(value: float | None, form: str, factor: float = 1.0) -> str:
-    """A formatted number, or a dash."""
-    return "–" if value is None else format(value * factor, form)
+def number(value: float | None, form: str, factor: float = 1.0, unit: str = "") -> str:
+    """A formatted number with its unit, or a dash."""
+    return "–" if value is None else format(value * factor, form) + unit
 
 
 def score(system: dict[str, Any], metric: str) -> str:
@@ -66,9 +66,9 @@ def table(report: dict[str, Any]) -> list[str]:
         cells = [
             system["name"],
             *(score(system, metric) for metric in metrics),
-            number(system["params"], ".2f", 1e-6) + " M",
-            number(system["macs"], ".1f", 1e-6) + " M",
-            number(system["size_bytes"], ".1f", 2**-20) + " MiB",
+            number(system["params"], ".2f", 1e-6, " M"),
+            number(system["macs"], ".2f", 1e-6, " M"),
+            number(system["size_bytes"], ".1f", 2**-20, " MiB"),
             number(system["latency_ms_p50"], ".2f"),
             number(system["latency_ms_p90"], ".2f"),
             number(faster, ".1f"),
