@@ -6,7 +6,6 @@ a kill. What crosses from search to training is the Architecture, plain data (an
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import shutil
 import sys
@@ -25,6 +24,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json, write_text
 from adasearch.honest import commit, measure_and_report
 from adasearch.measure import peak_rss_bytes
+from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, make_accelerator, prepare
 from adasearch.progress import Progress
 from adasearch.space import load_space
@@ -147,8 +147,6 @@ def _check_reopening(config: RunConfig, folder: Path) -> None:
 
 
 def _check_operations(architecture: Architecture, where: str) -> None:
-    from adasearch.operations import OPERATIONS
-
     for name in architecture.operations:
         if name not in OPERATIONS:
             raise ConfigError(f"{where}: unknown operation {name!r}; known: {', '.join(sorted(OPERATIONS))}")

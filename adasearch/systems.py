@@ -49,11 +49,11 @@ def run_search(
     """Search, or read back a finished search. Leaves ``architecture.json`` and ``supernet.pt`` in ``folder``."""
     torch.manual_seed(config.seed)
     supernet = Supernet(space, problem.student_config)
-    inherit_embeddings(supernet.trunk, problem.word, problem.position)
     path, weights = folder / "architecture.json", folder / "supernet.pt"
     if path.exists():
         supernet.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
         return supernet.eval(), Architecture.load(path)
+    inherit_embeddings(supernet.trunk, problem.word, problem.position)
     settings = _capped(config.search, config.max_steps)
     _check_targets(settings, space, problem.length)
     lesson = problem.lesson
