@@ -22,6 +22,7 @@ from adasearch.registry import Registry
 
 OPERATIONS: Registry[Callable[[int, Macro], Operation]] = Registry("operation")
 WIDTH = "width"
+SHARPNESS = 0.1  # of an alignment: about 1 / sqrt(D), a dot product's usual scale
 
 
 @dataclass(frozen=True)
@@ -222,32 +223,45 @@ class Attention(Operation):
         return super().cost(sizes, length) + Cost(0.0, products)
 
 
-class SoftAlignment(Attention):
+class SoftAlignment(Operation):
     """Each token of a text against what it aligns to in the *other* text: W [a ; x * a ; x - a], normalisation.
 
-    The local inference of ESIM (Chen et al. 2017, eq. 11-15) as one edge of a cell. Where there is no second text,
+    The local inference of ESIM (Chen et al. 2017, eq. 11-15) as one edge of a cell. As there, tokens align by the
+    product of their vectors as they are: equal words find each other before anything is learned. Projections of random
+    weights, as in an attention, would have to learn that from a few thousand pairs. Where there is no second text,
     nothing is visible and the operation compares with zero.
     """
 
     def __init__(self, width: int, macro: Macro):
         super().__init__(width, macro)
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
+        self.output = nn.Conv1d(width, width, 1, bias=False)
         self.product = nn.Conv1d(width, width, 1, bias=False)
         self.difference = nn.Conv1d(width, width, 1, bias=False)
+        self.norm = make_norm(width, macro)
 
     def other(self, context: Context) -> Tensor:
         """Which tokens are real ones of the other text, (B, L, L) bool."""
         other_BLL = context.second_BL[:, None, :] != context.second_BL[:, :, None]
         return other_BLL & context.mask_B1L.bool()
 
-    def visible(self, context: Context) -> Tensor:
-        other_BLL = self.other(context)  # a softmax over nothing is NaN: who sees nobody sees all, and is blanked below
-        return (other_BLL | ~other_BLL.any(-1, keepdim=True))[:, None]
+    def align(self, x_BDL: Tensor, context: Context) -> Tensor:
+        """The softmax-weighted tokens of the other text, (B, D, L); zero where there is none."""
+        other_BLL = self.other(context)
+        has_other_BL1 = other_BLL.any(-1, keepdim=True)
+        # a softmax over nothing is NaN: who sees nobody sees all, and is blanked afterwards
+        scores_BLL = (self.sharpness * x_BDL).mT @ x_BDL
+        scores_BLL = scores_BLL.masked_fill(~(other_BLL | ~has_other_BL1), torch.finfo(x_BDL.dtype).min)
+        return x_BDL @ (scores_BLL.softmax(-1) * has_other_BL1.to(x_BDL.dtype)).mT
 
     def forward(self, x_BDL: Tensor, context: Context) -> Tensor:
-        has_other_B1L = self.other(context).any(-1)[:, None].to(x_BDL.dtype)
-        aligned_BDL = self.attend(x_BDL, context) * has_other_B1L
+        aligned_BDL = self.align(x_BDL, context)
         compared = self.output(aligned_BDL) + self.product(x_BDL * aligned_BDL) + self.difference(x_BDL - aligned_BDL)
         return self.norm(compared.relu(), context)
+
+    def cost(self, sizes: Mapping[str, Axis], length: float) -> Cost:
+        products = 2 * length**2 * sizes[WIDTH].moment(1)  # scores and weighted tokens
+        return super().cost(sizes, length) + Cost(0.0, products)
 
 
 class Skip(Operation):

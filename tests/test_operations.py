@@ -245,10 +245,23 @@ def test_soft_alignment_compares_with_what_the_other_text_offers() -> None:
     for b, (length, second) in enumerate(zip(LENGTHS, SECONDS)):
         is_second = torch.arange(length) >= length - second
         x_DL = x_BDL[b, :, :length]
-        aligned_DL = naive_attention(operation, x_DL, is_second[None, :] != is_second[:, None])
+        aligned_DL = torch.zeros_like(x_DL)
+        for t in range(length):  # ESIM, eq. 11-13, token by token
+            others = [u for u in range(length) if is_second[u] != is_second[t]]
+            if others:
+                shares = torch.stack([operation.sharpness * (x_DL[:, t] @ x_DL[:, u]) for u in others]).softmax(0)
+                aligned_DL[:, t] = sum(share * x_DL[:, u] for share, u in zip(shares, others))
         w = [layer.weight[:, :, 0] for layer in (operation.output, operation.product, operation.difference)]
         compared_DL = (torch.cat(w, 1) @ torch.cat([aligned_DL, x_DL * aligned_DL, x_DL - aligned_DL])).clamp_min(0)
         assert torch.allclose(y_BDL[b, :, :length], operation.norm(compared_DL[None], context_of([length]))[0], **CLOSE)
+
+
+@torch.no_grad()
+def test_before_anything_is_learned_equal_words_align() -> None:
+    operation, context = build("soft_alignment"), context_of([8], [4])
+    words_DL = torch.nn.functional.layer_norm(torch.randn(4, 128), (128,)).mT
+    x_BDL = torch.cat([words_DL, words_DL[:, torch.tensor([2, 0, 3, 1])]], 1)[None]
+    assert torch.allclose(operation.align(x_BDL, context), x_BDL, atol=1e-2)
 
 
 def influences(operation: Operation, x_BDL: Tensor, context: Context) -> Tensor:
