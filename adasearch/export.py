@@ -5,26 +5,23 @@ Dimensions: B batch, L tokens, C labels.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.bundle import bundle_modelling, modelling_modules
 from adasearch.errors import ConfigError, ModelError, TrainingError
 from adasearch.files import read_json, write_json, write_text
-from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier, one_line, uses_token_types
+from adasearch.graph_runtimes import VOCABULARY_KEY
+from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier, one_line
+from adasearch.trace import Logits, example_inputs, input_names, longest_input, trace
 
 MODELLING_FILE = "modeling_adasearch.py"
 TOKENIZER_FILES = (
@@ -34,91 +31,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 ONE_FILE_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB: larger weights lie beside the graph
 LONGEST_CHECK = 512  # tokens of the longest text tried where the model itself sets no limit
-
-
-class _Exportable(TorchFunctionMode):
-    """While tracing, says what the exporter or onnxruntime cannot take in terms that they can, with equal values.
-
-    ``max_pool1d`` fixes the length it was traced with (torch 2.13), ``max_pool2d`` does not; onnxruntime has no
-    ``Where`` on booleans. Operations, our users' too, are thus written as anybody would write them.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.max_pool1d, torch.max_pool1d) and not kwargs.get("return_indices"):
-            return _max_pool1d(*args, **kwargs)
-        if func in (torch.where, Tensor.where) and len(args) == 3:
-            condition, yes, no = (args[1], args[0], args[2]) if func is Tensor.where else args
-            if all(isinstance(value, Tensor) and value.dtype == torch.bool for value in (yes, no)):
-                return (condition & yes) | (~condition & no)
-        return func(*args, **kwargs)
-
-
-def _max_pool1d(
-    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:  # fmt: skip
-    def flat(value: Any) -> tuple[int, int]:
-        return 1, value[0] if isinstance(value, (tuple, list)) else value
-
-    steps = flat(kernel_size if stride in (None, (), []) else stride)
-    sides = (0, flat(padding)[1])
-    return F.max_pool2d(x.unsqueeze(-2), flat(kernel_size), steps, sides, flat(dilation), ceil_mode).squeeze(-2)
-
-
-class _Logits(nn.Module):
-    """A classifier as a function of tensors alone."""
-
-    def __init__(self, model: PreTrainedModel, names: tuple[str, ...]):
-        super().__init__()
-        self.model, self.names = model, names
-        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-        self.settings = {"use_cache": False} if takes_cache else {}
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, inputs)), return_dict=True, **self.settings).logits
-
-
-def input_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """What the ONNX graph takes: ids, mask, and token types where the model has embeddings for them."""
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if uses_token_types(model) else ()))
-
-
-def longest_input(model: PreTrainedModel) -> int | None:
-    """The most tokens the model has positions for; None where it sets no limit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not limit or limit < 0:
-        return None
-    for name, module in model.named_modules():  # RoBERTa and its kin number positions from padding_idx + 1
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1
-    return limit
-
-
-def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random texts (B, L) by input name, with a separator in the middle; the first of several is padded by half."""
-    generator = torch.Generator().manual_seed(seed)
-    config = model.config
-    input_ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
-    pad_token_id = config.pad_token_id if getattr(config, "pad_token_id", None) is not None else 0
-    input_ids[input_ids == pad_token_id] = (
-        pad_token_id + 1 if pad_token_id + 1 < config.vocab_size else pad_token_id - 1
-    )
-    middle = length // 3
-    separator = next(
-        (i for i in (getattr(config, key, None) for key in ("sep_token_id", "eos_token_id")) if isinstance(i, int)),
-        None,
-    )
-    if separator is not None and length > 2:
-        input_ids[:, middle] = separator
-    mask = torch.ones_like(input_ids)
-    if batch > 1 and length > 1:
-        mask[0, (length + 1) // 2 :] = 0
-        input_ids[0, (length + 1) // 2 :] = pad_token_id
-    types = (torch.arange(length) > middle).long().expand(batch, length).contiguous() * mask
-    return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
 
 
 @contextmanager
@@ -146,28 +58,17 @@ def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
     ``ModelError`` when the model does something it cannot express, ``TrainingError`` when the disk is full.
     """
     _require_exporter()
-    names, was_training = input_names(model), model.training
-    wrapper = _Logits(model, names).eval()
-    examples = example_inputs(model, batch=2, length=length)
-    limit = longest_input(model)
-    free = {
-        0: torch.export.Dim("batch"),
-        1: torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length"),
-    }
+    names = input_names(model)
     try:
         with _quiet(), torch.no_grad():
-            with _Exportable():
-                # Guards as run-time assertions: "length - 1 != 1" would otherwise refuse lengths that compute the same.
-                program = torch.export.export(
-                    wrapper, tuple(examples[name] for name in names), dynamic_shapes=(tuple(free for _ in names),),
-                    strict=False, prefer_deferred_runtime_asserts_over_guards=True,
-                )  # fmt: skip
+            program = trace(model, length)
             onnx_program = torch.onnx.export(
                 program, (), None, input_names=list(names), output_names=["logits"], dynamo=True, verbose=False,
                 dynamic_shapes=(tuple({0: "batch", 1: "length"} for _ in names),),
             )  # fmt: skip
+            onnx_program.model.metadata_props[VOCABULARY_KEY] = str(model.config.vocab_size)
             weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-            with _staged(path) as partial:
+            with staged(path) as partial:
                 onnx_program.save(str(partial), external_data=weight_bytes >= ONE_FILE_BYTES)
     except OSError as error:
         raise TrainingError(
@@ -177,13 +78,11 @@ def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
         raise ModelError(
             f"{path}: {type(model).__name__} cannot be exported to ONNX ({one_line(error)[:600]})"
         ) from error
-    finally:
-        model.train(was_training)
     return path
 
 
 @contextmanager
-def _staged(path: Path) -> Iterator[Path]:
+def staged(path: Path) -> Iterator[Path]:
     """A file of that name in a temporary folder beside it, moved into place with whatever lies there if all goes well.
 
     The named file goes last: a graph is never without the weights beside it.
@@ -222,7 +121,7 @@ def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -
     longest = min(longest_input(model) or LONGEST_CHECK, LONGEST_CHECK)
     shapes = [(1, 1), (1, 2), (1, 3), (2, 3), (3, 17), (2, longest)]
     names, was_training, worst = input_names(model), model.training, 0.0
-    wrapper = _Logits(model, names).eval()
+    wrapper = Logits(model, names).eval()
     try:
         for batch, length in shapes:
             if length > longest:
@@ -257,7 +156,7 @@ def export_student(student_dir: Path) -> Path:
     student_dir = Path(student_dir)
     model = load_classifier(student_dir)
     path = student_dir / "onnx" / ONNX_FILES["fp32"]
-    with _staged(path) as partial:
+    with staged(path) as partial:
         check_onnx(model, export_onnx(model, partial))
     for name in TOKENIZER_FILES:
         if (student_dir / name).is_file() and not (path.parent / name).exists():

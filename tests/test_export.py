@@ -24,7 +24,7 @@ from transformers import (
 )  # fmt: skip
 
 import adasearch
-from adasearch import bundle, export
+from adasearch import bundle, export, trace
 from adasearch.architecture import Architecture, Edge, Macro
 from adasearch.errors import ConfigError, ModelError, TrainingError
 from adasearch.runtimes import OnnxRuntime
@@ -130,7 +130,7 @@ def test_the_check_names_shape_and_difference(exported: tuple[PreTrainedModel, P
 )  # fmt: skip
 def test_replaced_pooling_has_equal_values(settings: dict[str, object]) -> None:
     x = torch.randn(2, 4, 13)
-    with export._Exportable():
+    with trace.Exportable():
         found = F.max_pool1d(x, **settings), torch.max_pool1d(x, **settings), nn.MaxPool1d(**settings)(x)
     for values in found:
         assert torch.equal(values, F.max_pool1d(x, **settings))
@@ -138,10 +138,37 @@ def test_replaced_pooling_has_equal_values(settings: dict[str, object]) -> None:
 
 def test_replaced_where_has_equal_values() -> None:
     condition, yes, no = torch.randn(3, 4) > 0, torch.randn(3, 4) > 0, torch.randn(4) > 0
-    with export._Exportable():
+    with trace.Exportable():
         found = torch.where(condition, yes, no), yes.where(condition, no), torch.where(condition, yes.float(), 2.0)
     assert torch.equal(found[0], torch.where(condition, yes, no)) and torch.equal(found[1], yes.where(condition, no))
     assert torch.equal(found[2], torch.where(condition, yes.float(), 2.0))
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "row", "float"])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_replaced_attention_has_equal_values(kind: str, scale: float | None) -> None:
+    q, k, v = torch.randn(3, 2, 4, 5, 6).unbind()
+    visible = torch.rand(2, 1, 5, 5) > 0.4
+    visible[0, 0, 2] = False  # a query that sees nothing
+    mask = {"none": None, "bool": visible, "row": visible[:, :, :1], "float": torch.randn(2, 1, 5, 5)}[kind]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    with trace.Exportable():
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_attention_is_replaced_only_where_it_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(trace, "_attention", lambda *args, **kwargs: calls.append(args) or args[0])
+    q, k, v = torch.randn(3, 1, 2, 5, 6).unbind()
+    with trace.Exportable():
+        causal = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        F.scaled_dot_product_attention(q, k, v, dropout_p=0.0, is_causal=False)
+    assert len(calls) == 1 and torch.equal(causal, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_the_graph_names_its_vocabulary(exported: tuple[PreTrainedModel, Path]) -> None:
+    assert OnnxRuntime(exported[1], threads=1).metadata == {"adasearch.vocab_size": "60"}
 
 
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,10 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import export_student
-from adasearch.runtimes import RUNTIMES, Runtime, TorchRuntime, choose_runtime, load_classifier, load_runtime
+from adasearch.runtimes import (
+    RUNTIMES, OpenvinoRuntime, Runtime, TorchRuntime, available_runtimes, choose_runtime, load_classifier, load_runtime,
+    register_runtime,
+)  # fmt: skip
 
 TINY = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
         "max_position_embeddings": 24, "num_labels": 3, "initializer_range": 0.5}  # fmt: skip
@@ -52,6 +55,47 @@ def test_every_runtime_gives_the_models_logits(folder: Path, name: str, has_type
     assert (runtime.name, runtime.precision, runtime.threads, runtime.vocab_size) == (name, "fp32", 1, 60)
 
 
+def test_compiled_kernels_serve_every_length(folder: Path) -> None:
+    runtime, reference = load_runtime("torch_compile", folder), load_runtime("torch", folder)
+    generator, graphs = np.random.default_rng(2), []
+    for shape in ((2, 5), (3, 9), (5, 24), (15, 2), (4, 17)):
+        ids = generator.integers(5, 60, shape)
+        np.testing.assert_allclose(runtime(ids, np.ones_like(ids)), reference(ids, np.ones_like(ids)), atol=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(set(graphs)) == 1  # compiled once, at the first call
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_bf16_rounds_and_no_more(folder: Path, name: str) -> None:
+    if "bf16" not in available_runtimes()[name]:
+        pytest.skip("this processor does not compute in bf16")
+    batch = make_batch()
+    exact, rounded = load_runtime(name, folder)(*batch), load_runtime(name, folder, precision="bf16")(*batch)
+    difference = abs(exact - rounded).max() / abs(exact).max()
+    assert 1e-5 < difference < 0.1  # 8 bits of mantissa: 0.4% an operation, some ten of them; and not fp32 by another name
+    assert rounded.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_answers_depend_on_no_earlier_call(folder: Path, name: str) -> None:
+    runtime, generator = load_runtime(name, folder), np.random.default_rng(1)
+    texts = [generator.integers(5, 60, shape) for shape in ((1, 3), (4, 20), (1, 3), (2, 7), (1, 24), (3, 1))]
+    kept = [runtime(ids, np.ones_like(ids)) for ids in texts]
+    copies = [logits.copy() for logits in kept]
+    for ids, logits in zip(texts[::-1], copies[::-1]):
+        fresh = load_runtime(name, folder)(ids, np.ones_like(ids))
+        np.testing.assert_array_equal(runtime(ids, np.ones_like(ids)), logits)
+        np.testing.assert_array_equal(fresh, logits)
+    for logits, copy in zip(kept, copies):
+        np.testing.assert_array_equal(logits, copy)  # what was handed out is not overwritten
+
+
+def test_openvino_is_set_to_one_stream_of_that_many_threads(folder: Path) -> None:
+    compiled = load_runtime("openvino", folder, threads=2).compiled
+    assert (compiled.get_property("INFERENCE_NUM_THREADS"), compiled.get_property("NUM_STREAMS")) == (2, 1)
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+
+
 def test_token_types_matter_in_this_test(folder: Path) -> None:
     runtime = load_runtime("onnxruntime", folder)
     ids, mask, types = make_batch()
@@ -79,26 +123,66 @@ def test_auto_is_onnxruntime_where_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose_runtime("auto") == "onnxruntime"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # Python's own way to say: not installed
     assert choose_runtime("auto") == "torch"
-    with pytest.raises(ConfigError, match=r"'onnxruntime' is not installed; pip install 'adasearch\[onnx\]'"):
-        choose_runtime("onnxruntime")
     assert choose_runtime("torch") == "torch"
+
+
+@pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_a_runtime_that_is_not_installed_names_its_extra(
+    name: str, extra: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert name not in available_runtimes()
+    message = rf"runtime: '{name}' is not installed; pip install 'adasearch\[{extra}\]', or choose torch"
+    for ask in (lambda: choose_runtime(name), lambda: load_runtime(name, folder)):
+        with pytest.raises(ConfigError, match=message):
+            ask()
+
+
+def test_torch_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "torch_compile" not in available_runtimes()
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, and 'no-such-compiler' is not there; install it"):
+        choose_runtime("torch_compile")
 
 
 def test_a_registered_runtime_can_be_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RUNTIMES, "_items", dict(RUNTIMES._items))
 
-    @RUNTIMES.register("half")
+    @register_runtime("half", precisions=("bf16", "fp16"), offers=lambda: ("bf16",))
     def load_half(model_dir: Path, threads: int, precision: str) -> Runtime:
         return TorchRuntime(load_classifier(model_dir).bfloat16(), threads)
 
-    runtime = load_runtime("half", folder)
+    assert available_runtimes()["half"] == ("bf16",)
+    runtime = load_runtime("half", folder, precision="bf16")
     ids, mask, _ = make_batch()
     assert runtime.precision == "bf16" and runtime(ids, mask).dtype == np.float32
+    message = "precision: 'fp16' is not offered by this machine to runtime 'half'; choices: bf16"
+    with pytest.raises(ConfigError, match=message):
+        load_runtime("half", folder, precision="fp16")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}, "its labels count 3, those of .* 2"),
+        ({"vocab_size": 61}, "its vocabulary count 60, those of .* 61"),
+    ],
+)
+def test_a_graph_of_another_task_is_refused(
+    name: str, changes: dict[str, object], message: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes((folder / "onnx" / "model.onnx").read_bytes())
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"is the graph of another task: {message}; `adasearch export"):
+        load_runtime(name, tmp_path)
 
 
 def test_errors_of_choice(folder: Path, tmp_path: Path) -> None:
     for settings, message in (
-        ({"name": "tvm"}, "runtime: 'tvm' is not known; choices: auto, onnxruntime, torch"),
+        ({"name": "tvm"}, "runtime: 'tvm' is not known; choices: auto, onnxruntime, openvino, torch"),
         ({"threads": 0}, "threads: 0 is out of range"),
         (
             {"name": "onnxruntime", "precision": "int3"},
@@ -108,7 +192,7 @@ def test_errors_of_choice(folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_runtime(**{"name": "torch", "model_dir": folder, **settings})
-    with pytest.raises(ModelError, match=r"model_int8.onnx: not there; `adasearch export"):
+    with pytest.raises(ModelError, match=r"model_int8.onnx: not there; `adasearch quantize"):
         load_runtime("onnxruntime", folder, precision="int8")
     broken = tmp_path / "broken"
     (broken / "onnx").mkdir(parents=True)
@@ -116,6 +200,8 @@ def test_errors_of_choice(folder: Path, tmp_path: Path) -> None:
     (broken / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="model.onnx: onnxruntime cannot load it"):
         load_runtime("onnxruntime", broken)
+    with pytest.raises(ModelError, match="model.onnx: OpenVINO cannot load it"):
+        OpenvinoRuntime(broken / "onnx" / "model.onnx", 1)
 
 
 def test_errors_of_folders(folder: Path, tmp_path: Path) -> None:

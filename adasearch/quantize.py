@@ -1,0 +1,260 @@
+"""``adasearch quantize``: the fastest way to run a model on this machine that keeps its score.
+
+The int8 graphs are written, every runtime is tried in every precision it offers, all are scored on the validation
+examples and timed in turns, and the fastest that loses no more than was allowed is saved in ``deploy.json``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from adasearch.config import QuantizeConfig, check_choice, check_range
+from adasearch.deploy import Deployment, save_deployment
+from adasearch.errors import ModelError
+from adasearch.export import check_onnx, export_student, input_names, staged
+from adasearch.graph_runtimes import VOCABULARY_KEY
+from adasearch.int8 import CALIBRATIONS, leave_out, quantised_operations, require_onnx, write_int8, write_int8_embedding
+from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes, time_systems
+from adasearch.metrics import score
+from adasearch.progress import Progress
+from adasearch.quantize_texts import Material, load_material
+from adasearch.runtimes import (
+    ONNX_FILES, RUNTIMES, OnnxRuntime, Runtime, TorchRuntime, available_runtimes, choose_precision, choose_runtime,
+    graph_file, load_classifier, load_onnxruntime, load_runtime,
+)  # fmt: skip
+
+SHARE_LEFT_OUT = 0.5  # int8 with more of its operations in fp32 than this is given up
+ROWS = ("runtime", "precision", "score", "drop_points", "latency_ms_p50", "latency_ms_p90", "texts_per_s", "size_bytes", "note")
+Way = tuple[str, str]  # runtime, precision
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Torch in fp32, which all others are held against: its logits (N, C) on the validation examples, its score."""
+
+    logits_NC: np.ndarray
+    score: float
+
+
+def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progress | None = None) -> Deployment:
+    """Try every runtime and precision for a run's student, or any classifier's folder, and keep the fastest good one.
+
+    Writes the folder's int8 graphs (and, where it is missing, ``onnx/model.onnx``) and ``deploy.json``. Raises
+    ``ConfigError``, ``DataError`` or ``ModelError`` before the work begins where request, texts or graph are wrong, and
+    ``ModelError`` when nothing that was asked for keeps the score.
+    """
+    config, progress = config or QuantizeConfig(), progress or Progress()
+    ways = choose_ways(config)
+    material = load_material(path, config)
+    model = load_classifier(material.model_dir)
+    set_threads(config.threads)
+    if any(runtime in GRAPH_RUNTIMES for runtime, _ in ways):
+        _check_fp32_graph(model, material.model_dir, progress)
+    progress.stage("score torch fp32")
+    logits_NC = material.validation.logits_of(TorchRuntime(model, config.threads))
+    reference = Reference(logits_NC, _score(material, logits_NC))
+    left_out = _write_graphs(model, material, reference, ways, config, progress)
+    tried = _try_all(material, reference, ways, config, progress)
+    for row in tried:
+        row["drop_points"] = None if row["score"] is None else 100 * (reference.score - row["score"])
+    kept = _choose(tried, reference, config, material)
+    deployment = Deployment(
+        **{name: kept[name] for name in ("runtime", "precision", "score", "latency_ms_p50", "texts_per_s", "size_bytes")},
+        threads=config.threads, batch_size=config.batch_size, seq_len=material.seq_len, metric=material.metrics[0],
+        score_fp32=reference.score, max_drop=config.max_drop, left_out=left_out, tried=tried, hardware=hardware(),
+    )  # fmt: skip
+    save_deployment(deployment, material.model_dir)
+    return deployment
+
+
+def choose_ways(config: QuantizeConfig) -> list[Way]:
+    """The (runtime, precision) pairs to try. Raises ``ConfigError`` for a setting that is wrong or not to be had here."""
+    check_choice("calibration", config.calibration, tuple(CALIBRATIONS))
+    for name in ("calibration_texts", "validation_texts", "threads", "batch_size", "repeats"):
+        check_range(name, getattr(config, name), 1, 1 << 30)
+    for name in ("max_drop", "warmup"):
+        check_range(name, getattr(config, name), 0, 1 << 30)
+    for name in ("seq_length", "max_seq_length"):
+        check_range(name, getattr(config, name) or 1, 1, 1 << 20)
+    here = available_runtimes()
+    known = tuple(dict.fromkeys(precision for name in RUNTIMES for precision in RUNTIMES[name].precisions))
+    for precision in config.precisions:
+        check_choice("precisions", precision, known)
+    runtimes = [choose_runtime(name) for name in config.runtimes] or list(here)
+    wanted = config.precisions or known
+    ways = [(runtime, precision) for runtime in runtimes for precision in here[runtime] if precision in wanted]
+    if not ways:
+        choose_precision(runtimes[0], config.precisions[0])  # says what that runtime offers
+    return list(dict.fromkeys(ways))
+
+
+def _check_fp32_graph(model: PreTrainedModel, model_dir: Path, progress: Progress) -> None:
+    """Export the graph where there is none, or one of an earlier, slower export; refuse one that is not this model's."""
+    require_onnx()
+    is_old = True
+    if (model_dir / "onnx" / ONNX_FILES["fp32"]).is_file():
+        is_old = VOCABULARY_KEY not in load_onnxruntime(model_dir, threads=1).metadata  # which checks labels, vocabulary
+        try:
+            check_onnx(model, graph_file(model_dir, "fp32"))
+        except ModelError as error:
+            raise ModelError(f"{error}: it is not this model's; `adasearch export {model_dir}` writes it anew") from error
+    if is_old:
+        progress.stage("export")
+        export_student(model_dir)
+
+
+def _write_graphs(
+    model: PreTrainedModel, material: Material, reference: Reference, ways: Sequence[Way], config: QuantizeConfig,
+    progress: Progress,
+) -> list[str]:  # fmt: skip
+    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score."""
+    wanted = {precision for runtime, precision in ways if runtime in GRAPH_RUNTIMES} & {"int8", "int8_embedding"}
+    if not wanted:
+        return []
+    progress.stage("quantise")
+    folder, vocab_size, left_out = material.model_dir / "onnx", model.config.vocab_size, []
+    with tempfile.TemporaryDirectory(prefix="adasearch-int8-") as scratch:
+        table = write_int8_embedding(folder / ONNX_FILES["fp32"], Path(scratch) / "table.onnx", vocab_size)
+        if "int8_embedding" in wanted:
+            with staged(folder / ONNX_FILES["int8_embedding"]) as partial:
+                write_int8_embedding(folder / ONNX_FILES["fp32"], partial, vocab_size)
+        if "int8" in wanted:
+            names = input_names(model)
+            feeds = [{name: batch[name] for name in names} for _, batch in _with_types(material.calibration, names)]
+            with staged(folder / ONNX_FILES["int8"]) as partial:
+                write_int8(table, partial, feeds, calibration=config.calibration)
+                left_out = _keep_score(partial, Path(scratch), material, reference, config, progress)
+    return left_out
+
+
+def _with_types(texts: Any, names: Sequence[str]) -> Any:
+    """Batches with every input of the graph: a tokenizer may not give the token types that its model has."""
+    for rows, batch in texts.batches():
+        yield rows, {**dict.fromkeys(names, np.zeros_like(batch["input_ids"])), **batch}
+
+
+def _keep_score(
+    graph: Path, scratch: Path, material: Material, reference: Reference, config: QuantizeConfig, progress: Progress
+) -> list[str]:
+    """Give the operations that hurt back to fp32, the worst first, twice as many each time, until the score is kept.
+
+    How much one hurts is the squared error of the logits when it alone is quantised. Edits ``graph``; returns names.
+    """
+    whole = scratch / "whole.onnx"
+    names = quantised_operations(graph)
+    found = _score(material, material.validation.logits_of(OnnxRuntime(graph, config.threads)))
+    if _keeps(found, reference, config):
+        return []
+    graph.replace(whole)
+    progress.stage(f"int8 loses {100 * (reference.score - found):.2f} points: which operations hurt", total=len(names))
+    few = next(batch for _, batch in material.calibration.batches())
+    inputs = (few["input_ids"], few["attention_mask"], few.get("token_type_ids"))
+    exact_BC = OnnxRuntime(leave_out(whole, scratch / "none.onnx", names), config.threads)(*inputs)
+    errors = []
+    for done, name in enumerate(names, start=1):
+        alone = leave_out(whole, scratch / "alone.onnx", [other for other in names if other != name])
+        errors.append(float(np.square(OnnxRuntime(alone, config.threads)(*inputs) - exact_BC).mean()))
+        progress.step(done)
+    worst_first = [names[index] for index in np.argsort(errors)[::-1]]
+    best, left, count = found, [], 1
+    graph_of_best = whole
+    while count <= SHARE_LEFT_OUT * len(names):
+        candidate = leave_out(whole, scratch / f"without-{count}.onnx", worst_first[:count])
+        found = _score(material, material.validation.logits_of(OnnxRuntime(candidate, config.threads)))
+        if found > best:
+            best, left, graph_of_best = found, worst_first[:count], candidate
+        if _keeps(found, reference, config):
+            break
+        count *= 2
+    leave_out(whole if graph_of_best is whole else graph_of_best, graph, [])
+    lost = 100 * (reference.score - best)
+    if left:
+        progress.message(f"int8: {len(left)} of {len(names)} operations stay in fp32; it then loses {lost:.2f} points")
+    if not _keeps(best, reference, config):
+        progress.warning(f"int8 loses {lost:.2f} points, whatever is left out; another --calibration may lose less")
+    return left
+
+
+def _try_all(
+    material: Material, reference: Reference, ways: Sequence[Way], config: QuantizeConfig, progress: Progress
+) -> list[dict[str, Any]]:
+    """A row for every way: its score, then its time, all interleaved. One that fails says why in its note."""
+    rows: dict[Way, dict[str, Any]] = {}
+    ready: dict[str, Runtime] = {}
+    progress.stage("score every runtime and precision", total=len(ways))
+    for done, (runtime, precision) in enumerate(ways, start=1):
+        row = rows[runtime, precision] = dict.fromkeys(ROWS) | {"runtime": runtime, "precision": precision, "note": ""}
+        try:
+            system = load_runtime(runtime, material.model_dir, config.threads, precision)
+            logits_NC = material.validation.logits_of(system)
+        except ModelError as error:
+            row["note"] = str(error)
+            progress.warning(f"{runtime} {precision}: {error}")
+            continue
+        graph = graph_file(material.model_dir, precision) if runtime in GRAPH_RUNTIMES else None
+        row |= {
+            "score": _score(material, logits_NC), "size_bytes": size_bytes(material.model_dir, runtime, graph),
+            "logits_difference": float(np.abs(logits_NC - reference.logits_NC).max()),
+        }  # fmt: skip
+        ready[f"{runtime} {precision}"] = system
+        progress.step(done)
+    timings = time_systems(
+        ready, [(config.batch_size, material.seq_len)], repeats=config.repeats, warmup=config.warmup,
+        threads=config.threads, progress=progress,
+    )  # fmt: skip
+    for (runtime, precision), row in rows.items():
+        if (found := timings.get(f"{runtime} {precision}")) is not None:
+            row |= {name: asdict(found[0])[name] for name in ("latency_ms_p50", "latency_ms_p90", "texts_per_s")}
+    return list(rows.values())
+
+
+def format_deployment(deployment: Deployment) -> str:
+    """The table of all that was tried, fastest first, and a sentence on what was kept (marked with a star)."""
+    rows = sorted(deployment.tried, key=lambda row: row["latency_ms_p50"] or float("inf"))
+    header = ("", "runtime", "precision", deployment.metric, "lost", "p50 ms", "p90 ms", "texts/s", "MB", "")
+    lines: list[Sequence[str]] = [header]
+    for row in rows:
+        is_kept = (row["runtime"], row["precision"]) == (deployment.runtime, deployment.precision)
+        score_, lost, p50, p90, rate, size = (row[name] for name in ROWS[2:8])
+        numbers = ("-",) * 6 if p50 is None else (
+            f"{100 * score_:.2f}", f"{lost:+.2f}", f"{p50:.3g}", f"{p90:.3g}", f"{rate:,.0f}", f"{size / 1e6:.1f}",
+        )  # fmt: skip
+        lines.append(("*" if is_kept else "", row["runtime"], row["precision"], *numbers, row["note"]))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
+    table = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[-1]]).rstrip() for line in lines]
+    shape = f"{deployment.batch_size} x {deployment.seq_len} word pieces, {deployment.threads} thread(s)"
+    kept = f"kept: {deployment.runtime} {deployment.precision}, {deployment.latency_ms_p50:.3g} ms at {shape}"
+    return "\n".join([*table, "", kept])
+
+
+def _choose(
+    tried: Sequence[dict[str, Any]], reference: Reference, config: QuantizeConfig, material: Material
+) -> dict[str, Any]:
+    good = [row for row in tried if row["score"] is not None and _keeps(row["score"], reference, config)]
+    if good:
+        return min(good, key=lambda row: row["latency_ms_p50"])
+    scored = [row for row in tried if row["score"] is not None]
+    if not scored:
+        raise ModelError(f"{material.model_dir}: no runtime that was asked for could run it ({tried[0]['note']})")
+    best = max(scored, key=lambda row: row["score"])
+    raise ModelError(
+        f"{material.model_dir}: nothing that was asked for loses {config.max_drop:g} points or less; "
+        f"{best['runtime']} {best['precision']} comes nearest with {best['drop_points']:.2f}"
+    )
+
+
+def _keeps(found: float, reference: Reference, config: QuantizeConfig) -> bool:
+    return 100 * (reference.score - found) <= config.max_drop + 1e-9  # rounding of shares is no loss
+
+
+def _score(material: Material, logits_NC: np.ndarray) -> float:
+    if not np.isfinite(logits_NC).all():
+        raise ModelError(f"{material.model_dir}: logits are not finite")
+    return score(material.metrics, logits_NC, material.labels)[material.metrics[0]]

@@ -1,0 +1,187 @@
+"""The texts that quantising needs: some to set the ranges, labelled ones for the scores; from a run or from files.
+
+Dimensions: N texts, B batch, L tokens, C labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+import adasearch
+from adasearch.config import QuantizeConfig, TaskConfig
+from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch.labels import Schema, read_labels
+from adasearch.metrics import choose_metrics, is_known, is_skewed
+from adasearch.runtimes import Runtime, count_labels, one_line
+from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
+from adasearch.tasks import load_task
+from adasearch.texts import Split
+
+FEWEST_TEXTS = 32  # ranges of fewer are those of single words
+BATCH = 32  # texts a batch, in calibration and in scoring
+SEQ_LENGTH = 128  # timed where nothing says otherwise
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokenised texts by input name, lists of N lists, and what pads them."""
+
+    tokenizer: Any
+    encoded: dict[str, list[list[int]]]
+
+    def __len__(self) -> int:
+        return len(self.encoded["input_ids"])
+
+    def batches(self, batch_size: int = BATCH) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Every text once, longest first, as (rows, arrays (B, L) int64 by input name)."""
+        order = np.argsort([-len(ids) for ids in self.encoded["input_ids"]], kind="stable")
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            picked = {name: [values[row] for row in rows] for name, values in self.encoded.items()}
+            arrays = self.tokenizer.pad(picked, return_tensors="np")
+            yield rows, {name: array.astype(np.int64) for name, array in arrays.items()}
+
+    def logits_of(self, runtime: Runtime) -> np.ndarray:
+        """The runtime's logits of all texts in their order, (N, C)."""
+        parts = [
+            (rows, runtime(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")))
+            for rows, batch in self.batches()
+        ]
+        logits_NC = np.empty((len(self), parts[0][1].shape[1]), dtype=np.float32)
+        for rows, logits_BC in parts:
+            logits_NC[rows] = logits_BC
+        return logits_NC
+
+
+@dataclass(frozen=True)
+class Material:
+    """What quantising works on: the model's folder, its texts for ranges and those for scores with their labels and
+    metrics (the first counts), and the length of the texts to time."""
+
+    model_dir: Path
+    calibration: Texts
+    validation: Texts
+    labels: np.ndarray
+    metrics: tuple[str, ...]
+    seq_len: int
+
+
+def load_material(path: Path, config: QuantizeConfig) -> Material:
+    """Find model and texts of a run's folder (its student) or a model's folder, check them and tokenise.
+
+    A model that lies in a run's folder takes the run's texts, unless files are named. Raises ``ConfigError``,
+    ``DataError`` or ``ModelError`` before any work.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"path: {path}: no such folder; choices: runs/<name>, or a model's folder")
+    run_dir = next((place for place in (path, *path.resolve().parents[:2]) if (place / "run.json").is_file()), None)
+    model_dir = path / "student" if path == run_dir else path
+    if not (model_dir / "config.json").is_file():
+        choices = "choices: runs/<name> of a finished run, or a model's folder"
+        raise ConfigError(f"path: {model_dir}: is no model folder (no config.json); {choices}")
+    adasearch.register_student()
+    try:
+        model_config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model_dir}: config and tokenizer cannot be loaded ({one_line(error)})") from error
+    settings = _run_settings(run_dir) if run_dir is not None else {}
+    calibration, validation, metrics = _splits(model_dir, model_config, run_dir, settings, config)
+    takes = min(tokenizer.model_max_length, getattr(model_config, "max_position_embeddings", None) or 1 << 30)
+    longest = min(config.max_seq_length or settings.get("max_seq_length") or takes, takes)
+    if config.seq_length is not None and config.seq_length > takes:
+        raise ConfigError(f"seq_length: {config.seq_length} is more than {model_dir} takes; choices: up to {takes}")
+    lengths = (settings.get("bench") or {}).get("seq_lengths") or [SEQ_LENGTH]
+    generator = np.random.default_rng(config.seed)
+    calibration, validation = (
+        split if len(split) <= most else split.select(np.sort(generator.choice(len(split), most, replace=False)))
+        for split, most in ((calibration, config.calibration_texts), (validation, config.validation_texts))
+    )
+    texts = [
+        Texts(tokenizer, dict(tokenizer(split.texts, split.pairs, truncation=True, max_length=longest)))
+        for split in (calibration, validation)
+    ]
+    return Material(model_dir, *texts, validation.labels, metrics, config.seq_length or min(lengths[0], longest))
+
+
+def _run_settings(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def _splits(
+    model_dir: Path, model_config: PreTrainedConfig, run_dir: Path | None, settings: dict[str, Any],
+    config: QuantizeConfig,
+) -> tuple[Split, Split, tuple[str, ...]]:  # fmt: skip
+    """Texts to calibrate on, labelled ones to score, and the metrics: of files where they are named, else of the run."""
+    task = None
+    if config.calibration_file is None or config.validation_file is None:
+        if run_dir is None:
+            absent = "calibration_file" if config.calibration_file is None else "validation_file"
+            raise ConfigError(f"{absent}: {model_dir} lies in no run's folder, which would have texts; name a file")
+        known = {key.name for key in dataclasses.fields(TaskConfig)}
+        task_config = TaskConfig(**{key: value for key, value in settings.items() if key in known})
+        task = load_task(task_config, seed=settings.get("seed", config.seed), cache=run_dir / "cache")
+        if task.num_labels != count_labels(model_dir):
+            raise ModelError(
+                f"{model_dir}: is a model of another task: it has {count_labels(model_dir)} labels, "
+                f"{task.name} of {run_dir} has {task.num_labels}"
+            )
+    calibration = task.train if config.calibration_file is None else _read_texts(config)
+    count = min(len(calibration), config.calibration_texts)
+    if count < FEWEST_TEXTS:
+        where = config.calibration_file or "the run's training texts"
+        raise DataError(
+            f"calibration: {count} texts ({where}) are too few to set ranges; at least {FEWEST_TEXTS} are asked for, "
+            f"and calibration_texts ({config.calibration_texts}) are used at most"
+        )
+    if config.validation_file is None:
+        return calibration, task.validation, task.metrics
+    return calibration, *_read_labelled(model_config, config)
+
+
+def _read_texts(config: QuantizeConfig) -> Split:
+    path = Path(config.calibration_file)
+    if check_file(path, "calibration_file", (".txt", *SUFFIXES)) == ".txt":
+        if config.text_pair_column:
+            choices = ", ".join(SUFFIXES)
+            raise ConfigError(f"calibration_file: {path}: a line holds no pair of texts; choices: {choices}")
+        return Split([line.strip() for line in read_text(path).split("\n") if line.strip()])
+    table = read_table(path, "calibration_file")
+    return _texts(table, config, None)
+
+
+def _read_labelled(model_config: PreTrainedConfig, config: QuantizeConfig) -> tuple[Split, tuple[str, ...]]:
+    """The validation file and its metrics; labels are the model's names or numbers, others are refused."""
+    path = Path(config.validation_file)
+    check_file(path, "validation_file", SUFFIXES)
+    table = read_table(path, "validation_file")
+    names = tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
+    declared = model_config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
+    problem_type = declared.removesuffix("_classification")
+    values = table.column(config.label_column, "label_column")
+    is_numbered = all(str(value).strip().isdigit() and str(value).strip() not in names for value in values)
+    schema = Schema(problem_type, names, has_gold=True, is_numbered=is_numbered)
+    split = _texts(table, config, read_labels(table, config.label_column, schema, may_be_missing=False))
+    if not is_known(split.labels).any():
+        raise DataError(f"{path}: column {config.label_column!r}: no example has a label")
+    return split, choose_metrics(problem_type, len(names), skewed=is_skewed(split.labels))
+
+
+def _texts(table: Table, config: QuantizeConfig, labels: np.ndarray | None) -> Split:
+    """The good rows; a bad one refuses the file."""
+    texts = table.texts(config.text_column, "text_column")
+    pairs = table.texts(config.text_pair_column, "text_pair_column") if config.text_pair_column else None
+    return Split(texts, pairs, labels).select(table.good_rows(skip_bad_rows=False, notes=[]))

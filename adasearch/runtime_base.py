@@ -1,0 +1,147 @@
+"""What all runtimes have in common: the one call they answer, their registry, and the folder a model is read from.
+
+Dimensions: B batch, L tokens, C labels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+import adasearch
+from adasearch.errors import ConfigError, ModelError
+from adasearch.files import read_json
+from adasearch.registry import Registry
+
+
+class Runtime(ABC):
+    """A loaded classifier, ready to be called.
+
+    Attributes: ``name`` of the runtime, ``precision`` it computes in ("fp32", "bf16", "int8", "int8_embedding": only
+    the word table is int8), ``threads`` it computes on, ``vocab_size`` of the model: input ids must be smaller.
+    """
+
+    name: str
+    precision: str
+    threads: int
+    vocab_size: int
+
+    @abstractmethod
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Logits (B, C) float32 of ids and mask, (B, L) int64.
+
+        ``token_type_ids`` (0 first text, 1 second) are for pairs and for models that have such embeddings; None means
+        one text, all zeros, as in transformers. A model without them is not fed any.
+        """
+
+
+@dataclass(frozen=True)
+class RuntimeKind:
+    """One registration: how a folder's model is loaded, (folder, threads, precision) -> Runtime, in what precisions it
+    computes, and why it cannot be used here (None: it can). ``offers`` leaves out precisions that this machine lacks.
+    """
+
+    load: Callable[[Path, int, str], Runtime]
+    precisions: tuple[str, ...]
+    missing: Callable[[], str | None]
+    offers: Callable[[], tuple[str, ...]]
+
+
+RUNTIMES: Registry[RuntimeKind] = Registry("runtime")
+
+
+def register_runtime(
+    name: str, *, precisions: tuple[str, ...], missing: Callable[[], str | None] = lambda: None,
+    offers: Callable[[], tuple[str, ...]] | None = None,
+) -> Callable[[Callable[[Path, int, str], Runtime]], Callable[[Path, int, str], Runtime]]:  # fmt: skip
+    """Decorator that files a loading function; its parts are those of ``RuntimeKind``."""
+
+    def add(load: Callable[[Path, int, str], Runtime]) -> Callable[[Path, int, str], Runtime]:
+        RUNTIMES.register(name)(RuntimeKind(load, precisions, missing, offers or (lambda: precisions)))
+        return load
+
+    return add
+
+
+def needs_package(package: str, extra: str) -> Callable[[], str | None]:
+    """Why a runtime of that package cannot be used: it is not installed; here is how to get it."""
+
+    def missing() -> str | None:
+        if is_installed(package):
+            return None
+        return f"runtime: {package!r} is not installed; pip install 'adasearch[{extra}]', or choose torch"
+
+    return missing
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # an entry of None in sys.modules, Python's own way to say: not installed
+        return False
+
+
+def require_runtime(name: str) -> None:
+    """Raise ``ConfigError`` that says what is missing, and how to get it, unless the runtime can be used here."""
+    if (reason := RUNTIMES[name].missing()) is not None:
+        raise ConfigError(reason)
+
+
+def load_classifier(model_dir: Path) -> PreTrainedModel:
+    """A sequence classifier from a folder, in float32 and eval mode. Nothing is downloaded, no foreign code is run.
+
+    Raises ``ModelError`` when the folder holds none that can be loaded.
+    """
+    if not (Path(model_dir) / "config.json").is_file():
+        raise ModelError(f"{model_dir}: no model folder (config.json is missing)")
+    adasearch.register_student()
+    try:
+        config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model_dir, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model_dir}: no sequence classifier can be loaded ({one_line(error)})") from error
+    return model.eval()
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text, or its kind, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def uses_token_types(model: PreTrainedModel) -> bool:
+    """Whether token type ids change what the model says: it has embeddings for more than one type."""
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+
+
+def _read_config(model_dir: Path) -> dict[str, Any]:
+    path = Path(model_dir) / "config.json"
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+def read_vocab_size(model_dir: Path) -> int:
+    """``vocab_size`` of the folder's config.json. Raises ``ModelError`` when it cannot be read."""
+    try:
+        return int(_read_config(model_dir)["vocab_size"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"{Path(model_dir) / 'config.json'}: no vocab_size can be read ({one_line(error)})") from error
+
+
+def count_labels(model_dir: Path) -> int:
+    """How many labels the folder's config.json names; transformers leaves them out where there are two without names."""
+    return len(_read_config(model_dir).get("id2label") or (0, 1))
