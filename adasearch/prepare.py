@@ -28,11 +28,13 @@ from adasearch.metrics import score
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
+from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
 from adasearch.teacher import HF_PROBLEM_TYPES, PROBE_EXAMPLES, Teacher, fit_probes, load_teacher, needs_finetuning, tables_of
 from adasearch.texts import Split, split_sentences, tokenize
 from adasearch.tokens import Examples, TokenStore
 from adasearch.transfer import build_transfer
+from adasearch.vocabulary import pieces_of, start_rows
 
 BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be worth its rounding
 
@@ -43,7 +45,9 @@ class Problem:
 
     ``lesson`` is what students learn from (the labelled texts, repeated, then the transfer set), ``labelled`` the
     training texts alone, ``held_out`` those the scores are taken on. ``made`` is the size of the
-    transfer set. ``word`` and ``position`` are the teacher's tables.
+    transfer set. ``position`` is the teacher's table; ``word`` is what the student's starts from, the teacher's or, with
+    another vocabulary, rows made of it. Tokenizer and examples are the student's; ``teacher_validation`` and
+    ``teacher_held_out`` are the same texts in the teacher's ids, for the teacher alone.
     """
 
     task: Task
@@ -54,6 +58,8 @@ class Problem:
     made: int
     validation: Examples
     held_out: Examples
+    teacher_validation: Examples
+    teacher_held_out: Examples
     student_config: AdasearchConfig
     word: Tensor
     position: Tensor | None
@@ -103,6 +109,7 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
         trust_remote_code=config.finetune.trust_remote_code,
     )
     notes = list(task.notes)
+    tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
     stores: dict[str, TokenStore] = {}
     for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
         stores[name], cut = tokenize(split, teacher.tokenizer, config.max_seq_length, cache=cache, name=name, progress=progress)
@@ -118,24 +125,40 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
     word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
     extra = _transfer(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
     known = _teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
+    teacher_validation, teacher_held_out = validation, held_out
+    if config.vocabulary.kind == "pruned":
+        tokenizer = reduced_tokenizer(config.vocabulary, teacher.tokenizer, labelled.tokens, extra)
+    if tokenizer is not teacher.tokenizer:
+        known, validation, held_out = in_own_pieces(
+            task, teacher.tokenizer, tokenizer, config.max_seq_length, known=known, validation=validation,
+            held_out=held_out, extra=extra, cache=cache, progress=progress,
+        )  # fmt: skip
+        word = start_rows(word, teacher.tokenizer, tokenizer)
+        notes.append(f"vocabulary: {len(word):,} rows ({config.vocabulary.kind}) of the teacher's {len(pieces_of(teacher.tokenizer)):,}")
     own, made = known.select(np.arange(len(labelled))), len(known) - len(labelled)
-    share = config.transfer.labelled_share
-    again = max(1, math.ceil(share / (1 - share) * made / len(labelled)))
-    lesson = known.select(np.concatenate([np.tile(np.arange(len(labelled)), again), np.arange(len(labelled), len(known))]))
+    lesson = known.select(lesson_rows(len(labelled), len(known), config.transfer.labelled_share))
     return Problem(
         task,
-        teacher.tokenizer,
+        tokenizer,
         teacher if has_teacher else None,
         own,
         lesson,
         made,
         validation,
         held_out,
-        _student_config(task, teacher, config, word),
+        teacher_validation,
+        teacher_held_out,
+        _student_config(task, tokenizer, config, word),
         word,
         position,
         notes,
     )
+
+
+def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
+    """Rows of the lesson: the ``labelled`` first ones, repeated until they make up that share, then the others."""
+    again = max(1, math.ceil(labelled_share / (1 - labelled_share) * (whole - labelled) / labelled))
+    return np.concatenate([np.tile(np.arange(labelled), again), np.arange(labelled, whole)])
 
 
 def _teacher_path(config: RunConfig, cache: Path) -> str:
@@ -285,8 +308,7 @@ def soft_label_logits(probabilities: np.ndarray, problem_type: str) -> np.ndarra
     return (np.log(p) - (np.log1p(-p) if problem_type == "multi_label" else 0)).astype(np.float32)
 
 
-def _student_config(task: Task, teacher: Teacher, config: RunConfig, word: Tensor) -> AdasearchConfig:
-    tokenizer = teacher.tokenizer
+def _student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunConfig, word: Tensor) -> AdasearchConfig:
     return AdasearchConfig(
         vocab_size=len(word),
         max_position_embeddings=config.max_seq_length,

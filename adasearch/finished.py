@@ -1,0 +1,96 @@
+"""A finished run read back from its folder: student, task, and the texts it learned from, with nothing computed anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adasearch.config import TaskConfig
+from adasearch.errors import ConfigError
+from adasearch.files import fingerprint, read_json
+from adasearch.prepare import lesson_rows, soft_label_logits
+from adasearch.tasks import Task, load_task
+from adasearch.tokens import Examples, TokenStore
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a run and the settings it was made with."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def is_own_vocabulary(self) -> bool:
+        """Whether its students have a vocabulary other than the teacher's."""
+        return self.config.get("vocabulary", {}).get("kind", "teacher") != "teacher"
+
+    def task(self, data_dir: str | None = None) -> Task:
+        """Its task, loaded again; ``data_dir`` where the data have moved. Raises what ``load_task`` raises."""
+        known = {field.name: self.config[field.name] for field in dataclasses.fields(TaskConfig) if field.name in self.config}
+        settings = TaskConfig(**{**known, **({} if data_dir is None else {"data_dir": data_dir})})
+        return load_task(settings, seed=self.config["seed"], cache=self.folder / "cache")
+
+    def stores(self, kind: str) -> list[TokenStore]:
+        """The texts of one kind in the student's pieces, all that lie in the cache: train, transfer or unlabeled."""
+        name = f"student_{kind}" if self.is_own_vocabulary else kind
+        # a fingerprint has 16 characters; parts of an unfinished set have a number behind it
+        paths = sorted((self.folder / "cache").glob(f"{name}-{'?' * 16}.offsets.npy"))
+        return [TokenStore.load(path.parent, path.name.removesuffix(".offsets.npy")) for path in paths]
+
+    def lesson(self, task: Task) -> Examples:
+        """What its students learned from, with the teacher's logits; probes are left out.
+
+        Raises ``ConfigError`` when the cache holds no texts that fit the teacher's outputs.
+        """
+        if self.is_own_vocabulary:
+            raise ConfigError(
+                f"{self.folder}: its students have a vocabulary of their own, and what the teacher said of their texts is"
+                " not kept beside them; choices: a run with the teacher's vocabulary"
+            )
+        for tokens in self._candidates(task):
+            path = self.folder / "cache" / f"teacher-{fingerprint(tokens.ids, tokens.offsets)}.npy"
+            if path.is_file():
+                break
+        else:
+            raise ConfigError(f"{self.folder}/cache: no teacher's outputs for the run's texts; choices: a whole run's folder")
+        logits = np.load(path, mmap_mode="r")
+        if task.train.soft_labels is not None:
+            soft = soft_label_logits(task.train.soft_labels, task.problem_type)
+            logits = np.concatenate([soft, logits[len(soft) :]])
+        labels = task.train.labels
+        unknown = -100 if labels.dtype == np.int64 else np.nan
+        missing = np.full((len(tokens) - len(labels), *labels.shape[1:]), unknown, labels.dtype)
+        known = Examples(tokens, self._pad_token_id(), np.concatenate([labels, missing]), logits)
+        share = self.config.get("transfer", {}).get("labelled_share", 0.3)
+        return known.select(lesson_rows(len(labels), len(known), share))
+
+    def _candidates(self, task: Task) -> Iterator[TokenStore]:
+        """Every way to put a lesson's texts together from the stores there are; an old one may lie beside the right one."""
+        train = [store for store in self.stores("train") if len(store) == len(task.train)]
+        extra = [[*self.stores(kind), None] for kind in ("transfer", "unlabeled")]
+        for parts in itertools.product(train, *extra):
+            yield TokenStore.concatenate([part for part in parts if part is not None])
+
+    def _pad_token_id(self) -> int:
+        return read_json(self.folder / "student" / "config.json")["pad_token_id"]
+
+
+def find_run(path: Path) -> tuple[Path, FinishedRun | None]:
+    """The student's folder and its run: of a run's folder, of its ``student/`` or of one of its ``models/``.
+
+    The run is None for a student that lies elsewhere. Raises ``ConfigError`` when there is no student.
+    """
+    student = path / "student" if (path / "run.json").is_file() else path
+    if not (student / "config.json").is_file():
+        raise ConfigError(f"student: {student}: no student's folder (config.json is missing); choices: runs/<name>, runs/<name>/student")
+    for folder in (student.parent, student.parent.parent):
+        if (folder / "run.json").is_file() and (folder / "cache").is_dir():
+            return student, FinishedRun(folder, read_json(folder / "run.json")["config"])
+    return student, None
