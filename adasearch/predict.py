@@ -1,44 +1,32 @@
-"""A student at work: a file of texts in, the same rows with prediction and probabilities out.
+"""A student at work in bulk: a file of texts in, the same rows with prediction and probabilities out.
 
-Dimensions: N texts, B batch, L tokens of the longest text in a batch, C labels.
+The file is read, answered and written chunk by chunk, so memory does not grow with it and a kill costs one chunk.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+import pyarrow as pa
+from transformers import PreTrainedModel
 
-import adasearch
+from adasearch.cascade import Cascade, check_cascade
+from adasearch.chunks import CHUNK_ROWS, STANDARD_STREAM, Row, RowFile, Values, in_chunks
+from adasearch.classifier import Answers, TextClassifier, check_settings, shortest
 from adasearch.errors import ConfigError, DataError
-from adasearch.files import write_atomically
+from adasearch.files import fingerprint
+from adasearch.parts import Parts, check_output, input_schema, write_stream
 from adasearch.progress import Progress
-from adasearch.runtimes import ONNX_FILES, Runtime, choose_runtime, load_classifier, load_runtime
+from adasearch.runtimes import load_classifier
 
-STANDARD_STREAM = Path("-")
-Arrays = dict[str, np.ndarray]
-WRITERS: dict[str, Callable[[pd.DataFrame, Any], None]] = {
-    ".csv": lambda table, file: table.to_csv(file, index=False),
-    ".tsv": lambda table, file: table.to_csv(file, index=False, sep="\t"),
-    ".jsonl": lambda table, file: table.to_json(file, orient="records", lines=True, force_ascii=False),
-    ".parquet": lambda table, file: table.to_parquet(file, index=False),
-}
-READERS: dict[str, Callable[[Any, str], pd.DataFrame]] = {
-    # cells stay what the file says: no column of "null" or "007" becomes a number or nothing
-    ".csv": lambda file, column: pd.read_csv(file, dtype=str, keep_default_na=False),
-    ".tsv": lambda file, column: pd.read_csv(file, dtype=str, keep_default_na=False, sep="\t"),
-    ".jsonl": lambda file, column: _json_lines(Path(file).read_text(encoding="utf-8")),
-    ".parquet": lambda file, column: pd.read_parquet(file),
-    ".txt": lambda file, column: _lines(Path(file).read_text(encoding="utf-8"), column),
-}
+WHO = "answered_by"  # the column of a cascade
+ADVICE = ". Mend them, or leave them out with --skip_bad_rows"
+NOT_THE_MODEL = ("README.md", "history.json", "scores.json")  # files of a folder that change no answer
 
 
 def load_student(path: str | Path) -> PreTrainedModel:
@@ -52,133 +40,157 @@ def load_student(path: str | Path) -> PreTrainedModel:
 def predict_file(
     student_dir: Path, input_file: Path, output_file: Path, text_column: str = "text",
     text_pair_column: str | None = None, batch_size: int = 32, runtime: str = "auto", progress: Progress | None = None,
-    threads: int | None = None,
+    threads: int | None = None, *, precision: str | None = None, skip_bad_rows: bool = False, calibrated: bool = True,
+    cascade_teacher: Path | None = None, cascade_threshold: float | None = None, cascade_share: float | None = None,
 ) -> int:  # fmt: skip
     """Label every row of a csv, tsv, jsonl, parquet or txt file (``-``: lines of standard input); returns how many.
 
     Adds the columns ``prediction`` (labels above one half joined by ``|`` in multi-label tasks, the score in
-    regression) and ``probability_<label>``; a ``-`` as output writes JSON lines. Rows keep their order. The file is
-    held in memory. ``threads`` are the runtime's, all of torch's when absent. Raises ``ConfigError`` and ``DataError``
-    before the model runs, ``ModelError`` when it cannot be loaded.
+    regression) and ``probability_<label>``; a ``-`` as output writes JSON lines. Rows keep their order. Runtime,
+    precision and threads are those saved with the student unless given. A killed run goes on when it is started again
+    with the same input, model and settings. With ``cascade_teacher``, a model's folder, the teacher answers where the
+    student's confidence is below the threshold, or the given share of every chunk of 8,192 rows, the least sure; the
+    column ``answered_by`` says who did. Raises ``ConfigError`` and ``DataError`` before the model runs, ``ModelError``
+    when one cannot be loaded.
     """
     progress = progress or Progress()
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size} is out of range; choices: 1 or more")
-    _check_output(input_file, output_file)
-    logits_of = _load(student_dir, runtime, threads)
-    table = _read_table(input_file, text_column)
-    texts = _texts(table, input_file, text_column)
-    pairs = _texts(table, input_file, text_pair_column) if text_pair_column else None
-    adasearch.register_student()
-    config = AutoConfig.from_pretrained(student_dir, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(student_dir, local_files_only=True)
-    # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or sys.maxsize)
-    encoded = tokenizer(texts, pairs, truncation=True, max_length=limit) if texts else {"input_ids": []}
-    if at_limit := sum(len(ids) == limit for ids in encoded["input_ids"]):
-        progress.warning(f"{at_limit} of {len(texts)} texts fill all {limit} word pieces; what lay beyond was cut")
-    logits_NC = np.zeros((len(texts), config.num_labels), dtype=np.float32)
-    progress.stage("predict", total=len(texts))
-    done = 0
-    for rows, batch in _batches(tokenizer, encoded, batch_size):
-        logits_NC[rows] = logits_of(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
-        done += len(rows)
-        progress.step(done)
-    for name, values in _columns(logits_NC, config).items():
-        table[name] = values
-    _write_table(table, output_file)
-    return len(table)
+    check_settings(student_dir, runtime, batch_size)
+    check_output(input_file, output_file)
+    if cascade_teacher is not None:
+        check_cascade(cascade_threshold, cascade_share)
+        check_settings(cascade_teacher, "auto", batch_size, "cascade_teacher")
+    elif cascade_threshold is not None or cascade_share is not None:
+        raise ConfigError("cascade_teacher: none given, so there is nobody to ask; choices: a model's folder")
+    source = RowFile(input_file, (text_column, *((text_pair_column,) if text_pair_column else ())))
+    columns, total = _survey(source, skip_bad_rows, progress)
+    schema = input_schema(source, columns, output_file)
+    student = TextClassifier(
+        student_dir, runtime=runtime, precision=precision, threads=threads, batch_size=batch_size,
+        is_calibrated=calibrated, progress=progress,
+    )  # fmt: skip
+    answerer: TextClassifier | Cascade = student
+    if cascade_teacher is not None:
+        teacher = TextClassifier(cascade_teacher, threads=threads, batch_size=batch_size, is_calibrated=calibrated, progress=progress)
+        answerer = Cascade(student, teacher, cascade_threshold, cascade_share)
+    schema = _with_answers(schema, answerer, input_file)
+    parts = None
+    if output_file != STANDARD_STREAM:
+        begun_with = {
+            "input": _fingerprint(input_file), "model": _fingerprint(student_dir), "runtime": student.runtime.name,
+            "precision": student.runtime.precision, "text_column": text_column, "text_pair_column": text_pair_column,
+            "skip_bad_rows": skip_bad_rows, "calibrated": calibrated, "chunk_rows": CHUNK_ROWS,
+            "cascade_teacher": _fingerprint(cascade_teacher) if cascade_teacher else None,
+            "cascade_threshold": cascade_threshold, "cascade_share": cascade_share,
+        }  # fmt: skip
+        parts = Parts(output_file, schema, begun_with)
+        parts.open(is_resumable=input_file != STANDARD_STREAM)
+    return _Work(answerer, source, schema, parts, skip_bad_rows, progress).do(total)
 
 
-def _batches(tokenizer: Any, encoded: Any, batch_size: int) -> Iterator[tuple[np.ndarray, Arrays]]:
-    """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
-    order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        picked = {name: [values[row] for row in rows] for name, values in encoded.items()}
-        yield rows, dict(tokenizer.pad(picked, return_tensors="np"))
+@dataclass
+class _Work:
+    """What is kept while a file is answered. ``parts`` None: JSON lines go to standard output."""
+
+    answerer: TextClassifier | Cascade
+    source: RowFile
+    schema: pa.Schema
+    parts: Parts | None
+    skip_bad_rows: bool
+    progress: Progress
+
+    def do(self, total: int | None) -> int:
+        """Answer what is not answered yet; returns how many rows there are in all."""
+        before = self.parts.done if self.parts else 0
+        counts = {"rows": 0, "cut": 0, "escalated": 0, "bad": 0} | (self.parts.counts if self.parts else {})
+        resumed = counts["rows"]
+        self.progress.stage("predict", total=total, done=resumed)
+        start = time.monotonic()
+        for index, chunk in enumerate(in_chunks(self.source.rows(), self.source.texts)):
+            if index < before:
+                continue
+            good = self._good(chunk)
+
+            def tell(done: int, base: int = counts["rows"]) -> None:
+                speed = (base + done - resumed) / max(time.monotonic() - start, 1e-9)
+                self.progress.step(base + done, texts_per_s=round(speed))
+
+            first, *second = ([values[name] for values in good] for name in self.source.texts)
+            answers = self.answerer.answer(first, second[0] if second else None, tell)
+            rows = [{**values, **answer} for values, answer in zip(good, as_rows(answers, self.answerer.labels))]
+            escalated = 0 if answers.is_escalated_N is None else int(answers.is_escalated_N.sum())
+            new = {"rows": len(good), "cut": answers.cut, "escalated": escalated, "bad": len(chunk) - len(good)}
+            counts = {name: counts[name] + count for name, count in new.items()}
+            if self.parts:
+                self.parts.add(rows, new)
+            else:
+                write_stream(sys.stdout, rows, self.schema)
+        if self.parts:
+            self.parts.join()
+        self._say(counts)
+        return counts["rows"]
+
+    def _good(self, chunk: Sequence[Row]) -> list[Values]:
+        """The rows that can be used. A stream was not surveyed: its bad rows are met here."""
+        bad = [row for row in chunk if row.problem]
+        if bad and not self.skip_bad_rows:
+            problems = [f"{self.source.unit} {row.number}: {row.problem}" for row in bad[:1]]
+            raise DataError(_bad_rows(self.source.path, len(bad), problems))
+        return [row.values for row in chunk if not row.problem]
+
+    def _say(self, counts: dict[str, int]) -> None:
+        if counts["cut"]:
+            self.progress.warning(
+                f"{counts['cut']} of {counts['rows']} texts fill all {self.answerer.limit} word pieces; what lay beyond was cut"
+            )
+        if isinstance(self.answerer, Cascade):
+            share = counts["escalated"] / max(counts["rows"], 1)
+            self.progress.message(f"the teacher answered {counts['escalated']} of {counts['rows']} texts ({share:.1%})")
 
 
-def _load(student_dir: Path, runtime: str, threads: int | None) -> Runtime:
-    """The student in a runtime; ``auto`` is the fastest there is: onnxruntime where it is installed and has a file."""
-    if not (student_dir / "config.json").is_file():
-        raise ConfigError(f"student: {student_dir}: is no model folder (no config.json); choices: runs/<name>/student")
-    name = choose_runtime(runtime)
-    if runtime == "auto" and not (student_dir / "onnx" / ONNX_FILES["fp32"]).is_file():
-        name = "torch"
-    return load_runtime(name, student_dir, threads or torch.get_num_threads())
+def as_rows(answers: Answers, labels: Sequence[str]) -> list[Values]:
+    """Answers as a row of named values each: what predict writes and the server sends."""
+    columns: dict[str, Sequence[Any]] = {"prediction": answers.predictions}
+    if answers.probabilities_NC is not None:
+        columns |= {f"probability_{name}": shortest(answers.probabilities_NC[:, c]) for c, name in enumerate(labels)}
+    if answers.is_escalated_N is not None:
+        columns[WHO] = ["teacher" if is_escalated else "student" for is_escalated in answers.is_escalated_N]
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def _check_output(input_file: Path, output_file: Path) -> None:
-    if output_file == STANDARD_STREAM:
-        return
-    if output_file.suffix not in WRITERS:
-        choices = f"{', '.join(WRITERS)}, or - for standard output"
-        raise ConfigError(f"output_file: {output_file}: cannot write {output_file.suffix!r}; choices: {choices}")
-    if output_file.resolve() == input_file.resolve():
-        raise ConfigError(f"output_file: {output_file} is the input file; choose another")
-    if output_file.is_dir():
-        raise ConfigError(f"output_file: {output_file} is a folder; name a file")
+def _survey(source: RowFile, skip_bad_rows: bool, progress: Progress) -> tuple[tuple[str, ...], int | None]:
+    """Columns and number of usable rows; a stream's number is not known. Raises ``DataError`` for bad rows."""
+    if source.path == STANDARD_STREAM:
+        if len(source.texts) > 1:
+            raise ConfigError(f"text_pair_column: {source.texts[1]!r}: lines of standard input have one column; choices: a file")
+        return source.texts, None
+    survey = source.survey()
+    if survey.bad and not skip_bad_rows:
+        raise DataError(_bad_rows(source.path, survey.bad, survey.problems))
+    if survey.bad:
+        progress.warning(f"left out: {_bad_rows(source.path, survey.bad, survey.problems, advice='')}")
+    return survey.columns, survey.good
 
 
-def _json_lines(text: str) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: {error.msg}") from error
-        if rows and not isinstance(rows[-1], dict):
-            raise ValueError(f"line {number}: holds {type(rows[-1]).__name__}, not an object with named values")
-    return pd.DataFrame(rows, dtype=object)
+def _bad_rows(path: Path, count: int, problems: Sequence[str], advice: str = ADVICE) -> str:
+    more = f"; and {count - len(problems)} more" if count > len(problems) else ""
+    return f"input_file: {path}: {count} bad row{'s' * (count > 1)}: {'; '.join(problems)}{more}{advice}"
 
 
-def _lines(text: str, column: str) -> pd.DataFrame:
-    return pd.DataFrame({column: text.splitlines()}, dtype=object)
+def _with_answers(schema: pa.Schema, answerer: TextClassifier | Cascade, path: Path) -> pa.Schema:
+    """The columns of the output. Raises ``DataError`` when the input has one of them already."""
+    new = [("prediction", pa.string() if answerer.labels else pa.float32())]
+    new += [(f"probability_{name}", pa.float32()) for name in answerer.labels]
+    new += [(WHO, pa.string())] if isinstance(answerer, Cascade) else []
+    if taken := [name for name, _ in new if name in schema.names]:
+        raise DataError(f"input_file: {path}: column {taken[0]!r} is there already and would be overwritten; rename it")
+    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in new)])
 
 
-def _read_table(path: Path, text_column: str) -> pd.DataFrame:
+def _fingerprint(path: Path) -> str | None:
+    """Of a file's content, or of all files of a model's folder that change an answer."""
     if path == STANDARD_STREAM:
-        return _lines(sys.stdin.read(), text_column)
-    if path.suffix not in READERS:
-        choices = f"{', '.join(READERS)}, or - for standard input"
-        raise DataError(f"input_file: {path}: cannot read {path.suffix!r}; choices: {choices}")
-    try:
-        return READERS[path.suffix](path, text_column)
-    except OSError as error:
-        raise DataError(f"input_file: {path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # parser errors of pandas and pyarrow, and bytes that are not UTF-8
-        raise DataError(f"input_file: {path}: is not a {path.suffix[1:]} file ({error})") from error
-
-
-def _texts(table: pd.DataFrame, path: Path, column: str) -> list[str]:
-    if column not in table.columns:
-        raise DataError(f"input_file: {path}: no column {column!r}; columns: {', '.join(map(str, table.columns))}")
-    texts = table[column].tolist()
-    bad = [row for row, text in enumerate(texts) if not isinstance(text, str)]
-    if bad:
-        rows = ", ".join(f"row {row + 1}: {texts[row]!r}" for row in bad[:5])
-        raise DataError(f"input_file: {path}: {column}: {len(bad)} of {len(texts)} values are not texts ({rows})")
-    return texts
-
-
-def _columns(logits_NC: np.ndarray, config: Any) -> dict[str, Any]:
-    """``prediction`` and ``probability_<label>`` of each row, by the problem type the model was trained for."""
-    if config.problem_type == "regression" or config.num_labels == 1:
-        return {"prediction": logits_NC[:, 0]}
-    names = [str(config.id2label[index]) for index in range(config.num_labels)]
-    logits = torch.from_numpy(logits_NC)
-    if config.problem_type == "multi_label_classification":
-        probabilities_NC = logits.sigmoid().numpy()
-        labels = ["|".join(name for name, share in zip(names, row) if share > 0.5) for row in probabilities_NC]
-    else:
-        probabilities_NC = logits.softmax(-1).numpy()
-        labels = [names[index] for index in logits_NC.argmax(-1)]
-    return {"prediction": labels, **{f"probability_{name}": probabilities_NC[:, c] for c, name in enumerate(names)}}
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    if path == STANDARD_STREAM:
-        WRITERS[".jsonl"](table, sys.stdout)
-        return
-    write_atomically(path, lambda partial: WRITERS[path.suffix](table, os.fspath(partial)))
+        return None
+    if path.is_file():
+        return fingerprint(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in NOT_THE_MODEL)
+    return fingerprint(*(part for file in files for part in (str(file.relative_to(path)), file)))

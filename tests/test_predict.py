@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from tiny_classifier import TEXTS, make_classifier
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch import chunks
+from adasearch.calibration import Calibration
+from adasearch.cascade import Cascade
+from adasearch.classifier import TextClassifier
+from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
 from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "very", ",", "the", "end"]
-TEXTS = ["a good film", "bad", "the end , very very bad", "", "a very good , good film", "null", 'say "film", end']
 PAIRS = ["bad", "the end", "a film", "good", "", "very", "the"]
+
+
+class Stopped(Exception):
+    """A kill, as far as a test can have one."""
 
 
 class Heard(Progress):
@@ -27,7 +36,15 @@ class Heard(Progress):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.messages: list[str] = []
         self.done: list[int] = []
+        self.stages: list[tuple[str, int | None, int]] = []
+
+    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
+        self.stages.append((title, total, done))
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -36,35 +53,24 @@ class Heard(Progress):
         self.done.append(done)
 
 
-def make_classifier(folder: Path, problem_type: str = "single_label_classification", labels: int = 3) -> Path:
-    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=16, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16, num_labels=labels, problem_type=problem_type, initializer_range=1.0,
-        id2label=dict(enumerate(["neg", "neu", "pos"][:labels])),
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classifier(tmp_path_factory.mktemp("made") / "student")
 
 
 @pytest.fixture()
-def student(tmp_path: Path) -> Path:
-    return make_classifier(tmp_path / "student")
+def student(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "student"))
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(folder: Path) -> tuple[PreTrainedTokenizerFast, BertForSequenceClassification]:
+    return PreTrainedTokenizerFast.from_pretrained(folder), BertForSequenceClassification.from_pretrained(folder).eval()
 
 
 def by_hand(folder: Path, text: str, pair: str | None = None) -> np.ndarray:
     """Logits (C,) of one text without padding: the reference."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer, model = loaded(folder)
     with torch.no_grad():
         # lists of one: called with plain strings the tokenizer takes an empty second text for none
         return model(**tokenizer([text], [pair] if pair is not None else None, return_tensors="pt")).logits[0].numpy()
@@ -167,7 +173,7 @@ def test_onnxruntime_says_the_same_and_auto_takes_it(student: Path, tmp_path: Pa
 def test_standard_streams_are_lines_in_and_json_lines_out(
     student: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("a good film\nbad\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a good film\nbad\n")))
     assert predict_file(student, Path("-"), Path("-"), runtime="torch") == 2
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in rows] == ["a good film", "bad"]
@@ -197,9 +203,9 @@ def test_long_texts_are_cut_and_counted_and_the_longest_come_first(student: Path
         ("in.csv", b"text\n\xff\xfe\n", "text", "is not a csv file"),
         ("in.txt", b"\xff\xfe\n", "text", "is not a txt file"),
         ("in.parquet", b"PAR", "text", "is not a parquet file"),
-        ("in.jsonl", b'{"text": "a"}\n{"text"\n', "text", "is not a jsonl file (line 2"),
-        ("in.jsonl", b'{"text": "a"}\n["a"]\n', "text", "line 2: holds list"),
-        ("in.jsonl", b'{"text": "a"}\n{"text": null}\n{"text": 3}', "text", "2 of 3 values are not texts (row 2: None"),
+        ("in.jsonl", b'{"text": "a"}\n{"text"\n', "text", "1 bad row: line 2: no JSON"),
+        ("in.jsonl", b'{"text": "a"}\n["a"]\n', "text", "1 bad row: line 2: holds list, not an object. Mend them"),
+        ("in.jsonl", b'{"text": "a"}\n{"text": null}\n{"text": 3}', "text", "2 bad rows: line 2: column 'text': no text; line 3:"),
         ("absent.csv", None, "text", "cannot be read (No such file or directory)"),
     ],
 )
@@ -223,7 +229,7 @@ def test_a_folder_is_not_a_file(student: Path, tmp_path: Path) -> None:
 def test_bad_requests_name_the_value_and_the_choices(student: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS}))
     for change, says in (
-        ({"runtime": "tpu"}, "runtime: 'tpu' is not known; choices: auto, onnxruntime, torch"),
+        ({"runtime": "tpu"}, "runtime: 'tpu' is not known; choices: auto, onnxruntime"),
         ({"output_file": tmp_path / "out.xls"}, "cannot write '.xls'; choices: .csv, .tsv, .jsonl, .parquet"),
         ({"output_file": source}, "is the input file"),
         ({"batch_size": 0}, "batch_size: 0 is out of range"),
@@ -245,3 +251,238 @@ def test_a_damaged_student_is_an_error_about_the_student(student: Path) -> None:
     (student / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no sequence classifier can be loaded"):
         load_student(student)
+
+
+@pytest.fixture()
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of three rows, so that seven texts have several."""
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("killed_at", [1, 4, 7])
+@pytest.mark.usefixtures("small_chunks")
+def test_a_killed_run_goes_on_and_ends_the_same(student: Path, tmp_path: Path, suffix: str, killed_at: int) -> None:
+    source = write(tmp_path / f"in{suffix}", pd.DataFrame({"id": range(7), "text": TEXTS}))
+    predict_file(student, source, tmp_path / f"whole{suffix}", batch_size=1, runtime="torch")
+
+    class Killed(Heard):
+        def step(self, done: int, **metrics: float | int | str) -> None:
+            if done == killed_at:
+                raise Stopped
+
+    target = tmp_path / f"out{suffix}"
+    with pytest.raises(Stopped):
+        predict_file(student, source, target, batch_size=1, runtime="torch", progress=Killed())
+    assert not target.exists()
+    heard = Heard()
+    assert predict_file(student, source, target, batch_size=1, runtime="torch", progress=heard) == 7
+    kept = (killed_at - 1) // 3 * 3  # whole chunks
+    assert heard.stages[0] == ("predict", 7, kept) and heard.done == list(range(kept + 1, 8))
+    assert target.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"in{suffix}", f"out{suffix}", f"whole{suffix}", "student"])
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_nothing_else_goes_on_in_its_place(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS, "other": TEXTS}))
+    target = tmp_path / "out.csv"
+    run = {"student_dir": student, "input_file": source, "output_file": target, "runtime": "torch"}
+
+    class Killed(Heard):
+        def step(self, done: int, **metrics: float | int | str) -> None:
+            if done > 3:
+                raise Stopped
+
+    with pytest.raises(Stopped):
+        predict_file(**run, progress=Killed())
+    for change, says in (
+        ({"text_column": "other"}, "text_column was 'text', is 'other'"),
+        ({"skip_bad_rows": True}, "skip_bad_rows was False, is True"),
+        ({"calibrated": False}, "calibrated was True, is False"),
+        ({"student_dir": make_classifier(tmp_path / "second")}, "begun otherwise \\(model was"),
+        ({"cascade_teacher": tmp_path / "second", "cascade_share": 0.5}, "cascade_teacher was None"),
+    ):
+        with pytest.raises(ConfigError, match=f".out.csv.parts holds an unfinished run.*{says}"):
+            predict_file(**{**run, **change})
+    content = source.read_text()
+    source.write_text(content.replace("film", "plot"))
+    with pytest.raises(ConfigError, match="begun otherwise \\(input was"):
+        predict_file(**run)
+    source.write_text(content)
+    assert predict_file(**run, batch_size=2, threads=1) == 7  # these change no answer
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_are_answered_one_at_a_time(student: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", pd.DataFrame({"text": TEXTS}))
+    seen: list[tuple[int, int]] = []
+
+    class Watching(Heard):
+        def step(self, done: int, **metrics: float | int | str) -> None:
+            seen.append((done, len(list((tmp_path / ".out.parquet.parts").glob("0*")))))
+            assert metrics["texts_per_s"] >= 0
+
+    predict_file(student, source, tmp_path / "out.parquet", runtime="torch", progress=Watching())
+    assert seen == [(3, 0), (6, 1), (7, 2)]  # what was answered is on disk before more is read
+    assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 3
+
+
+def test_long_texts_make_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 10)
+    rows = [chunks.Row(n, {"t": "x" * size}) for n, size in enumerate([4, 4, 4, 11, 1, 9, 1])]
+    assert [[row.number for row in chunk] for chunk in chunks.in_chunks(rows, ("t",))] == [[0, 1], [2], [3], [4, 5], [6]]
+
+
+BAD = {
+    "in.csv": ("text,n\ngood,1\nbad\n\"the\nend\",2\n\ngood,3,4\n", "line 3: 1 fields where the header has 2; line 7: 3 fields"),
+    "in.jsonl": ('{"text": "good", "n": 1}\n{"text": null}\n\n{"text": "the\\nend", "n": 2}\n{"text": "\\ud800"}\n3\n{"t\n{"n": 1}\n',
+                 "line 2: column 'text': no text; line 5: column 'text': half a character"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_refused_or_counted(student: Path, tmp_path: Path, name: str) -> None:
+    content, says = BAD[name]
+    source, target = tmp_path / name, tmp_path / "out.jsonl"
+    source.write_text(content)
+    with pytest.raises(DataError) as error:
+        predict_file(student, source, target, runtime="torch")
+    assert says in str(error.value) and "or leave them out with --skip_bad_rows" in str(error.value)
+    heard = Heard()
+    assert predict_file(student, source, target, runtime="torch", skip_bad_rows=True, progress=heard) == 2
+    assert says in heard.warnings[0] and heard.warnings[0].startswith("left out: ")
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [(row["text"], int(row["n"])) for row in rows] == [("good", 1), ("the\nend", 2)]
+
+
+def test_a_row_group_without_a_text_names_its_row(student: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", pd.DataFrame({"text": ["good", None, "bad"], "n": [1, 2, 3]}))
+    with pytest.raises(DataError, match="1 bad row: row 2: column 'text': no text"):
+        predict_file(student, source, tmp_path / "out.parquet", runtime="torch")
+    predict_file(student, source, tmp_path / "out.parquet", runtime="torch", skip_bad_rows=True)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["n"].to_pylist() == [1, 3] and str(table.schema.field("n").type) == "int64"
+
+
+def test_bytes_before_and_line_breaks_within_cells_are_no_trouble(student: Path, tmp_path: Path) -> None:
+    cells = ['a "good" film', "the\nend", "the\r\nend", "bad,\rbad", " good "]
+    table = pd.DataFrame({"text": cells, "n": ["1", "", "007", "null", "x"]})
+    (tmp_path / "in.csv").write_bytes(b"\xef\xbb\xbf" + table.to_csv(index=False, quoting=1).encode())
+    predict_file(student, tmp_path / "in.csv", tmp_path / "middle.tsv", runtime="torch")
+    middle = (tmp_path / "middle.tsv").read_bytes().replace(b"prediction", b"p1").replace(b"probability", b"q1")
+    (tmp_path / "middle2.tsv").write_bytes(middle)
+    predict_file(student, tmp_path / "middle2.tsv", tmp_path / "out.parquet", runtime="torch")
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert found["text"].tolist() == cells and found["n"].tolist() == table["n"].tolist()
+    assert found["p1"].tolist() == found["prediction"].tolist()
+
+
+def test_values_of_any_kind_pass_through(student: Path, tmp_path: Path) -> None:
+    rows = [{"text": "good", "a": {"x": [1, None]}, "b": 1}, {"text": "bad", "b": 0.5, "c": "\ud800"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict_file(student, tmp_path / "in.jsonl", tmp_path / "out.jsonl", runtime="torch")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{key: row[key] for key in row if not key.startswith("pr")} for row in found] == rows
+    rows[1].pop("c")
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict_file(student, tmp_path / "in.jsonl", tmp_path / "out.parquet", runtime="torch")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["b"].to_pylist() == [1.0, 0.5] and table["a"].to_pylist() == [{"x": [1, None]}, None]
+    (tmp_path / "in.jsonl").write_text('{"text": "good", "b": 1}\n{"text": "good", "b": "x"}\n')
+    with pytest.raises(DataError, match="column 'b' has no type that parquet knows .*choices: an output_file that ends in .jsonl"):
+        predict_file(student, tmp_path / "in.jsonl", tmp_path / "mixed.parquet", runtime="torch")
+
+
+@pytest.mark.parametrize(("name", "content"), [("in.jsonl", ""), ("in.txt", ""), ("in.tsv", "id\ttext\n")])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_files_without_rows_give_files_without_rows(student: Path, tmp_path: Path, name: str, content: str, suffix: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert predict_file(student, tmp_path / name, tmp_path / f"out{suffix}", runtime="torch") == 0
+    table = read(tmp_path / f"out{suffix}")
+    assert len(table) == 0 and list(table.columns)[-4:-2] == ["prediction", "probability_neg"] and "text" in table.columns
+
+
+def test_columns_are_not_overwritten(student: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS, "probability_neu": TEXTS}))
+    with pytest.raises(DataError, match="column 'probability_neu' is there already"):
+        predict_file(student, source, tmp_path / "out.csv", runtime="torch")
+
+
+def test_the_saved_temperature_moves_probabilities_and_no_prediction(student: Path, tmp_path: Path) -> None:
+    Calibration(2.5, "validation", 100, 1.0, 0.9, 0.2, 0.1).save(student)
+    source = write(tmp_path / "in.txt", pd.DataFrame({"text": TEXTS}))
+    found = {}
+    for calibrated, temperature in ((True, 2.5), (False, 1.0)):
+        predict_file(student, source, tmp_path / "out.csv", runtime="torch", calibrated=calibrated)
+        found[calibrated] = read(tmp_path / "out.csv")
+        expected = [(torch.from_numpy(by_hand(student, text)) / temperature).softmax(-1)[2].item() for text in TEXTS]
+        np.testing.assert_allclose(found[calibrated]["probability_pos"], expected, atol=1e-5)
+    assert found[True]["prediction"].tolist() == found[False]["prediction"].tolist()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_unsure_part_of_every_chunk_goes_to_the_teacher(student: Path, tmp_path: Path) -> None:
+    teacher = make_classifier(tmp_path / "teacher")
+    source = write(tmp_path / "in.txt", pd.DataFrame({"text": TEXTS}))
+    heard = Heard()
+    predict_file(
+        student, source, tmp_path / "out.csv", runtime="torch", cascade_teacher=teacher, cascade_share=0.34, progress=heard
+    )
+    table = read(tmp_path / "out.csv")
+    assert [table["answered_by"][part].tolist().count("teacher") for part in (slice(0, 3), slice(3, 6), slice(6, 7))] == [1, 1, 0]
+    assert heard.messages == ["the teacher answered 2 of 7 texts (28.6%)"]
+    for row in table.to_dict("records"):
+        by = {"student": student, "teacher": teacher}[row["answered_by"]]
+        expected = torch.from_numpy(by_hand(by, row["text"])).softmax(-1)
+        assert row["probability_pos"] == pytest.approx(expected[2].item(), abs=1e-5)
+    cascade = Cascade(TextClassifier(student, runtime="torch"), TextClassifier(teacher, runtime="torch"), threshold=0.7)
+    predict_file(student, source, tmp_path / "out.csv", runtime="torch", cascade_teacher=teacher, cascade_threshold=0.7)
+    assert read(tmp_path / "out.csv")["prediction"].tolist() == cascade.answer(TEXTS).predictions
+
+
+def test_cascades_are_checked_first(student: Path, tmp_path: Path) -> None:
+    run = {"student_dir": student, "input_file": tmp_path / "absent.csv", "output_file": tmp_path / "o.csv"}
+    for change, says in (
+        ({"cascade_teacher": student}, "a teacher needs one of the two"),
+        ({"cascade_teacher": student, "cascade_share": 2.0}, "cascade_share: 2.0 is out of range"),
+        ({"cascade_teacher": tmp_path, "cascade_share": 0.5}, "cascade_teacher: .* is no model folder"),
+        ({"cascade_threshold": 0.5}, "cascade_teacher: none given"),
+        ({"input_file": Path("-"), "text_pair_column": "b"}, "text_pair_column: 'b': lines of standard input have one"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            predict_file(**{**run, **change})
+
+
+def test_a_broken_model_is_an_error_not_a_prediction(student: Path, tmp_path: Path) -> None:
+    model = BertForSequenceClassification.from_pretrained(student)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    model.save_pretrained(student)
+    source = write(tmp_path / "in.txt", pd.DataFrame({"text": TEXTS}))
+    with pytest.raises(ModelError, match="logits are not finite"):
+        predict_file(student, source, tmp_path / "out.csv", runtime="torch")
+
+
+def test_the_tokenizer_is_the_one_transformers_calls(student: Path) -> None:
+    """The fast way to word pieces gives those of the usual call, cut pairs and empty texts included."""
+    classifier = TextClassifier(student, runtime="torch")
+    texts, pairs = [*TEXTS, "very " * 30, "a " * 12], [*PAIRS, "the end", "film " * 12]
+    for second in (None, pairs):
+        usual = PreTrainedTokenizerFast.from_pretrained(student)(texts, second, truncation=True, max_length=16)
+        ids, types, cut = classifier._encode(texts, second)
+        assert ids == usual["input_ids"] and cut == (2 if second else 1)
+        assert types == (usual["token_type_ids"] if second else None)
+
+
+def test_a_full_disk_leaves_what_was_done(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "in.txt", pd.DataFrame({"text": TEXTS}))
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(TrainingError, match="No space left on device"):
+            predict_file(student, source, tmp_path / "out.csv", runtime="torch")
+    assert predict_file(student, source, tmp_path / "out.csv", runtime="torch") == 7

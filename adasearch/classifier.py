@@ -1,0 +1,177 @@
+"""A model folder at work on texts: tokenizer, runtime, temperature and names of the labels behind one call.
+
+Dimensions: N texts, B batch, L tokens of the longest text in a batch, C labels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+import adasearch
+from adasearch.calibration import load_calibration, probabilities
+from adasearch.deploy import load_deployed
+from adasearch.errors import ConfigError, ModelError
+from adasearch.progress import Progress
+from adasearch.runtimes import Runtime, choose_runtime, load_runtime, one_line
+
+Arrays = dict[str, np.ndarray]
+Tell = Callable[[int], None]  # hears how many texts are done
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is said of N texts.
+
+    Attributes: ``predictions`` a label each, labels above one half joined by ``|`` in multi-label tasks, the score in
+    regression; ``probabilities_NC`` None in regression; ``is_escalated_N`` whom the teacher answered, None without one;
+    ``cut`` how many texts were longer than the model reads.
+    """
+
+    predictions: list[str] | list[float]
+    probabilities_NC: np.ndarray | None
+    logits_NC: np.ndarray
+    cut: int
+    is_escalated_N: np.ndarray | None = None
+
+
+class TextClassifier:
+    """Texts in, answers out.
+
+    Attributes: ``labels`` the classes' names; ``problem_type`` as in the model's configuration; ``temperature`` that
+    the logits are divided by; ``runtime`` what computes them; ``limit`` word pieces that the model reads of a text.
+    """
+
+    def __init__(
+        self, model_dir: Path, *, runtime: str = "auto", precision: str | None = None, threads: int | None = None,
+        batch_size: int = 32, is_calibrated: bool = True, progress: Progress | None = None,
+    ):  # fmt: skip
+        """Load what is needed. Raises ``ConfigError`` for a wrong setting, ``ModelError`` for a folder that is damaged."""
+        check_settings(model_dir, runtime, batch_size)
+        self.batch_size = batch_size
+        self.runtime = open_runtime(model_dir, runtime, precision, threads, progress)
+        adasearch.register_student()
+        try:
+            config: Any = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{model_dir}: no tokenizer can be loaded ({one_line(error)})") from error
+        is_score = config.problem_type == "regression" or config.num_labels == 1
+        self.problem_type = "regression" if is_score else config.problem_type or "single_label_classification"
+        self.labels = [] if is_score else [str(config.id2label[index]) for index in range(config.num_labels)]
+        calibration = load_calibration(model_dir) if is_calibrated and self.labels else None
+        self.temperature = calibration.temperature if calibration else 1.0
+        # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
+        self.limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or sys.maxsize)
+        self._takes_types = "token_type_ids" in self.tokenizer.model_input_names
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return self.problem_type == "multi_label_classification"
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None = None, tell: Tell | None = None) -> Answers:
+        """What the model says of each text or pair of texts, in their order."""
+        logits_NC, cut = self.logits(texts, pairs, tell)
+        return self.interpret(logits_NC, cut)
+
+    def interpret(self, logits_NC: np.ndarray, cut: int = 0) -> Answers:
+        """Logits as predictions and calibrated probabilities. The temperature moves no prediction."""
+        if not self.labels:
+            return Answers(shortest(logits_NC[:, 0]), None, logits_NC, cut)
+        shares_NC = probabilities(logits_NC, is_multi_label=self.is_multi_label, temperature=self.temperature)
+        if self.is_multi_label:
+            named = ["|".join(name for name, logit in zip(self.labels, row) if logit > 0) for row in logits_NC]
+        else:
+            named = [self.labels[index] for index in logits_NC.argmax(-1)]
+        return Answers(named, shares_NC, logits_NC, cut)
+
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, tell: Tell | None = None
+    ) -> tuple[np.ndarray, int]:
+        """Logits (N, C) float32, and how many texts were cut. Batches are of texts of nearly the same length.
+
+        Raises ``ModelError`` when a logit is not finite: its argmax would pass for a prediction.
+        """
+        ids, types, cut = self._encode(texts, pairs)
+        logits_NC = np.zeros((len(ids), max(len(self.labels), 1)), dtype=np.float32)
+        done = 0
+        for rows, batch in self._batches(ids, types):
+            logits_NC[rows] = self.runtime(**batch)
+            done += len(rows)
+            if tell is not None:
+                tell(done)
+        if not np.isfinite(logits_NC).all():
+            raise ModelError(f"{self.runtime.name}: the model's logits are not finite; it is damaged, or its precision is too low")
+        return logits_NC, cut
+
+    def _encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> tuple[list[Sequence[int]], list[Sequence[int]] | None, int]:
+        """Word pieces of every text, their types where the model wants them, and how many texts fill the limit."""
+        if not len(texts):
+            return [], None, 0
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer written in Python
+            second = list(pairs) if pairs is not None else None
+            encoded = self.tokenizer(list(texts), second, truncation=True, max_length=self.limit)
+            ids, types = encoded["input_ids"], encoded.get("token_type_ids")
+        else:  # what the call above does too, without offsets and lists nobody asks for: in 2/5 of the time
+            backend.no_padding()
+            backend.no_truncation() if self.limit > 2**31 else backend.enable_truncation(
+                self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
+            )
+            found = backend.encode_batch_fast(list(texts) if pairs is None else list(zip(texts, pairs)))
+            ids = [encoding.ids for encoding in found]
+            types = [encoding.type_ids for encoding in found] if self._takes_types and pairs is not None else None
+        return ids, types, sum(len(row) >= self.limit for row in ids)
+
+    def _batches(
+        self, ids: list[Sequence[int]], types: list[Sequence[int]] | None
+    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
+        order = np.argsort([-len(row) for row in ids], kind="stable")
+        pad, pad_type = self.tokenizer.pad_token_id or 0, self.tokenizer.pad_token_type_id
+        is_left = self.tokenizer.padding_side == "left"
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            width = len(ids[rows[0]])
+            ids_BL = np.full((len(rows), width), pad, dtype=np.int64)
+            mask_BL = np.zeros_like(ids_BL)
+            types_BL = None if types is None else np.full_like(ids_BL, pad_type)
+            for line, row in enumerate(rows):
+                real = slice(width - len(ids[row]), width) if is_left else slice(0, len(ids[row]))
+                ids_BL[line, real], mask_BL[line, real] = ids[row], 1
+                if types_BL is not None:
+                    types_BL[line, real] = types[row]
+            yield rows, {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
+
+
+def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str = "student") -> None:
+    """What can be checked before anything is loaded. Raises ``ConfigError``, which calls the folder ``setting``."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size} is out of range; choices: 1 or more")
+    if not (Path(model_dir) / "config.json").is_file():
+        raise ConfigError(f"{setting}: {model_dir}: is no model folder (no config.json); choices: runs/<name>/student")
+    choose_runtime(runtime)
+
+
+def open_runtime(
+    model_dir: Path, runtime: str, precision: str | None, threads: int | None, progress: Progress | None = None
+) -> Runtime:
+    """The model in the runtime, precision and threads that were saved for it, unless others are asked for."""
+    if runtime == "auto" and precision is None:
+        return load_deployed(model_dir, threads, progress)
+    return load_runtime(choose_runtime(runtime), model_dir, threads or torch.get_num_threads(), precision or "fp32")
+
+
+def shortest(values: np.ndarray) -> list[float]:
+    """Float32 values as Python's, with the digits that tell them apart and no more."""
+    return [float(text) for text in values.astype(np.float32).astype(str)]

@@ -1,0 +1,181 @@
+"""Rows written part by part beside their target, so that a kill costs one part; joined into one file at the end.
+
+``.<name>.parts/`` beside the target holds ``state.json`` (what the work was begun with, what is done) and a file a
+chunk. A part lies there only when it is whole, and counts only when the state says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adasearch.chunks import STANDARD_STREAM, RowFile, Values, in_chunks
+from adasearch.errors import ConfigError, DataError
+from adasearch.files import read_json, write_atomically, write_json
+from adasearch.tables import one_line
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+STATE = "state.json"
+
+
+@dataclass
+class Parts:
+    """An output file in the making.
+
+    Attributes: ``target`` the file; ``schema`` its columns in order, with the types that parquet needs; ``begun_with``
+    what must be the same for the work to go on; ``done`` the chunks written, ``counts`` what was counted in them.
+    """
+
+    target: Path
+    schema: pa.Schema
+    begun_with: dict[str, Any]
+    done: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts lie."""
+        return self.target.with_name(f".{self.target.name}.parts")
+
+    def open(self, *, is_resumable: bool = True) -> None:
+        """Go on with what a killed run has left, or begin.
+
+        Raises ``ConfigError`` when what is left was begun with something else; what cannot be resumed is begun anew.
+        """
+        path = self.folder / STATE
+        if is_resumable and path.is_file():
+            state = read_json(path)
+            before = state["begun_with"]
+            changed = [key for key in {**before, **self.begun_with} if before.get(key) != self.begun_with.get(key)]
+            if changed:
+                what = "; ".join(f"{key} was {before.get(key)!r}, is {self.begun_with.get(key)!r}" for key in changed[:3])
+                raise ConfigError(
+                    f"output_file: {self.folder} holds an unfinished run that was begun otherwise ({what}); choices: "
+                    "the settings it was begun with, another output_file, or delete that folder"
+                )
+            self.done, self.counts = state["done"], state["counts"]
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._save()
+
+    def add(self, rows: Sequence[Values], counts: dict[str, int]) -> None:
+        """Write the next chunk and note that it is there. Raises ``TrainingError`` when the disk is full."""
+        suffix = self.target.suffix.lower()
+        write_atomically(self._part(self.done), lambda path: path.write_bytes(encode_rows(rows, self.schema, suffix)))
+        self.done += 1
+        self.counts = {key: self.counts.get(key, 0) + count for key, count in counts.items()}
+        self._save()
+
+    def join(self) -> None:
+        """Make the target of the parts, whole or not at all, and remove them."""
+        write_atomically(self.target, self._join)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _join(self, path: Path) -> None:
+        suffix = self.target.suffix.lower()
+        if suffix == ".parquet":
+            with pq.ParquetWriter(path, self.schema) as writer:
+                for index in range(self.done):
+                    writer.write_table(pq.read_table(self._part(index), schema=self.schema))  # a row group each
+            return
+        with open(path, "wb") as file:
+            file.write(encode_header(self.schema, suffix))
+            for index in range(self.done):
+                with open(self._part(index), "rb") as part:
+                    shutil.copyfileobj(part, file)
+
+    def _part(self, index: int) -> Path:
+        return self.folder / f"{index:06}{self.target.suffix.lower()}"
+
+    def _save(self) -> None:
+        write_json(self.folder / STATE, {"begun_with": self.begun_with, "done": self.done, "counts": self.counts})
+
+
+def check_output(input_file: Path, output_file: Path) -> None:
+    """Raise ``ConfigError`` unless the output can be written (``-``: JSON lines on standard output)."""
+    if output_file == STANDARD_STREAM:
+        return
+    if output_file.suffix.lower() not in SUFFIXES:
+        choices = f"{', '.join(SUFFIXES)}, or - for standard output"
+        raise ConfigError(f"output_file: {output_file}: cannot write {output_file.suffix!r}; choices: {choices}")
+    if output_file.resolve() == input_file.resolve():
+        raise ConfigError(f"output_file: {output_file} is the input file; choose another")
+    if output_file.is_dir():
+        raise ConfigError(f"output_file: {output_file} is a folder; name a file")
+    parent = next(folder for folder in output_file.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"output_file: {output_file}: cannot be written, {parent} is no folder open for writing")
+
+
+def input_schema(source: RowFile, columns: Sequence[str], output_file: Path) -> pa.Schema:
+    """Names and types of the input's columns. Only parquet needs types; for its sake JSON lines are read once more.
+
+    Raises ``DataError`` naming the column whose values have no common type.
+    """
+    suffix = source.path.suffix.lower()
+    if suffix == ".parquet":
+        return pq.read_schema(source.path).remove_metadata()
+    if suffix != ".jsonl" or output_file.suffix.lower() != ".parquet":
+        return pa.schema([(name, pa.string()) for name in columns])
+    types: dict[str, pa.DataType] = {name: pa.null() for name in columns}
+    for chunk in in_chunks(source.rows(), source.texts):
+        good = [row.values for row in chunk if row.problem is None]
+        for name in columns:
+            try:
+                found = pa.array([values.get(name) for values in good]).type
+                both = [pa.schema([(name, types[name])]), pa.schema([(name, found)])]
+                types[name] = pa.unify_schemas(both, promote_options="permissive").field(name).type
+            except (pa.ArrowException, ValueError, OverflowError) as error:
+                raise DataError(
+                    f"input_file: {source.path}: column {name!r} has no type that parquet knows ({one_line(error)}); "
+                    "choices: an output_file that ends in .jsonl"
+                ) from error
+    return pa.schema(list(types.items()))
+
+
+def encode_header(schema: pa.Schema, suffix: str) -> bytes:
+    """What stands before the first row."""
+    return _separated([schema.names], suffix) if suffix in (".csv", ".tsv") else b""
+
+
+def encode_rows(rows: Sequence[Values], schema: pa.Schema, suffix: str) -> bytes:
+    """Rows as the bytes of a file of that suffix, without a header."""
+    if suffix == ".parquet":
+        arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
+        return sink.getvalue()
+    if suffix == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        return text.encode("utf-8", "backslashreplace")  # half a character becomes its JSON escape
+    return _separated([[_cell(row.get(name)) for name in schema.names] for row in rows], suffix)
+
+
+def write_stream(file: TextIO, rows: Sequence[Values], schema: pa.Schema) -> None:
+    """Rows as JSON lines, at once."""
+    file.write(encode_rows(rows, schema, ".jsonl").decode("utf-8"))
+    file.flush()
+
+
+def _separated(rows: Sequence[Sequence[Any]], suffix: str) -> bytes:
+    # the csv module quotes a line feed but not a lone carriage return, at which readers stop as well
+    has_return = any("\r" in cell for row in rows for cell in row if isinstance(cell, str))
+    quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+    sink = io.StringIO(newline="")
+    csv.writer(sink, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n", quoting=quoting).writerows(rows)
+    return sink.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    """Lists and objects as JSON; nothing as an empty cell."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,215 @@
+"""The server over HTTP on the loopback, a real one on a free port, against the classifier called directly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_classifier import TEXTS, make_classifier
+
+httpx = pytest.importorskip("httpx")
+uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("fastapi")
+
+from adasearch.cascade import Cascade  # noqa: E402
+from adasearch.classifier import Answers, TextClassifier  # noqa: E402
+from adasearch.errors import ConfigError  # noqa: E402
+from adasearch.serve import facts_of, listen, serve  # noqa: E402
+from adasearch.web import Limits, create_app  # noqa: E402
+
+LIMITS = Limits(texts=8, characters=50, body_bytes=2000)
+SECONDS = 60  # after which a test that waits has failed; none of them comes near
+
+
+@contextmanager
+def running(app: Any) -> Iterator[httpx.Client]:
+    """A client of the application on a real server. The socket listens before the server runs: nobody has to wait."""
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=SECONDS) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TextClassifier:
+    return TextClassifier(make_classifier(tmp_path_factory.mktemp("model") / "student"), runtime="torch", threads=1)
+
+
+@pytest.fixture(scope="module")
+def client(model: TextClassifier) -> Iterator[httpx.Client]:
+    with running(create_app(model, facts_of(Path("student"), model, model), LIMITS)) as client:
+        yield client
+
+
+def test_answers_are_those_of_the_classifier(client: httpx.Client, model: TextClassifier) -> None:
+    for pairs in (None, TEXTS[::-1]):
+        reply = client.post("/predict", json={"texts": TEXTS} | ({"pairs": pairs} if pairs else {}))
+        expected = model.answer(TEXTS, pairs)
+        assert reply.status_code == 200
+        rows = reply.json()["predictions"]
+        assert [row["label"] for row in rows] == expected.predictions and len(set(expected.predictions)) > 1
+        for row, shares in zip(rows, expected.probabilities_NC, strict=True):
+            assert list(row["probabilities"]) == ["neg", "neu", "pos"]
+            assert list(row["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-6)
+
+
+def test_health_says_what_runs(client: httpx.Client) -> None:
+    facts = client.get("/health").json()
+    assert (facts["status"], facts["runtime"], facts["precision"], facts["threads"]) == ("ok", "torch", "fp32", 1)
+    assert facts["labels"] == ["neg", "neu", "pos"] and facts["max_texts"] == 8
+
+
+def test_the_page_needs_nothing_else(client: httpx.Client) -> None:
+    reply = client.get("/")
+    assert reply.headers["content-type"].startswith("text/html") and "textarea" in reply.text
+    assert "http://" not in reply.text and "https://" not in reply.text and "innerHTML" not in reply.text
+    assert client.get("/docs").status_code == 404  # FastAPI's page would load scripts from the network
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "says"),
+    [
+        ({"json": {"texts": []}}, 422, "texts: empty; send 1 or more"),
+        ({"json": {"texts": ["a"] * 9}}, 413, "texts: 9 of them; at most 8 a request"),
+        ({"json": {"texts": ["a", "b" * 51]}}, 413, "texts[1]: 51 characters; at most 50 a text"),
+        ({"json": {"texts": ["a"], "pairs": ["b" * 51]}}, 413, "pairs[0]: 51 characters"),
+        ({"json": {"texts": ["a"], "pairs": ["b", "c"]}}, 422, "pairs: 2 for 1 texts"),
+        ({"json": {"text": ["a"]}}, 422, "texts: Field required; expected: {"),
+        ({"json": {"texts": "a"}}, 422, "texts: Input should be a valid list"),
+        ({"json": {"texts": ["a", 3]}}, 422, "texts.1: Input should be a valid string"),
+        ({"json": ["a"]}, 422, "expected: {"),
+        ({"content": b'{"texts": ["a"'}, 422, "JSON decode error"),
+        ({"content": b'{"texts": ["\\ud800"]}'}, 422, "texts[0]: half a character"),
+        ({"content": b'{"texts": "\\ud800"}'}, 422, "texts: Input should be a valid"),
+        ({"content": b"\xff\xfe"}, 422, "expected: {"),
+        ({"json": {"texts": ["a" * 3000]}}, 413, "larger than 2000 bytes"),
+        ({"content": iter([b'{"texts": ["'] + [b"a" * 500] * 5)}, 413, "larger than 2000 bytes"),  # no length announced
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(client: httpx.Client, request_: dict[str, Any], status: int, says: str) -> None:
+    reply = client.post("/predict", headers={"content-type": "application/json"}, **request_)
+    assert (reply.status_code, says in reply.json()["detail"]) == (status, True), reply.text
+    assert client.get("/predict").status_code == 405
+
+
+class Slow:
+    """A classifier whose first call waits to be released."""
+
+    def __init__(self, model: TextClassifier):
+        self.model, self.labels, self.calls = model, model.labels, []
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def answer(self, texts: list[str], pairs: list[str] | None = None) -> Answers:
+        self.calls.append((list(texts), pairs))
+        self.begun.set()
+        assert self.released.wait(SECONDS)
+        if "fail" in texts:
+            raise RuntimeError("as asked")
+        return self.model.answer(texts, pairs)
+
+
+def test_who_waits_is_answered_together_and_gets_what_is_his(model: TextClassifier) -> None:
+    slow = Slow(model)
+    app = create_app(slow, {}, LIMITS)
+    waiting = threading.Semaphore(0)
+
+    @app.middleware("http")
+    async def arrived(request: Any, call_next: Any) -> Any:
+        waiting.release()
+        return await call_next(request)
+
+    with running(app) as client, ThreadPoolExecutor(8) as threads:
+
+        def ask(texts: list[str], pairs: list[str] | None = None) -> Any:
+            return threads.submit(client.post, "/predict", json={"texts": texts, "pairs": pairs})
+
+        asked = [(TEXTS[:1], None)]
+        replies = [ask(*asked[0])]
+        assert slow.begun.wait(SECONDS) and waiting.acquire(timeout=SECONDS)
+        for texts, pairs in ((TEXTS[1:3], None), (TEXTS[3:6], None), (TEXTS[:2], TEXTS[2:4])):
+            asked.append((texts, pairs))
+            replies.append(ask(texts, pairs))
+            assert waiting.acquire(timeout=SECONDS)
+        assert client.get("/health").status_code == 200  # a busy model keeps nobody else from being answered
+        slow.released.set()
+        for (texts, pairs), reply in zip(asked, replies):
+            found = [row["label"] for row in reply.result(SECONDS).json()["predictions"]]
+            assert found == model.answer(texts, pairs).predictions
+        assert slow.calls[0][0] == TEXTS[:1] and len(slow.calls) < 4  # some of the three went together
+        assert not any(pairs and len(texts) > 2 for texts, pairs in slow.calls)  # pairs by themselves
+        assert ask(["fail"]).result(SECONDS).status_code == 500
+        assert ask(["bad"]).result(SECONDS).status_code == 200  # one failed call is not the end
+
+
+def test_a_cascade_says_who_answered(model: TextClassifier, tmp_path: Path) -> None:
+    teacher = TextClassifier(make_classifier(tmp_path / "teacher"), runtime="torch", threads=1)
+    threshold = float(np.median(model.answer(TEXTS).probabilities_NC.max(axis=1)))
+    cascade = Cascade(model, teacher, threshold)
+    with running(create_app(cascade, facts_of(Path("student"), model, cascade))) as client:
+        rows = client.post("/predict", json={"texts": TEXTS}).json()["predictions"]
+        assert client.get("/health").json()["cascade_threshold"] == threshold
+    expected = cascade.answer(TEXTS)
+    assert [row["answered_by"] == "teacher" for row in rows] == expected.is_escalated_N.tolist()
+    assert [row["label"] for row in rows] == expected.predictions and 0 < expected.is_escalated_N.sum() < len(TEXTS)
+
+
+def test_one_command_serves_and_stops_when_told(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "student")
+    command = [sys.executable, "-m", "adasearch", "serve", str(folder), "--port", "0", "--runtime", "torch"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            line = process.stderr.readline()
+            assert line.startswith(f"serving {folder} at http://127.0.0.1:"), line + process.stderr.read()
+            address = line.split(" at ")[1].split()[0]
+            reply = httpx.post(f"{address}/predict", json={"texts": ["a good film"]}, timeout=SECONDS)
+            assert reply.json()["predictions"][0]["label"] in ("neg", "neu", "pos")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) in (0, -signal.SIGTERM) and process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_replies_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), SECONDS):
+        with listener.accept()[0] as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_bad_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")  # enough to be taken for a model's folder until it is loaded
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for settings, says in (
+            ({"student_dir": tmp_path / "absent"}, "student: .*absent: is no model folder"),
+            ({"port": 70_000}, "port: 70000 is out of range"),
+            ({"port": taken.getsockname()[1]}, "cannot be used .*in use"),
+            ({"host": "no.such.host.invalid"}, "no.such.host.invalid:0 cannot be used"),
+            ({"max_texts": 0}, "max_texts: 0 is out of range"),
+            ({"runtime": "tpu"}, "runtime: 'tpu' is not known"),
+            ({"cascade_threshold": 0.9}, "cascade_teacher: none given"),
+            ({"cascade_teacher": tmp_path}, "a teacher needs one of the two"),
+            ({"cascade_teacher": tmp_path / "absent", "cascade_threshold": 0.5}, "cascade_teacher: .*absent: is no model"),
+        ):
+            with pytest.raises(ConfigError, match=says):
+                serve(**{"student_dir": tmp_path, "port": 0, **settings})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"fastapi and uvicorn not installed; pip install 'adasearch\[serve\]'"):
+        serve(tmp_path)
