@@ -1,4 +1,4 @@
-"""What a system costs: time, size, parameters, multiply-accumulates, memory; and the machine it was measured on.
+"""What a system costs: time, size, parameters, multiply-accumulates; and the machine it was measured on.
 
 Protocol of the timings: one process, every system in turn (round-robin, the order rotated each round), so that whatever
 else the machine does meets all of them alike; wall clock of one call from arrays to logits; Python's garbage collector
@@ -8,16 +8,13 @@ been seen to take a hundred times longer when a core is busy elsewhere.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib.metadata
 import os
 import platform
-import re
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,19 +25,18 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForSequenceClassification
 
-from adasearch.config import BenchConfig
 from adasearch.errors import ConfigError, ModelError
-from adasearch.export import TOKENIZER_FILES, check_onnx, export_onnx, longest_input
+from adasearch.export import TOKENIZER_FILES, check_onnx, export_onnx
 from adasearch.progress import Progress
-from adasearch.runtimes import ONNX_FILES, OnnxRuntime, Runtime, TorchRuntime, choose_runtime, load_classifier
+from adasearch.runtimes import ONNX_FILES, OnnxRuntime, Runtime, TorchRuntime, choose_runtime
 
 Factory = Callable[[int, int], Callable[[], Any]]  # (batch size, length) -> the call to time
-SECONDS_PER_SHAPE = 10.0  # a system whose ``repeats`` calls of one shape would take longer is called less often,
+SECONDS_PER_SHAPE = 5.0  # a system whose ``repeats`` calls of one shape would take longer is called less often,
 FEWEST_REPEATS = 5  # but not less than this
 PRIME_BELOW_S = 0.05  # calls shorter than this are preceded by an untimed one: others' weights have filled the caches
 RANDOM_SEED = 0
+GRAPH_RUNTIMES = ("onnxruntime", "openvino")  # they read an ONNX file; the others read the folder's weights
 
 
 @dataclass(frozen=True)
@@ -150,10 +146,7 @@ def _interleave(
         shares[name], is_short[name] = min(repeats, affordable), estimate < PRIME_BELOW_S
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_off():
         for turn in range(repeats):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 if (turn + 1) * shares[name] // repeats > turn * shares[name] // repeats:  # its share, spread evenly
@@ -161,10 +154,20 @@ def _interleave(
                         calls[name]()
                     seconds[name].append(timed(calls[name]))
             tell(turn + 1)
+    return seconds
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Python's garbage collector runs once, then not before the end: a collection would fall into somebody's call."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         if was_enabled:
             gc.enable()
-    return seconds
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:
@@ -194,13 +197,13 @@ def count_macs(model: nn.Module, length: int) -> int:
 def size_bytes(path: Path, runtime: str = "torch", onnx_path: Path | None = None) -> int:
     """Bytes on disk of what that runtime needs deployed: weights, tokenizer, config; nothing twice.
 
-    Of a model folder: for onnxruntime the graph (``onnx_path``, else the folder's own fp32 one) with weights that lie
+    Of a model folder: for onnxruntime and openvino the graph (``onnx_path``, else the folder's own fp32 one) with weights that lie
     beside it, else the safetensors and the modelling file. Raises ``ModelError`` when there are no such weights.
     """
     path = Path(path)
     if path.is_file():
         return path.stat().st_size
-    if runtime == "onnxruntime":
+    if runtime in GRAPH_RUNTIMES:
         graph = onnx_path or path / "onnx" / ONNX_FILES["fp32"]
         weights, others = [file for file in (graph, graph.with_name(f"{graph.name}.data")) if file.is_file()], []
     else:
@@ -214,23 +217,10 @@ def size_bytes(path: Path, runtime: str = "torch", onnx_path: Path | None = None
     return sum(file.stat().st_size for file in files)
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process has held so far. 0 where the system does not tell (Windows)."""
-    status = Path("/proc/self/status")  # Linux: ru_maxrss outlives exec there, so it may be the parent's
-    if status.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.M)):
-        return int(found.group(1)) * 1024
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # KiB, but bytes on macOS
-
-
 def hardware() -> dict[str, Any]:
     """The machine and the versions that the numbers hang on; nothing that names the machine."""
     versions = {}
-    for package in ("torch", "transformers", "onnxruntime", "scikit-learn", "numpy"):
+    for package in ("torch", "transformers", "onnxruntime", "openvino", "scikit-learn", "numpy"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -261,13 +251,6 @@ def _memory_bytes() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def bert_base_shape(config: BertConfig | None = None) -> BertForSequenceClassification:
-    """A classifier of BERT-base's shape with random weights: a reference for time only. The generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        return BertForSequenceClassification(config or BertConfig()).eval()
-
-
 def ready_runtime(model: nn.Module, name: str, threads: int, onnx_path: Path, *, precision: str = "fp32") -> Runtime:
     """The model in the named runtime; for onnxruntime it is exported to ``onnx_path`` and checked if not there yet."""
     name = choose_runtime(name)
@@ -278,63 +261,3 @@ def ready_runtime(model: nn.Module, name: str, threads: int, onnx_path: Path, *,
     if not onnx_path.is_file():
         check_onnx(model, export_onnx(model, onnx_path))
     return OnnxRuntime(onnx_path, threads, precision, model.config.vocab_size)
-
-
-def bench_folders(
-    models: Sequence[Path], config: BenchConfig, progress: Progress | None = None
-) -> list[dict[str, Any]]:
-    """Time the classifiers of several folders, interleaved, in one runtime; one row each, flat at the first shape.
-
-    A row: name, params, params_embedding, macs, size_bytes, the fields of ``Timing`` at the first shape, ``timings``
-    for all. Folders without ONNX are exported to a temporary place: nothing is written into them. With
-    ``config.reference`` a BERT-base shape of random weights is the last row. Raises ``ConfigError``, before any model
-    is loaded where it can.
-    """
-    progress = progress or Progress()
-    runtime = choose_runtime(config.runtime)
-    for folder in models:
-        if not (Path(folder) / "config.json").is_file():
-            raise ConfigError(f"models: {folder} is no model folder (config.json is missing)")
-    shapes = [(batch, length) for length in config.seq_lengths for batch in config.batch_sizes]
-    set_threads(config.threads)
-    rows: dict[str, dict[str, Any]] = {}
-    systems: dict[str, Runtime | Factory] = {}
-    count = len(models) + int(config.reference)
-    progress.stage("load models", total=count)
-    with tempfile.TemporaryDirectory(prefix="adasearch-bench-") as scratch:
-        for index in range(count):
-            folder = Path(models[index]) if index < len(models) else None
-            model = load_classifier(folder) if folder else bert_base_shape()
-            name = _unique(str(folder) if folder else "bert-base shape", rows)
-            limit = longest_input(model)
-            if limit and max(config.seq_lengths) > limit:
-                raise ConfigError(
-                    f"seq_lengths: {max(config.seq_lengths)} is more than {name} has positions for; "
-                    f"choices: up to {limit}"
-                )
-            kept = folder / "onnx" / ONNX_FILES["fp32"] if folder else None
-            path = kept if kept and kept.is_file() else Path(scratch) / str(index) / ONNX_FILES["fp32"]
-            systems[name] = ready_runtime(model, runtime, config.threads, path)
-            params, embedding = count_params(model)
-            rows[name] = {
-                "name": name, "params": params, "params_embedding": embedding,
-                "macs": count_macs(model, config.seq_lengths[0]),
-                "size_bytes": size_bytes(folder, runtime, path) if folder else params * 4,
-            }  # fmt: skip
-            progress.step(index + 1)
-        timings = time_systems(
-            systems, shapes, repeats=config.repeats, warmup=config.warmup, threads=config.threads, progress=progress
-        )
-    return [
-        {**row, **dataclasses.asdict(timings[name][0]), "timings": [dataclasses.asdict(t) for t in timings[name]]}
-        for name, row in rows.items()
-    ]
-
-
-def _unique(name: str, taken: Mapping[str, Any]) -> str:
-    """``name``, numbered if it is taken."""
-    number, unique = 1, name
-    while unique in taken:
-        number += 1
-        unique = f"{name} ({number})"
-    return unique

@@ -1,0 +1,129 @@
+"""Streams: the task's lengths, how they are batched, and rates against a clock that the systems themselves move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adasearch import streams
+from adasearch.errors import ConfigError, DataError
+from adasearch.progress import Progress
+from adasearch.runtimes import Runtime
+from adasearch.streams import draw_lengths, lengths_of_task, read_lengths, split_batches, time_streams
+from adasearch.tokens import TokenStore
+
+LENGTHS = [4] * 50 + [6] * 30 + [20] * 20
+
+
+class Clocked(Runtime):
+    """A runtime whose calls take a millisecond a token computed, on a clock of its own making; it keeps the masks."""
+
+    name, precision, threads, vocab_size = "clocked", "fp32", 1, 60
+
+    def __init__(self, clock: list[float], pace: float = 1e-3):
+        self.clock, self.pace, self.masks = clock, pace, []
+
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> np.ndarray:
+        assert input_ids.dtype == attention_mask.dtype == np.int64 and (input_ids[attention_mask == 1] >= 30).all()
+        self.clock[0] += input_ids.size * self.pace
+        self.masks.append(attention_mask)
+        return np.zeros((len(input_ids), 2), np.float32)
+
+
+def test_drawn_lengths_have_the_distribution_of_the_given() -> None:
+    drawn = draw_lengths(LENGTHS, 10)
+    assert sorted(drawn) == [4] * 5 + [6] * 3 + [20] * 2
+    assert list(drawn) != sorted(drawn) and np.array_equal(drawn, draw_lengths(LENGTHS, 10))
+    assert draw_lengths([7], 3).tolist() == [7, 7, 7]
+    many = draw_lengths(LENGTHS, 10_000)
+    assert many.mean() == pytest.approx(np.mean(LENGTHS))
+
+
+def test_batches_hold_every_text_once_and_sorted_ones_pad_least() -> None:
+    drawn = draw_lengths(LENGTHS, 50)
+    padded = {}
+    for is_sorted in (False, True):
+        batches = split_batches(drawn, 8, is_sorted)
+        assert [len(batch) for batch in batches] == [8] * 6 + [2]
+        assert sorted(np.concatenate(batches)) == sorted(drawn)
+        padded[is_sorted] = sum(len(batch) * batch.max() for batch in batches)
+    assert padded[True] < padded[False]
+    least = sum(len(batch) * batch.max() for batch in np.split(np.sort(drawn)[::-1], [8, 16, 24, 32, 40, 48]))
+    assert padded[True] == least
+
+
+def test_rates_are_texts_over_the_time_of_a_pass() -> None:
+    now = [0.0]
+    system = Clocked(now)
+    found = time_streams({"a": system}, LENGTHS, [1, 8], texts=50, clock=lambda: now[0])["a"]
+    assert [(f.batch_size, f.is_sorted) for f in found] == [(1, False), (8, False), (8, True)]
+    drawn = draw_lengths(LENGTHS, 50)
+    for timing in found:
+        computed = sum(len(b) * int(b.max()) for b in split_batches(drawn, timing.batch_size, timing.is_sorted))
+        assert timing.texts_per_s == pytest.approx(50 / (computed * 1e-3))
+        assert timing.padding_share == pytest.approx(1 - drawn.sum() / computed)
+        assert timing.mean_tokens == pytest.approx(drawn.mean()) and timing.texts == 50
+        assert timing.texts_per_s_cv == pytest.approx(0, abs=1e-9)
+    assert found[0].padding_share == 0
+    assert {int(mask.sum(1).max()) for mask in system.masks} == {4, 6, 20}  # padded to the longest of a batch, no more
+    everything = sum(int(mask.sum()) for mask in system.masks)
+    assert everything == drawn.sum() * sum(1 + timing.passes for timing in found)  # and one untimed pass each
+    assert all((np.diff(mask, axis=1) <= 0).all() for mask in system.masks)  # texts first, padding after
+
+
+def test_slow_systems_make_fewer_passes() -> None:
+    now = [0.0]
+    tokens = int(draw_lengths(LENGTHS, 50).sum())
+    paces = {"fast": 1e-6, "slow": streams.SECONDS_PER_STREAM / tokens / 3.5, "slowest": streams.SECONDS_PER_STREAM}
+    found = time_streams({n: Clocked(now, p) for n, p in paces.items()}, LENGTHS, [1], texts=50, clock=lambda: now[0])
+    assert {name: rows[0].passes for name, rows in found.items()} == {"fast": streams.MOST_PASSES, "slow": 3, "slowest": 1}
+
+
+def test_raw_texts_are_read_as_they_come() -> None:
+    now, sizes = [0.0], []
+
+    def factory(batch: int, length: int) -> Callable[[], None]:
+        def call() -> None:
+            now[0] += 0.5
+            sizes.append(batch)
+
+        return call
+
+    found = time_streams({"raw": factory, "a": Clocked(now)}, LENGTHS, [8], texts=20, clock=lambda: now[0])
+    assert [(f.is_sorted, f.runtime, f.padding_share) for f in found["raw"]] == [(False, "python", None)]
+    assert found["raw"][0].texts_per_s == pytest.approx(20 / 1.5) and sizes[:3] == [8, 8, 4]
+    assert len(found["a"]) == 2
+
+
+@pytest.mark.parametrize(("lengths", "texts"), [([], 5), ([0, 3], 5), ([3], 0)])
+def test_nothing_to_draw_from_is_refused(lengths: list[int], texts: int) -> None:
+    with pytest.raises(ConfigError, match="lengths: .* choices: 1 or more of each"):
+        time_streams({}, lengths, [1], texts=texts)
+
+
+def test_lengths_are_read_from_a_run_or_a_file(tmp_path: Path) -> None:
+    store = TokenStore.from_lists([[5] * count for count in (3, 9, 4)])
+    store.save(tmp_path / "run" / "cache", "held_out-abc")
+    assert read_lengths(tmp_path / "run").tolist() == [3, 9, 4]
+    assert lengths_of_task(tmp_path / "run" / "student", None, Progress()).tolist() == [3, 9, 4]
+    assert lengths_of_task(tmp_path / "elsewhere" / "student", None, Progress()) is None
+    (tmp_path / "lengths.txt").write_text("12\n7\n")
+    assert read_lengths(tmp_path / "lengths.txt").tolist() == [12, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("12\n-3", "'-3' is no length"), ("", "no length"), ("0", "'0' is no length"), (None, "cannot be read")]
+)
+def test_files_without_lengths_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "lengths.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_lengths(path)
+    with pytest.raises(DataError, match="no lengths .* choices: a run's folder"):
+        read_lengths(tmp_path)
