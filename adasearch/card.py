@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -9,6 +11,48 @@ import yaml
 from adasearch.markdown import scores_table
 from adasearch.report import Report
 from adasearch.verdict import verdict, warnings
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A piece of code to copy: what it is for, in which language, the code."""
+
+    title: str
+    language: str
+    code: str
+
+
+def usage(student: str) -> list[Snippet]:
+    """How to call a student that lies in the folder ``student``."""
+    folder, graph, tokenizer = map(json.dumps, (student, f"{student}/onnx/model.onnx", f"{student}/tokenizer.json"))
+    return [
+        Snippet("With `adasearch` installed", "python", f"""
+import adasearch  # makes the model known to transformers
+from transformers import pipeline
+
+classify = pipeline("text-classification", {folder})
+print(classify("..."))  # of a pair: classify({{"text": "...", "text_pair": "..."}})
+"""),
+        Snippet("Without it, the modelling file that lies in this folder is used; read it first", "python", f"""
+from transformers import pipeline
+
+classify = pipeline("text-classification", {folder}, trust_remote_code=True)
+"""),
+        Snippet("With onnxruntime alone, where `onnx/` is present", "python", f"""
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+session = onnxruntime.InferenceSession({graph})
+encoded = Tokenizer.from_file({tokenizer}).encode("...")
+inputs = {{"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}}
+(logits,) = session.run(None, inputs)
+"""),
+    ]  # fmt: skip
+
+
+def _section(snippet: Snippet) -> str:
+    return f"{snippet.title}:\n\n```{snippet.language}\n{snippet.code.strip()}\n```\n"
 
 
 def model_card(report: Report, student_name: str, license: str = "other") -> str:
@@ -37,35 +81,7 @@ A small, fast text classifier for {report.task}, found by architecture search an
 
 ## Use
 
-```python
-import adasearch  # makes the model known to transformers
-from transformers import pipeline
-
-classify = pipeline("text-classification", "path/to/student")
-print(classify("..."))  # of a pair: classify({{"text": "...", "text_pair": "..."}})
-```
-
-Without `adasearch` installed, the modelling file that lies in this folder is used; read it first:
-
-```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", "path/to/student", trust_remote_code=True)
-```
-
-With onnxruntime alone, where `onnx/` is present:
-
-```python
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
-
-session = onnxruntime.InferenceSession("path/to/student/onnx/model.onnx")
-encoded = Tokenizer.from_file("path/to/student/tokenizer.json").encode("...")
-inputs = {{"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}}
-(logits,) = session.run(None, inputs)
-```
-
+{chr(10).join(_section(snippet) for snippet in usage("path/to/student"))}
 ## Scores
 
 {scores_table(report)}

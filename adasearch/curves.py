@@ -59,7 +59,7 @@ def _stack(ax: Axes, steps: np.ndarray, parts: np.ndarray, labels: Sequence[str]
     ax.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
 
 
-def _column_of(history: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
+def column_of(history: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
     """One number a record, NaN where a record has none: (records,)."""
     values = []
     for record in history:
@@ -70,7 +70,8 @@ def _column_of(history: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
     return np.array(values)
 
 
-def _names(history: Sequence[dict[str, Any]], key: str) -> list[str]:
+def names_of(history: Sequence[dict[str, Any]], key: str) -> list[str]:
+    """The names that the records have under ``key``, in order of appearance."""
     return list(dict.fromkeys(name for record in history for name in record.get(key) or {}))
 
 
@@ -89,43 +90,43 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
     """The curves of a search. Raises ``ConfigError`` when there are no records."""
     if not history:
         raise ConfigError("history: it holds no records, so there is no curve to draw")
-    steps = _column_of(history, "step")
-    terms = [name for name in _names(history, "terms") if np.nanmax(np.abs(_column_of(history, "terms", name))) > 1e-9]
-    palette = dict(zip(_names(history, "terms"), LINE_COLOURS * len(history)))
+    steps = column_of(history, "step")
+    terms = [name for name in names_of(history, "terms") if np.nanmax(np.abs(column_of(history, "terms", name))) > 1e-9]
+    palette = dict(zip(names_of(history, "terms"), LINE_COLOURS * len(history)))
     words = {"ce": "gold labels", "kd": "teacher's logits", "probes": "teacher's probes", "efficiency": "efficiency"}
 
     def losses(ax: Axes) -> None:
         for name in terms:
-            values = _column_of(history, "terms", name)
+            values = column_of(history, "terms", name)
             ax.plot(steps, values, color=palette[name], label=words.get(name, name), linewidth=1.6)
-        ax.plot(steps, _column_of(history, "loss"), color=INK, label="loss", linewidth=1.2, linestyle="--")
+        ax.plot(steps, column_of(history, "loss"), color=INK, label="loss", linewidth=1.2, linestyle="--")
         _dress(ax, "Loss and its weighted terms")
 
     def loss_shares(ax: Axes) -> None:
-        parts = np.abs(np.nan_to_num(np.stack([_column_of(history, "terms", name) for name in terms])))
+        parts = np.abs(np.nan_to_num(np.stack([column_of(history, "terms", name) for name in terms])))
         parts /= np.maximum(parts.sum(0), 1e-12)
         _stack(ax, steps, parts, [words.get(name, name) for name in terms], [palette[name] for name in terms])
         _dress(ax, "Share of each term in the loss")
 
     def entropy(ax: Axes) -> None:
-        for name, colour in zip(_names(history, "entropy"), LINE_COLOURS):
-            values = _column_of(history, "entropy", name)
+        for name, colour in zip(names_of(history, "entropy"), LINE_COLOURS):
+            values = column_of(history, "entropy", name)
             ax.plot(steps, values, color=colour, label=f"entropy of {name}", linewidth=1.6)
-        ax.plot(steps, _column_of(history, "temperature"), color=INK, label="temperature", linewidth=1.2, ls="--")
+        ax.plot(steps, column_of(history, "temperature"), color=INK, label="temperature", linewidth=1.2, ls="--")
         ax.set_ylim(bottom=0)
         _dress(ax, "Entropy (1 = open, 0 = decided) and temperature")
 
     def operations(ax: Axes) -> None:
-        names = sorted(_names(history, "operations"), key=lambda name: list(COLOURS).index(family(name)[0]))
-        parts = np.nan_to_num(np.stack([_column_of(history, "operations", name) for name in names]))
+        names = sorted(names_of(history, "operations"), key=lambda name: list(COLOURS).index(family(name)[0]))
+        parts = np.nan_to_num(np.stack([column_of(history, "operations", name) for name in names]))
         shades = _shades(names)
         _stack(ax, steps, parts, [family(name)[1] for name in names], [shades[name] for name in names])
         _dress(ax, "Mean probability of each operation")
 
     def choices(key: str, title: str) -> Callable[[Axes], None]:
         def draw(ax: Axes) -> None:
-            names = sorted(_names(history, key), key=float)
-            p = np.stack([_column_of(history, key, name) for name in names])
+            names = sorted(names_of(history, key), key=float)
+            p = np.stack([column_of(history, key, name) for name in names])
             edges = np.concatenate([[2 * steps[0] - steps[1] if len(steps) > 1 else steps[0] - 1], steps])
             image = ax.pcolormesh(edges, np.arange(len(names) + 1) - 0.5, p, cmap="cividis", vmin=0, vmax=1)
             ax.set_yticks(range(len(names)), names)
@@ -138,7 +139,7 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
 
     def cost(ax: Axes) -> None:
         for key, label, colour in (("macs", "MACs", LINE_COLOURS[0]), ("params", "parameters", LINE_COLOURS[2])):
-            values = _column_of(history, key)
+            values = column_of(history, key)
             known = values[~np.isnan(values)]
             if len(known) and known[0] > 0:
                 label = f"{label}\n{format_count(known[0])} → {format_count(known[-1])}"
@@ -147,15 +148,15 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
         _dress(ax, "Expected cost of the cells, start = 1")
 
     def learning_rate(ax: Axes) -> None:
-        ax.plot(steps, _column_of(history, "learning_rate"), color=INK, linewidth=1.4)
+        ax.plot(steps, column_of(history, "learning_rate"), color=INK, linewidth=1.4)
         ax.set_ylim(bottom=0)
         _dress(ax, "Learning rate of the weights", legend=False)
 
     drawers: list[Callable[[Axes], None]] = [losses] + ([loss_shares] if terms else [])
-    drawers += [entropy] if _names(history, "entropy") else []
-    drawers += [operations] if _names(history, "operations") else []
+    drawers += [entropy] if names_of(history, "entropy") else []
+    drawers += [operations] if names_of(history, "operations") else []
     gates = (("depth", "Probability of each depth (cells)"), ("width", "Probability of each width (channels)"))
-    drawers += [choices(key, title) for key, title in gates if _names(history, key)]
+    drawers += [choices(key, title) for key, title in gates if names_of(history, key)]
     drawers += [cost] if any(record.get("macs") for record in history) else []
     drawers += [learning_rate] if len(drawers) % 2 else []
     warm = [record["step"] for record in history if record.get("phase") == "warmup"]
@@ -185,13 +186,13 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     for kind in kinds.values():
         if kind not in colours:
             colours[kind] = KIND_COLOURS.get(kind) or next(others)
-    metrics = list(dict.fromkeys(m for history in histories.values() for m in _names(history, "validation")))
+    metrics = list(dict.fromkeys(m for history in histories.values() for m in names_of(history, "validation")))
     figure, axes = _grid(2 + len(metrics), "Training")
     validation = [(f"Validation {metric_name(metric)}", ("validation", metric)) for metric in metrics]
     panels = [("Loss (each system's own terms)", ("loss",)), *validation, ("Learning rate", ("learning_rate",))]
     for ax, (title, keys) in zip(axes, panels):
         for name, history in histories.items():
-            values, steps = _column_of(history, *keys), _column_of(history, "step")
+            values, steps = column_of(history, *keys), column_of(history, "step")
             known = ~np.isnan(values)
             colour = INK if keys == ("learning_rate",) else colours[kinds[name]]  # the same for all, as a rule
             marker = {"marker": "o", "markersize": 3.5} if known.sum() < 12 else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 ERRORS_OF_MEASUREMENT = ("mse",)  # metrics that are no share of anything: printed as they are, lower is better
 
 
@@ -33,6 +35,14 @@ def format_ms(value: float | None) -> str:
 def format_bytes(value: float | None) -> str:
     """Decimal megabytes."""
     return "-" if value is None else f"{value / 1e6:.1f} MB"
+
+
+def format_usd(value: float | None) -> str:
+    """US dollars, two digits that mean something: ``$0.013``, ``$1.4``, ``$120``."""
+    if value is None:
+        return "-"
+    digits = 0 if value >= 9.95 or value <= 0 else max(0, 1 - math.floor(math.log10(value)))
+    return f"${value:,.{digits}f}"
 
 
 def format_spread(sd: float | None, metric: str) -> str:

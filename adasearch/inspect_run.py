@@ -12,6 +12,7 @@ from adasearch.draw import Details, describe, draw_cell, draw_network
 from adasearch.errors import ConfigError
 from adasearch.files import read_json
 from adasearch.layout import Costs
+from adasearch.member_cost import operation_costs
 from adasearch.report import FIGURES
 
 DRAWABLE = (
@@ -38,11 +39,11 @@ def inspect(path: Path, output_dir: Path | None) -> str:
         written += draw_network(architecture, folder / "network", details)
     if path.is_dir():
         if (path / "search" / "history.jsonl").is_file():
-            written += draw_search(_read_history(path / "search" / "history.jsonl"), folder / "search")
+            written += draw_search(read_history(path / "search" / "history.jsonl"), folder / "search")
         histories = {}
         for pattern in FIGURES["training"][0]:
             for file in sorted(path.glob(pattern)):
-                histories.setdefault(file.parent.name, _read_history(file))
+                histories.setdefault(file.parent.name, read_history(file))
         if any(histories.values()):
             written += draw_training(histories, folder / "training")
         if (path / "report.json").is_file():
@@ -78,8 +79,7 @@ def _costs_of(architecture: Architecture, config: dict[str, Any] | None, *, wher
 
     from adasearch.operations import OPERATIONS
     from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
-    from adasearch.supernet import operation_costs
-
+    
     for name in architecture.operations:
         if name not in OPERATIONS:
             known = ", ".join(sorted(OPERATIONS))
@@ -109,7 +109,7 @@ def _read_json(path: Path) -> Any:
         raise ConfigError(f"{path}: it cannot be read ({error}); choices: JSON as adasearch writes it") from error
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[dict[str, Any]]:
     """Records of a history, one a line or one JSON list."""
     if path.suffix == ".json":
         return _read_json(path)

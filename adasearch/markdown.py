@@ -1,14 +1,10 @@
-"""report.md: the honest table, the search, what was run; and the writing of both files of a report."""
+"""The report as Markdown: the honest table, the search, what was run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from adasearch.errors import ConfigError
-from adasearch.files import read_json, write_json, write_text
 from adasearch.formats import (
     format_bytes,
     format_count,
@@ -16,55 +12,35 @@ from adasearch.formats import (
     format_score,
     format_spread,
     format_threads,
+    format_usd,
     metric_name,
 )
-from adasearch.report import FIGURES, Report, System, figures_of
-from adasearch.verdict import quotient, verdict, warnings
-
-
-def write_report(run_dir: Path, report: Report) -> Path:
-    """Write report.json, then report.md beside it; returns the latter. Raises ``ConfigError`` when it is not valid."""
-    report.validate()
-    write_json(Path(run_dir) / "report.json", report.to_dict())
-    return _write_markdown(Path(run_dir), report)
-
-
-def rebuild_report(run_dir: Path) -> Path:
-    """Write report.md again from report.json. Raises ``ConfigError`` when that is absent or cannot be read."""
-    path = Path(run_dir) / "report.json"
-    try:
-        data = read_json(path)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no report can be read ({error}); choices: the folder of a finished run") from error
-    return _write_markdown(Path(run_dir), Report.from_dict(data, where=str(path)))
-
-
-def _write_markdown(run_dir: Path, report: Report) -> Path:
-    figures = figures_of(run_dir)
-    if not any(s.score_mean is not None and s.latency_ms_p50 for s in report.systems):
-        figures = [name for name in figures if name != "comparison"]  # there is no point to draw in it
-    if report.search.get("depth") == 0:
-        figures = [name for name in figures if name != "cell"]  # a bag of embeddings has none
-    write_text(run_dir / "report.md", markdown(report, figures=figures))
-    return run_dir / "report.md"
+from adasearch.report import FIGURES, Report, System
+from adasearch.verdict import (
+    cascade_sentence,
+    disagreement_sentence,
+    latency_sentence,
+    quotient,
+    usd_per_million,
+    verdict,
+    warnings,
+)
 
 
 def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; figures are linked relative to the run's folder."""
-    first, how = next((s for s in report.systems if s.seq_len), None), ""
-    if first is not None:
-        shape = f"batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}"
-        how = f" Latency at {shape}, {first.runtime} {first.precision or ''}".rstrip() + ", all systems interleaved."
-    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) != 1)}"
     parts = [f"# {report.task}: teacher, student and controls", verdict(report)]
     if found := warnings(report):
         parts.append("\n".join(f"> **Warning.** {text}  " for text in found))
-    spread = f"Scores on the held-out examples: mean ± standard deviation over {seeds}."
-    parts += ["## Scores and costs", scores_table(report), spread + how]
-    if report.majority.get("is_skewed"):
-        parts.append("One class is much more frequent than the others: read every metric against the constant answer.")
+    parts += ["## Scores and costs", scores_table(report), how_measured(report)]
+    if price := price_note(report):
+        parts.append(price)
+    if latency := latency_sentence(report):
+        parts.append(latency)
     if shapes := shapes_table(report):
         parts += ["## Other shapes", "Batch size x word pieces: median latency, texts a second.", shapes]
+    if examples := [text for text in (disagreement_sentence(report), cascade_sentence(report)) if text]:
+        parts += ["## Student and teacher", *examples]
     if report.search:
         parts += ["## Search", _search_text(report.search)]
     if figures:
@@ -75,18 +51,36 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _search_text(search: dict[str, Any]) -> str:
+def how_measured(report: Report) -> str:
+    """What the table's scores and latencies are, in sentences."""
+    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) != 1)}"
+    text = f"Scores on the held-out examples: mean ± standard deviation over {seeds}."
+    first = next((s for s in report.systems if s.seq_len), None)
+    if first is not None:
+        shape = f"batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}"
+        text += f" Latency at {shape}, {first.runtime} {first.precision or ''}".rstrip() + ", all systems interleaved."
+    if report.majority.get("is_skewed"):
+        text += "\n\nOne class is much more frequent than the others: read every metric against the constant answer."
+    return text
+
+
+def search_facts(search: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what is known of a search, but for its operations."""
     gigabytes = quotient(search.get("peak_rss_bytes"), 1e9)
     facts = [
         ("space", search.get("space"), "{}"), ("cells", search.get("depth"), "{}"),
         ("width", search.get("width"), "{}"), ("steps", search.get("steps"), "{:,}"),
         ("time", search.get("seconds"), "{:,.0f} s"), ("peak memory", gigabytes, "{:.2f} GB"),
     ]  # fmt: skip
-    lines = [f"- {name}: {form.format(value)}" for name, value, form in facts if value is not None]
+    found = [(name, form.format(value)) for name, value, form in facts if value is not None]
     if search.get("entropy"):
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in search["entropy"].items())
-        lines.append(f"- entropy at the end, of the maximum: {shares}")
-    text = "\n".join(lines)
+        found.append(("entropy at the end, of the maximum", shares))
+    return found
+
+
+def _search_text(search: dict[str, Any]) -> str:
+    text = "\n".join(f"- {name}: {value}" for name, value in search_facts(search))
     counts = search.get("operations") or {}
     if counts:
         total = sum(counts.values())
@@ -110,12 +104,25 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def price_note(report: Report) -> str:
+    """What the cost per million texts rests on; "" where none is shown."""
+    if not any(usd_per_million(s, report.price_per_hour) is not None for s in report.systems):
+        return ""
+    return (
+        f"Cost per million texts assumes {format_usd(report.price_per_hour)} for one core and hour (`bench.price_per_hour`),"
+        " fully busy with texts of the task's own lengths; set it to what yours costs."
+    )
+
+
 def scores_table(report: Report) -> str:
     """The honest table in Markdown: a row a system, then the constant answer."""
     names = [report.metric, *(name for name in report.metrics if name != report.metric)]
     costs = ["parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
+    own = [s.task_texts_per_s is not None for s in report.systems]
+    costs += ["texts/s, own lengths"] * any(own) + ["USD per million"] * (any(own) and report.price_per_hour is not None)
     rows = []
     for s in report.systems:
+        extra = ["-" if s.task_texts_per_s is None else f"{s.task_texts_per_s:,.0f}", format_usd(usd_per_million(s, report.price_per_hour))]
         share = None if s.params_embedding is None else quotient(s.params_embedding, s.params)
         rate = "-" if s.texts_per_s is None else f"{s.texts_per_s:,.0f}"
         label = f"**{s.name}**" if s.kind == "student" else s.name
@@ -123,6 +130,7 @@ def scores_table(report: Report) -> str:
             f"{label} ({s.note})" if s.note else label, *(_score_cell(s, name, report.metric) for name in names),
             format_count(s.params), "-" if share is None else f"{100 * share:.0f}%", format_count(s.macs),
             format_bytes(s.size_bytes), format_ms(s.latency_ms_p50), format_ms(s.latency_ms_p90), rate,
+            *extra[: len(costs) - 7],
         ])  # fmt: skip
     if any(report.majority.get(name) is not None for name in names):
         constant = [format_score(report.majority.get(name), name) for name in names]

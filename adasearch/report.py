@@ -24,7 +24,8 @@ KINDS = {  # kind of a system -> what it is called in a sentence
     "tfidf": "TF-IDF + logistic regression",
     "reference": "the BERT-base shape",
 }
-MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s")
+MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s",
+                "task_texts_per_s")  # fmt: skip
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
     "cell": (("search/architecture.json",), "The derived cell"),
     "network": (("search/architecture.json",), "The whole network"),
@@ -38,7 +39,9 @@ FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its capt
 class System:
     """One row of the honest table. ``scores`` are the seeds' values of the task's metric, ``metrics`` every metric's
     ``{"mean", "sd"}``; ``timings`` the same fields at every shape timed, of which the row carries the first.
-    ``seq_len`` is in word pieces, 0 where a system reads raw texts. None = not known or not applicable.
+    ``seq_len`` is in word pieces, 0 where a system reads raw texts. ``task_texts_per_s`` is the rate over a stream of
+    texts as long as the task's own, ``streams`` the fields of ``streams.StreamTiming`` for each way of batching them;
+    ``import_s`` to ``peak_rss_bytes`` are those of ``cold.ColdStart``. None = not known or not applicable.
     """
 
     name: str
@@ -61,12 +64,27 @@ class System:
     texts_per_s: float | None = None
     timings: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
+    task_texts_per_s: float | None = None
+    streams: list[dict[str, Any]] = field(default_factory=list)
+    import_s: float | None = None
+    load_s: float | None = None
+    first_inference_ms: float | None = None
+    import_rss_bytes: int | None = None
+    peak_rss_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything a run measured. ``majority`` holds the constant answer's metrics and ``is_skewed``; ``search`` the
-    seconds, steps, peak_rss_bytes, entropy (shares of the maximum) and operations (how many edges have each)."""
+    seconds, steps, peak_rss_bytes, entropy (shares of the maximum) and operations (how many edges have each).
+
+    What a run may lack is empty: ``confusion`` has ``labels`` and, by kind of system, counts of (gold, predicted);
+    ``disagreements`` has ``count``, ``of``, ``student_right``, ``teacher_right`` and ``examples`` with their texts;
+    ``cascade`` has ``temperature``, ``fitted_on`` (how many validation examples; ``is_held_out``: they are also those of
+    the curve) and ``curve``, a list of threshold, share_escalated and score; ``latency`` is what
+    ``latency_target.compare_run`` says; ``deployments`` is the student's deploy.json. ``price_per_hour`` is
+    what one core is assumed to cost, in US dollars.
+    """
 
     task: str
     metric: str
@@ -80,6 +98,12 @@ class Report:
     command: str | None = None
     commit: str | None = None
     notes: list[str] = field(default_factory=list)
+    confusion: dict[str, Any] = field(default_factory=dict)
+    disagreements: dict[str, Any] = field(default_factory=dict)
+    cascade: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+    deployments: dict[str, Any] = field(default_factory=dict)
+    price_per_hour: float | None = None
 
     def find(self, kind: str) -> System | None:
         """The first system of that kind."""
@@ -115,6 +139,9 @@ class Report:
                     continue
                 allowed = "a finite number" if key == "score_mean" else "0 or more"
                 raise ConfigError(f"{place}.{key}: {value!r} is no measurement; choices: {allowed}, or null")
+        for key in ("confusion", "disagreements", "cascade", "latency", "deployments"):
+            if not isinstance(getattr(self, key), dict):
+                raise ConfigError(f"{where}: {key}: {type(getattr(self, key)).__name__} found, an object is expected")
 
 
 def _check_keys(cls: type, data: Any, where: str) -> None:

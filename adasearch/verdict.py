@@ -61,6 +61,13 @@ def _pool(first: Sequence[float], second: Sequence[float]) -> tuple[float | None
     return pooled, pooled * math.sqrt(1 / len(first) + 1 / len(second))
 
 
+def usd_per_million(system: System, price_per_hour: float | None) -> float | None:
+    """US dollars for a million texts of the task's own lengths, at a price of one core for an hour."""
+    if price_per_hour is None or not system.task_texts_per_s or not system.threads:
+        return None
+    return price_per_hour * system.threads * 1e6 / system.task_texts_per_s / 3600
+
+
 def verdict(report: Report) -> str:
     """One sentence on the student: score and speed against the teacher, size, and what stands beside it."""
     student, metric = report.find("student"), metric_name(report.metric)
@@ -111,6 +118,8 @@ def warnings(report: Report) -> list[str]:
     setups = {(s.runtime, s.threads, s.batch_size) for s in report.systems if s.kind not in ("tfidf",) and s.runtime}
     if len(setups) > 1:
         found.append("The systems differ in runtime, threads or batch size: their latencies do not compare.")
+    if missed := report.latency.get("warning"):
+        found.append(f"{missed[0].upper()}{missed[1:]}.")
     return found + _search_warnings(report.search)
 
 
@@ -159,3 +168,51 @@ def _search_warnings(search: dict[str, Any]) -> list[str]:
             " more search.steps or a larger search.arch_learning_rate may help."
         )
     return found
+
+
+def cascade_sentence(report: Report) -> str | None:
+    """What the cascade gains: the least share handed to the teacher at which 90% of the way to its score is gone."""
+    curve = sorted(report.cascade.get("curve") or [], key=lambda point: point["share_escalated"])
+    if len(curve) < 2:
+        return None
+    alone, teacher = curve[0]["score"], curve[-1]["score"]
+    name = metric_name(report.metric)
+    if teacher <= alone:
+        best = max(curve, key=lambda point: point["score"])
+        gain = f"; at {100 * best['share_escalated']:.0f}% it is {format_score(best['score'], report.metric)}"
+        return (
+            f"The student alone has {format_score(alone, report.metric)} {name}, not less than its teacher on these"
+            f" examples{gain if best['score'] > alone else ''}."
+        )
+    point = next(point for point in curve if point["score"] >= alone + 0.9 * (teacher - alone))
+    return (
+        f"With the least sure {100 * point['share_escalated']:.0f}% of the texts handed to the teacher, {name} is"
+        f" {format_score(point['score'], report.metric)}: {format_score(alone, report.metric)} with none,"
+        f" {format_score(teacher, report.metric)} with all."
+    )
+
+
+def disagreement_sentence(report: Report) -> str | None:
+    """How often student and teacher part on held-out examples, and who is right then."""
+    found = report.disagreements
+    if not found.get("of"):
+        return None
+    count, neither = found["count"], found["count"] - found["student_right"] - found["teacher_right"]
+    share = f"{count:,} of {found['of']:,} held-out examples ({100 * count / found['of']:.1f}%)"
+    if not count:
+        return f"Student and teacher agree on all {found['of']:,} held-out examples."
+    sides = f"the teacher is right in {found['teacher_right']:,}, the student in {found['student_right']:,}"
+    return f"Student and teacher disagree on {share}: {sides}{f', neither in {neither:,}' if neither else ''}."
+
+
+def latency_sentence(report: Report) -> str | None:
+    """What the search's table said of the student's latency, and what it is."""
+    found = report.latency
+    if not found:
+        return None
+    target = f"{format_ms(found['target_ms'])} ms asked for, " if found.get("target_ms") else ""
+    predicted, measured = format_ms(found["predicted_ms"]), format_ms(found["measured_ms"])
+    return (
+        f"Latency at the target's lengths: {target}{predicted} ms predicted from the table, {measured} ms measured of the"
+        f" exported student (the prediction is {100 * found['error']:+.1f}% off)."
+    )

@@ -20,57 +20,12 @@ from adasearch.card import model_card
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.inspect_run import inspect
-from adasearch.markdown import rebuild_report, write_report
 from adasearch.report import KINDS, Report, System
+from adasearch.report_files import read_report, rebuild_report, write_report
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.verdict import compute_ratios
+from reports import RANDOM, STUDENT, TFIDF, full_report, make_report, system, timing
 from tiny import tiny_architecture, tiny_config
-
-STUDENT, RANDOM, TFIDF = (0.880, 0.882, 0.878), (0.877, 0.882, 0.872), (0.839,)
-SHAPES = ((1, 128), (32, 128), (1, 32))
-
-
-def timing(batch: int, length: int, ms: float) -> dict[str, Any]:
-    """What ``measure.Timing`` holds, of a system that takes ``ms`` for each text."""
-    return {
-        "batch_size": batch, "seq_len": length, "threads": 1, "runtime": "onnxruntime", "precision": "fp32", "repeats": 30,
-        "latency_ms_p50": ms * batch, "latency_ms_p90": 1.5 * ms * batch, "latency_cv": 0.1, "texts_per_s": 1000 / ms,
-    }  # fmt: skip
-
-
-def system(kind: str, scores: tuple[float, ...] = (), params: int | None = None, ms: float | None = None, **changes: Any) -> System:
-    """A row; mean and spread are numpy-free textbook formulas."""
-    mean = sum(scores) / len(scores) if scores else None
-    sd = (sum((x - mean) ** 2 for x in scores) / (len(scores) - 1)) ** 0.5 if len(scores) > 1 else None
-    timed = {} if ms is None else {
-        "runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch_size": 1, "seq_len": 128, "latency_ms_p50": ms,
-        "latency_ms_p90": 1.5 * ms, "texts_per_s": 1000 / ms, "timings": [timing(*shape, ms) for shape in SHAPES],
-    }  # fmt: skip
-    size = None if params is None else 4 * params
-    fields = {"score_mean": mean, "score_sd": sd, "scores": list(scores), "params": params, "size_bytes": size, **timed, **changes}
-    if scores:
-        fields.setdefault("metrics", {"accuracy": {"mean": mean, "sd": sd}})
-    return System(name=kind.replace("_", " "), kind=kind, **fields)
-
-
-def make_report(*systems: System, **changes: Any) -> Report:
-    """The example of the design: 0.88 of 0.90 at 28.4 ms over 2 ms, beside a random architecture and TF-IDF."""
-    rows = list(systems) or [
-        system("teacher", (0.9,), 22_700_000, 28.4),
-        system("student", STUDENT, 5_100_000, 2.0, params_embedding=3_900_000, macs=12_345_678),
-        system("random_architecture", RANDOM, 5_000_000, 2.0),
-        system("tfidf", TFIDF, 30_000, 0.2),
-        system("reference", (), 109_483_778, 160.0),
-    ]
-    settings: dict[str, Any] = {
-        "task": "sst2", "metric": "accuracy", "metrics": ["accuracy"], "majority": {"accuracy": 0.509, "is_skewed": False},
-        "seeds": [1, 2, 3], "hardware": {"cpu": "a processor", "cores": 2, "openvino": None}, "systems": rows,
-        "search": {"seconds": 754.0, "steps": 1500, "peak_rss_bytes": 1_250_000_000, "space": "adasearch", "depth": 3,
-                   "entropy": {"operations": 0.31}, "operations": {"conv3": 4, "skip": 2}},
-        "ratios": compute_ratios(rows), "command": "adasearch run sst2 --seeds 1 2 3", "commit": "abc1234", "notes": ["7 texts cut"],
-    }  # fmt: skip
-    return Report(**{**settings, **changes})
-
 
 def cells(table: str) -> dict[str, list[str]]:
     """Rows of a Markdown table by their first cell; every row must be as wide as the header."""
@@ -182,6 +137,69 @@ def test_the_search_alarms(search: dict[str, Any], expected: str | None) -> None
     assert found == [] if expected is None else len(found) == 1 and expected in found[0]
 
 
+def curve(*scores: float) -> dict[str, Any]:
+    """A cascade whose share handed over grows in equal steps."""
+    shares = [index / (len(scores) - 1) for index in range(len(scores))]
+    return {"curve": [{"threshold": 0.5, "share_escalated": share, "score": score} for share, score in zip(shares, scores)]}
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        # 90% of the way from 80 to 90 is 89: the first that reaches it stands at a half
+        ((0.80, 0.88, 0.89, 0.91, 0.90), "With the least sure 50% of the texts handed to the teacher, accuracy is 89.0: 80.0 with none, 90.0 with all."),
+        ((0.90, 0.90, 0.90), "The student alone has 90.0 accuracy, not less than its teacher on these examples."),
+        ((0.90, 0.92, 0.89), "The student alone has 90.0 accuracy, not less than its teacher on these examples; at 50% it is 92.0."),
+        ((0.90,), None),
+    ],
+)
+def test_what_a_cascade_gains_is_said_as_worked_by_hand(scores: tuple[float, ...], expected: str | None) -> None:
+    cascade = curve(*scores) if len(scores) > 1 else {"curve": [{"threshold": 0.5, "share_escalated": 0.0, "score": 0.9}]}
+    report = make_report(cascade=cascade)
+    assert verdict.cascade_sentence(report) == expected
+    assert expected is None or expected in markdown.markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"count": 8, "of": 100, "student_right": 3, "teacher_right": 5}, "disagree on 8 of 100 held-out examples (8.0%): the teacher is right in 5, the student in 3."),
+        ({"count": 8, "of": 100, "student_right": 3, "teacher_right": 4}, "the teacher is right in 4, the student in 3, neither in 1."),
+        ({"count": 0, "of": 100, "student_right": 0, "teacher_right": 0}, "Student and teacher agree on all 100 held-out examples."),
+    ],
+)
+def test_how_often_student_and_teacher_part(found: dict[str, Any], expected: str) -> None:
+    assert verdict.disagreement_sentence(make_report(disagreements=found)).endswith(expected)
+    assert verdict.disagreement_sentence(make_report()) is None
+
+
+def test_a_prediction_that_misses_is_a_warning() -> None:
+    report = make_report(latency={"predicted_ms": 1.0, "measured_ms": 2.0, "error": -0.5, "warning": "latency: a miss"})
+    assert "Latency: a miss." in verdict.warnings(report)
+    assert "1.00 ms predicted from the table, 2.00 ms measured" in markdown.markdown(report)
+    assert verdict.latency_sentence(make_report()) is None
+
+
+def test_cost_is_the_price_of_the_cores_that_a_million_texts_keep_busy() -> None:
+    row = system("student", STUDENT, 10, 2.0, task_texts_per_s=500.0)
+    # 1e6 / 500 = 2000 seconds = 0.556 hours on one core at 0.09 dollars: 5 cents; on two threads 10
+    assert verdict.usd_per_million(row, 0.09) == pytest.approx(0.05)
+    assert verdict.usd_per_million(dataclasses.replace(row, threads=2), 0.09) == pytest.approx(0.10)
+    assert verdict.usd_per_million(row, None) is verdict.usd_per_million(system("student"), 0.09) is None
+    report = make_report(row, system("teacher", (0.9,), 10, 30.0), price_per_hour=0.09)
+    rows = cells(markdown.scores_table(report))
+    assert rows["system"][-2:] == ["texts/s, own lengths", "USD per million"]
+    assert rows["student"][-2:] == ["500", "$0.050"] and rows["teacher"][-2:] == ["-", "-"] and rows["constant answer"][-2:] == ["-", "-"]
+    assert "assumes $0.090 for one core and hour" in markdown.markdown(report)
+    without = dataclasses.replace(report, price_per_hour=None)
+    assert cells(markdown.scores_table(without))["student"][-1] == "500" and "assumes" not in markdown.markdown(without)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.0, "$0"), (0.00559, "$0.0056"), (0.05, "$0.050"), (1.44, "$1.4"), (9.96, "$10"), (1234.5, "$1,234")])
+def test_dollars_have_two_digits_that_mean_something(value: float | None, expected: str) -> None:
+    assert formats.format_usd(value) == expected
+
+
 # --- tables and text -----------------------------------------------------------------------------------------------
 
 
@@ -272,14 +290,15 @@ def test_squared_errors_are_no_percentages() -> None:
 
 
 def test_json_round_trip_and_rebuilding_give_the_same(tmp_path: Path) -> None:
-    report = make_report()
+    report = full_report()
     path = write_report(tmp_path, report)
     assert path == tmp_path / "report.md" and sorted(f.name for f in tmp_path.iterdir()) == ["report.json", "report.md"]
     data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert Report.from_dict(data) == report and Report.from_dict(data).to_dict() == data == report.to_dict()
     text = path.read_text(encoding="utf-8")
     path.unlink()
-    assert rebuild_report(tmp_path) == path and path.read_text(encoding="utf-8") == text
+    assert rebuild_report(tmp_path) == tmp_path / "report.html" and path.read_text(encoding="utf-8") == text
+    assert read_report(tmp_path) == report
 
 
 def change(data: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
@@ -304,6 +323,8 @@ def change(data: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
         ("systems.params", -1, r"systems\[0\]\.params: -1 is no measurement"),
         ("systems.params", "many", r"systems\[0\]\.params: 'many' is no measurement"),
         ("systems.latency_ms_p50", float("nan"), r"systems\[0\]\.latency_ms_p50: nan is no measurement"),
+        ("cascade", [], r"cascade: list found, an object is expected"),
+        ("systems.task_texts_per_s", -1.0, r"systems\[0\]\.task_texts_per_s: -1.0 is no measurement"),
         ("systems.score_mean", "high", r"systems\[0\]\.score_mean: 'high' is no measurement"),
         ("systems.score_mean", float("inf"), r"systems\[0\]\.score_mean: inf is no measurement"),
     ],

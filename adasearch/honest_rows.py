@@ -1,0 +1,161 @@
+"""The rows of the honest table: what each system costs, all of them timed in turns in one process and one runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adasearch.baselines import TfidfBaseline
+from adasearch.cold import ColdStart, Deployed, cold_fields, cold_starts
+from adasearch.export import export_student
+from adasearch.measure import (
+    GRAPH_RUNTIMES,
+    Factory,
+    Timing,
+    count_macs,
+    count_params,
+    ready_runtime,
+    set_threads,
+    size_bytes,
+    time_systems,
+)
+from adasearch.prepare import Problem
+from adasearch.references import make_reference, reference_label
+from adasearch.report import System
+from adasearch.runtimes import Runtime, choose_runtime, load_classifier
+from adasearch.streams import StreamTiming, time_streams
+from adasearch.systems import Trained
+
+if TYPE_CHECKING:
+    from adasearch.pipeline import Run
+
+NAMES = {
+    "teacher": "teacher",
+    "student": "student (searched)",
+    "student_no_kd": "student, no teacher",
+    "random_architecture": "random architecture",
+    "bag_of_embeddings": "bag of embeddings",
+    "tfidf": "TF-IDF + logistic regression",
+}
+TIMED_FIELDS = ("runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50", "latency_ms_p90", "texts_per_s")
+
+
+@dataclass
+class _Row:
+    """A system on its way into the table: what is called, what is known before it is timed, what a process would load."""
+
+    name: str
+    kind: str
+    call: Runtime | Factory | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    deployed: Deployed | None = None
+
+
+def timed_systems(
+    run: Run, problem: Problem, first: Mapping[str, Trained], tfidf: TfidfBaseline | None, scores: Mapping[str, list[dict[str, float]]]
+) -> list[System]:
+    """One row a system, in the order of the table: the first seed's model stands for the shape that is timed.
+
+    ``scores`` are the metrics of every seed by kind. Shapes longer than the task's texts may be are cut to that.
+    """
+    bench = run.config.bench
+    set_threads(bench.threads)
+    lengths = list(dict.fromkeys(min(length, run.config.max_seq_length) for length in bench.seq_lengths))
+    shapes = [(batch, length) for length in lengths for batch in bench.batch_sizes]
+    rows = _rows(run, problem, first, tfidf, lengths[0])
+    calls = {name: row.call for name, row in rows.items()}
+    timings = time_systems(calls, shapes, repeats=bench.repeats, warmup=bench.warmup, threads=bench.threads, progress=run.progress)
+    streams: dict[str, list[StreamTiming]] = {}
+    if bench.stream_texts:
+        own = problem.held_out.tokens.lengths
+        streams = time_streams(calls, own, bench.batch_sizes, texts=bench.stream_texts, threads=bench.threads, progress=run.progress)
+    starts: dict[str, ColdStart | None] = {}
+    if bench.cold_starts:
+        calls.clear()  # a cold start is not measured beside many loaded models
+        for row in rows.values():
+            row.call = None
+        deployed = {name: row.deployed for name, row in rows.items() if row.deployed is not None}
+        first_shapes = [(batch, lengths[0]) for batch in sorted(bench.batch_sizes)]
+        starts = cold_starts(deployed, first_shapes, starts=bench.cold_starts, progress=run.progress)
+    return [
+        _system(row, timings[name], streams.get(name, []), starts.get(name), scores.get(row.kind, []), problem.task.metric)
+        for name, row in rows.items()
+    ]
+
+
+def _rows(
+    run: Run, problem: Problem, first: Mapping[str, Trained], tfidf: TfidfBaseline | None, length: int
+) -> dict[str, _Row]:
+    """Every system loaded in the runtime, exported first where that reads a graph."""
+    bench, runtime = run.config.bench, choose_runtime(run.config.bench.runtime)
+    references = bench.references if bench.reference else []
+    run.progress.stage("export", len(first) + 1 + len(references))
+    rows: dict[str, _Row] = {}
+
+    def add(key: str, name: str, kind: str, model: Any, graph: Path, folder: Path | None, note: str = "") -> None:
+        ready = ready_runtime(model, runtime, bench.threads, graph)
+        params, embedding = count_params(model)
+        on_disk = size_bytes(folder, runtime, graph) if folder is not None and folder.exists() else 4 * params
+        facts = {
+            "params": params, "params_embedding": embedding, "macs": count_macs(model, length), "size_bytes": on_disk, "note": note,
+        }  # fmt: skip
+        deployed = None
+        if folder is not None and folder.exists():
+            deployed = Deployed(folder, runtime, ready.precision, bench.threads, ready.vocab_size, graph if graph.is_file() else None)
+        rows[key] = _Row(name, kind, ready, facts, deployed)
+        run.progress.step(len(rows))
+
+    # the teacher's and the references' graphs are made for the clock only and stay in the cache
+    if problem.teacher is not None:
+        graph = run.folder / "cache" / "teacher" / "model.onnx"
+        add("teacher", NAMES["teacher"], "teacher", problem.teacher.model.cpu(), graph, run.folder / "teacher")
+    for kind in [kind for kind in NAMES if kind in first]:
+        folder = first[kind].folder
+        depth = first[kind].architecture.depth
+        note = f"{depth} cell{'s' * (depth != 1)}"
+        add(kind, NAMES[kind], kind, load_classifier(folder), folder / "onnx" / "model.onnx", folder, note)
+    target = run.config.search
+    needed = {runtime} | ({choose_runtime(target.latency_runtime)} if target.latency_target_ms is not None else set())
+    if "student" in first and needed & set(GRAPH_RUNTIMES):
+        export_student(run.folder / "student")
+    if tfidf is not None:
+        facts = {"params": tfidf.params, "size_bytes": tfidf.size_bytes}
+        factory = tfidf.factory(problem.task.held_out.texts, problem.task.held_out.pairs)
+        rows["tfidf"] = _Row(NAMES["tfidf"], "tfidf", factory, facts)
+    for name in references:
+        graph = run.folder / "cache" / ("reference" if name == "bert_base" else name) / "model.onnx"
+        add(name, reference_label(name), "reference", make_reference(name), graph, None)
+    return rows
+
+
+def _system(
+    row: _Row, timings: list[Timing], streams: list[StreamTiming], start: ColdStart | None, scores: list[dict[str, float]], metric: str
+) -> System:
+    spread = {
+        name: {"mean": float(np.mean([s[name] for s in scores])), "sd": _sd([s[name] for s in scores])}
+        for name in (scores[0] if scores else {})
+    }
+    return System(
+        name=row.name,
+        kind=row.kind,
+        score_mean=spread[metric]["mean"] if scores else None,
+        score_sd=spread[metric]["sd"] if scores else None,
+        scores=[s[metric] for s in scores],
+        metrics=spread,
+        timings=[dataclasses.asdict(timing) for timing in timings],
+        streams=[dataclasses.asdict(stream) for stream in streams],
+        task_texts_per_s=max((stream.texts_per_s for stream in streams), default=None),
+        **cold_fields(start),
+        **{name: getattr(timings[0], name) for name in TIMED_FIELDS},
+        **row.facts,
+    )
+
+
+def _sd(values: list[float]) -> float | None:
+    """Sample standard deviation; None of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
