@@ -22,6 +22,11 @@ from adasearch.errors import ConfigError
 
 S = TypeVar("S")
 CONFIG_HELP = "YAML file with any of the settings below; flags override it."
+SHORT = {  # what else a flag of the verbs that search may be called on the command line, where nothing bears that name
+    "latency_target_ms": "search.latency_target_ms",
+    "batch_size": "search.latency_batch_size",
+    "lengths": "search.latency_lengths",
+}
 IMPORT_HELP = "your module or file.py to import first, with your operations and the like; may be repeated."
 
 
@@ -136,6 +141,8 @@ def spell_out(arguments: Sequence[str], known: dict[str, Any], *, prog: str, pos
     while rest:
         token = rest.pop(0)
         name, equals, value = token.partition("=")
+        if name[2:] not in known and SHORT.get(name[2:]) in known:
+            name = f"--{SHORT[name[2:]]}"
         key = name[2:].removesuffix("+")  # --seeds+=4 appends to the list of a file
         if token in ("-h", "--help") or name == "--print_config":
             flags.append(token)

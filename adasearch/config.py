@@ -152,9 +152,19 @@ class SearchConfig(FitConfig):
     Args:
         mode: joint (weights and architecture learn from the same batch) or bilevel (architecture from held-out examples).
         beta: weight of the efficiency term.
-        efficiency: penalty adds beta times the cost; constraint finds beta itself so that ``target_macs`` or ``target_params`` is met.
-        target_macs: multiply-accumulates of the searched part at the task's mean length, for ``constraint``.
-        target_params: parameters of the searched part, for ``constraint``.
+        efficiency: penalty adds beta times the cost; constraint finds beta itself so that the targets below are met. With a
+            latency target it is always a constraint.
+        target_macs: multiply-accumulates of the student at the task's mean length, for ``constraint``.
+        target_params: parameters of the student, its embedding table included, for ``constraint``.
+        latency_target_ms: milliseconds that one call of the student may take, as predicted from a table measured on this
+            machine (``latency_table``) and measured again on the member that is derived.
+        latency_table: file that ``adasearch bench`` wrote with build_lut; when absent ``search/latency.json`` of the run, measured first.
+        latency_threads: threads of the runtime that the target is for.
+        latency_batch_size: texts a call that the target is for.
+        latency_lengths: lengths in word pieces that the target is for, each as frequent as the others; the lengths of the
+            task's labelled texts when absent.
+        latency_runtime: the runtime that the target is for: onnxruntime, openvino or torch; auto takes onnxruntime where
+            it is installed.
         arch_learning_rate: Adam's for the architecture.
         arch_weight_decay: pulls the architecture's logits to uniform.
         arch_warmup: share of the steps in which only the weights learn, on uniformly drawn paths.
@@ -174,6 +184,12 @@ class SearchConfig(FitConfig):
     efficiency: str = "penalty"
     target_macs: float | None = None
     target_params: float | None = None
+    latency_target_ms: float | None = None
+    latency_table: str | None = None
+    latency_threads: int = 1
+    latency_batch_size: int = 1
+    latency_lengths: list[int] | None = None
+    latency_runtime: str = "auto"
     arch_learning_rate: float = 2e-2
     arch_weight_decay: float = 0.0
     arch_warmup: float = 0.25
@@ -183,6 +199,11 @@ class SearchConfig(FitConfig):
     derive: str = "evaluated"
     candidates: int = 64
     collapse_share: float = 0.8
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether cost is held below targets instead of being weighed."""
+        return self.efficiency == "constraint" or self.latency_target_ms is not None
 
 
 @dataclass
@@ -196,27 +217,105 @@ class RetrainConfig(FitConfig):
     inherit: bool = True
 
 
+REFERENCE_SHAPES = ("bert_base", "distilbert", "tinybert4", "minilm6", "static_embeddings")  # built by references.py
+
+
 @dataclass
 class BenchConfig:
     """How speed is measured.
 
     Args:
         runtime: torch or onnxruntime; auto takes onnxruntime where it is installed. The same for every system.
+        runtimes: several runtimes, each system timed in every one of them; ``runtime`` alone when empty.
+        precisions: fp32, bf16, int8, int8_embedding: each is timed in those runtimes that offer it.
         threads: threads of the runtime.
         batch_sizes: batch sizes timed; the first is the one in the table.
         seq_lengths: lengths in word pieces timed; the first is the one in the table.
         repeats: timed calls of each system, interleaved with the others'.
         warmup: untimed calls of each before.
-        reference: also time a BERT-base shape with random weights (time only).
+        reference: also time reference shapes with random weights (time only).
+        references: which: bert_base, distilbert, tinybert4, minilm6, static_embeddings.
+        stream_texts: texts a second are also measured on so many texts as long as the task's own; 0: not.
+        cold_starts: fresh processes a system that load it and answer once, for start-up time and memory; 0: none.
+        price_per_hour: US dollars that one core costs for an hour, to turn texts a second into cost per million texts. An
+            assumption of the report, not a measurement; the default is about what a virtual core is rented for.
     """
 
     runtime: str = "auto"
+    runtimes: list[str] = field(default_factory=list)
+    precisions: list[str] = field(default_factory=lambda: ["fp32"])
     threads: int = 1
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
     seq_lengths: list[int] = field(default_factory=lambda: [128, 32])
     repeats: int = 30
     warmup: int = 5
     reference: bool = True
+    references: list[str] = field(default_factory=lambda: ["bert_base"])
+    stream_texts: int = 128
+    cold_starts: int = 1
+    price_per_hour: float = 0.04
+
+
+@dataclass
+class VocabularyConfig:
+    """The student's vocabulary and with it the rows of its word table.
+
+    Args:
+        kind: teacher (the teacher's); pruned (the teacher's pieces that the training and the transfer texts use, with
+            their rows); own (a WordPiece trained on the task's texts, whose rows start from the teacher's).
+        size: rows at most; with pruned the most frequent ones, no limit when absent.
+        min_count: with pruned: pieces that occur less often in all those texts go.
+    """
+
+    kind: str = "teacher"
+    size: int | None = None
+    min_count: int = 1
+
+
+@dataclass
+class QuantizeConfig:
+    """How a model's runtime and precision are chosen: everything this machine offers is tried, scored and timed.
+
+    Args:
+        calibration_file: texts whose activations set the int8 ranges (txt, csv, tsv, jsonl, parquet); the run's training
+            texts when absent.
+        validation_file: labelled texts on which the scores are compared; the run's validation examples when absent.
+        text_column: column of the text, or of the first text of a pair, in both files.
+        text_pair_column: column of the second text of a pair.
+        label_column: column of the gold label.
+        calibration: minmax, percentile or entropy: how ranges follow from activations.
+        calibration_texts: so many texts are drawn at most.
+        validation_texts: so many examples are scored at most.
+        max_drop: points (hundredths of the metric) that may be lost against torch in fp32.
+        runtimes: those to try; all that are here when empty.
+        precisions: those to try; all that the runtimes offer here when empty.
+        threads: threads of every runtime.
+        batch_size: texts a timed call.
+        seq_length: word pieces of a text timed; the first of the run's bench.seq_lengths when absent, else 128.
+        max_seq_length: texts are cut to so many word pieces; the run's when absent, else as many as the model takes.
+        repeats: timed calls of each, interleaved with the others'.
+        warmup: untimed calls of each before.
+        seed: draws the texts.
+    """
+
+    calibration_file: str | None = None
+    validation_file: str | None = None
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    calibration: str = "minmax"
+    calibration_texts: int = 512
+    validation_texts: int = 5_000
+    max_drop: float = 0.5
+    runtimes: list[str] = field(default_factory=list)
+    precisions: list[str] = field(default_factory=list)
+    threads: int = 1
+    batch_size: int = 1
+    seq_length: int | None = None
+    max_seq_length: int | None = None
+    repeats: int = 30
+    warmup: int = 5
+    seed: int = 42
 
 
 @dataclass
@@ -238,6 +337,7 @@ class RunConfig(TaskConfig):
         cpu: stay on the processor even where an accelerator is present.
         checkpoint_seconds: time between checkpoints.
         evaluate: score the student on the validation examples this many times while it trains.
+        report_examples: held-out texts shown in the report where student and teacher disagree; 0 keeps texts out of it.
         quiet: plain log lines instead of progress bars.
     """
 
@@ -257,8 +357,10 @@ class RunConfig(TaskConfig):
     cpu: bool = False
     checkpoint_seconds: float = 60.0
     evaluate: int = 4
+    report_examples: int = 50
     quiet: bool = False
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -278,17 +380,37 @@ def check_range(where: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{where}: {value!r} is out of range; choices: {low} to {high}")
 
 
+def check_bench(bench: BenchConfig, where: str = "") -> None:
+    """Check the numbers that say how speed is measured; raises ``ConfigError``. ``where`` stands before their names."""
+    for name, low, high in (
+        ("threads", 1, 1024), ("repeats", 1, math.inf), ("warmup", 0, math.inf), ("stream_texts", 0, 1 << 20),
+        ("cold_starts", 0, 100), ("price_per_hour", 0, math.inf),
+    ):  # fmt: skip
+        check_range(f"{where}{name}", getattr(bench, name), low, high)
+    for name in ("batch_sizes", "seq_lengths"):
+        if not getattr(bench, name):
+            raise ConfigError(f"{where}{name}: the list is empty; choices: one or more whole numbers")
+        for index, size in enumerate(getattr(bench, name)):
+            check_range(f"{where}{name}[{index}]", size, 1, 1 << 20)
+    for index, name in enumerate(bench.references):
+        check_choice(f"{where}references[{index}]", name, REFERENCE_SHAPES)
+        if name in bench.references[:index]:
+            raise ConfigError(f"{where}references[{index}]: {name!r} is there already; name every shape once")
+
+
 def validate(config: RunConfig) -> None:
     """Check every setting that can be wrong on its own; raises ``ConfigError`` before any work begins."""
     for where, value, choices in (
         ("problem_type", config.problem_type or "single_label", ("single_label", "multi_label", "regression")),
         ("finetune.when", config.finetune.when, ("auto", "always", "never")),
+        ("vocabulary.kind", config.vocabulary.kind, ("teacher", "pruned", "own")),
         ("search.mode", config.search.mode, ("joint", "bilevel")),
         ("search.efficiency", config.search.efficiency, ("penalty", "constraint")),
         ("search.derive", config.search.derive, ("evaluated", "argmax")),
+        ("search.latency_runtime", config.search.latency_runtime, ("auto", "onnxruntime", "openvino", "torch")),
         ("distill.loss", config.distill.loss, ("kl", "mse")),
         ("mixed_precision", config.mixed_precision, ("auto", "no", "bf16", "fp16")),
-        ("bench.runtime", config.bench.runtime, ("auto", "torch", "onnxruntime")),
+        ("bench.runtime", config.bench.runtime, ("auto", "torch", "torch_compile", "onnxruntime", "openvino")),
     ):
         check_choice(where, value, choices)
     for control in config.controls:
@@ -308,11 +430,14 @@ def validate(config: RunConfig) -> None:
         ("transfer.replace_probability", config.transfer.replace_probability, 0, 1),
         ("transfer.labelled_share", config.transfer.labelled_share, 0, 0.99),
         ("max_seq_length", config.max_seq_length, 4, 1 << 20),
+        ("vocabulary.size", 1 if config.vocabulary.size is None else config.vocabulary.size, 1, 1 << 24),
+        ("vocabulary.min_count", config.vocabulary.min_count, 0, float("inf")),
         ("search.steps", config.search.steps, 1, float("inf")),
         ("search.candidates", config.search.candidates, 1, float("inf")),
+        ("search.latency_threads", config.search.latency_threads, 1, 1024),
+        ("search.latency_batch_size", config.search.latency_batch_size, 1, 1 << 20),
         ("retrain.steps", config.retrain.steps, 1, float("inf")),
-        ("bench.threads", config.bench.threads, 1, 1024),
-        ("bench.repeats", config.bench.repeats, 1, float("inf")),
+        ("report_examples", config.report_examples, 0, 50),
     ):
         check_range(where, value, low, high)
     for stage, settings in (("search", config.search), ("retrain", config.retrain), ("finetune", config.finetune)):
@@ -327,17 +452,34 @@ def validate(config: RunConfig) -> None:
         check_range(f"transfer.{name}", getattr(config.transfer, name), 0, math.inf)
     for name in ("target_macs", "target_params"):
         check_range(f"search.{name}", getattr(config.search, name) or 1, 1, math.inf)
-    for name in ("batch_sizes", "seq_lengths"):
-        if not getattr(config.bench, name):
-            raise ConfigError(f"bench.{name}: the list is empty; choices: one or more whole numbers")
-        for index, size in enumerate(getattr(config.bench, name)):
-            check_range(f"bench.{name}[{index}]", size, 1, 1 << 20)
+    check_bench(config.bench, "bench.")
+    if config.bench.runtimes or config.bench.precisions != ["fp32"]:
+        raise ConfigError(
+            "bench.runtimes, bench.precisions: a run times its systems in one runtime at fp32; choices: bench.runtime here, "
+            "these lists in `adasearch bench` and `adasearch quantize`"
+        )
     if config.seeds is not None and not config.seeds:
         raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
-    if config.search.efficiency == "constraint" and not (config.search.target_macs or config.search.target_params):
-        raise ConfigError("search.efficiency: 'constraint' needs a target; choices: search.target_macs, search.target_params")
+    search = config.search
+    if search.latency_target_ms is not None:
+        check_range("search.latency_target_ms", search.latency_target_ms, 1e-6, 1e9)
+    for index, length in enumerate(search.latency_lengths or []):
+        check_range(f"search.latency_lengths[{index}]", length, 1, config.max_seq_length)
+    if search.latency_lengths == []:
+        raise ConfigError("search.latency_lengths: the list is empty; choices: one or more whole numbers, or leave it out")
+    if search.efficiency == "constraint" and not (search.target_macs or search.target_params or search.latency_target_ms):
+        raise ConfigError(
+            "search.efficiency: 'constraint' needs a target; choices: search.latency_target_ms, search.target_macs, search.target_params"
+        )
     if config.transfer.masked_lm and not config.transfer.masked_lm_model:
         raise ConfigError("transfer.masked_lm: replacement needs transfer.masked_lm_model, a masked language model with the teacher's tokenizer")
+    if config.vocabulary.kind == "own" and config.vocabulary.size is None:
+        raise ConfigError("vocabulary.size: kind 'own' needs a size; choices: a number of rows, such as 8000")
+    if config.vocabulary.kind == "teacher" and config.vocabulary.size is not None:
+        raise ConfigError(
+            f"vocabulary.size: {config.vocabulary.size} has no effect on the teacher's vocabulary;"
+            " choices: --vocabulary.kind pruned or own"
+        )
     if config.teacher == "none" and not config.soft_label_columns:
         raise ConfigError("teacher: 'none' needs soft_label_columns; or name a checkpoint")
 

@@ -4,9 +4,16 @@ Gates tell well what is cheap and, after a short search, less well what is good:
 edge is often the cheapest of near equals. So members are drawn from the gates, each is run with the supernet's
 weights on the same texts, and the one whose loss and cost are least is kept (Guo et al. 2020, single-path one-shot;
 Wang et al. 2021, who show that a gate's size tells little of an operation's worth).
+
+Under a constraint only members within the target are compared, and of these first those that use it: a supernet's
+short training flatters what is small, and the target is what the user is willing to spend. Where members can be
+measured the winner is: what it really takes mends the predictions, and the choice is made again until it fits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,37 +23,124 @@ from torch import nn
 from adasearch.architecture import Architecture
 from adasearch.methods.adabert import AdaBert
 from adasearch.progress import Progress
-from adasearch.shrink import shrink
+from adasearch.shrink import fastest_member, random_architecture, shrink
 from adasearch.student import AdasearchForSequenceClassification
-from adasearch.supernet import Supernet, architecture_cost
+from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
 
 TEXTS = 1_024  # on which members are compared; all see the same, so their differences are far less noisy than their losses
 BATCH = 128
+USED = 0.95  # of a target, that a member should use: it may be met within 5%
+DRAWS = 40  # from the gates for each candidate, in search of members between USED and the target; as many at random
+MEASURED = 8  # winners measured at most: predictions are off by some hundredths, and each has a chance of its own to fit
+
+Measure = Callable[[Architecture], float]  # milliseconds that a member really takes
 
 
-def derive(supernet: Supernet, method: AdaBert, examples: Examples, seed: int, progress: Progress) -> Architecture:
+def derive(
+    supernet: Supernet, method: AdaBert, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
+) -> Architecture:
     """The best of the decided member and ``method.config.candidates`` drawn ones, on up to ``TEXTS`` of ``examples``.
 
     Batch statistics are those of the texts at hand (the supernet's running ones belong to no member). The supernet is
-    left as it was. A pure function of weights, examples and seed.
+    left as it was. A pure function of weights, examples, seed and what ``measure`` finds.
     """
     decided = supernet.decide(seed)
-    if method.config.derive == "argmax":
+    is_argmax, constrained = method.config.derive == "argmax", method.config.is_constrained
+    if is_argmax and not constrained:
         return decided
     generator = np.random.default_rng((seed, 0xDE21))
     chosen = generator.permutation(len(examples))[:TEXTS]
     texts = examples.select(chosen[np.argsort(examples.tokens.lengths[chosen], kind="stable")])
-    members = list(dict.fromkeys([decided, *(supernet.sample(generator, seed) for _ in range(method.config.candidates))]))
-    progress.stage("compare members", len(members))
-    best, least = decided, float("inf")
-    for done, member in enumerate(members, start=1):
-        loss = member_loss(shrink(supernet, member), method, texts, max(supernet.space.widths))
-        total = loss + method.member_penalty(architecture_cost(member, method.length))
-        if total < least:
-            best, least = member, total
-        progress.step(done, loss=loss, best=least)
-    return best
+    losses: dict[Architecture, float] = {}
+
+    def best_of(members: list[Architecture]) -> Architecture:
+        members = list(dict.fromkeys(members))
+        progress.stage("compare members", len(members))
+        for done, member in enumerate(members, start=1):
+            if member not in losses:
+                losses[member] = member_loss(shrink(supernet, member), method, texts, max(supernet.space.widths))
+                losses[member] += method.member_penalty(member)
+            progress.step(done, loss=losses[member], best=min(losses[known] for known in members[:done]))
+        return min(members, key=losses.__getitem__)
+
+    if not constrained:
+        return best_of([decided, *(supernet.sample(generator, seed) for _ in range(method.config.candidates))])
+
+    def choose(factor: float, tried: Collection[Architecture] = ()) -> Architecture | None:
+        if is_argmax and not tried:
+            if method.budget_used(decided) <= 1:
+                return decided
+            progress.warning("search.derive: the most probable member misses the target; members within it are compared instead")
+        members = [member for member in _within(supernet, method, factor, generator, seed) if member not in tried]
+        return best_of(members) if members else None
+
+    member = choose(1.0)
+    assert member is not None, "a space has members"
+    if method.config.latency_target_ms and measure is not None:
+        member = _measured(member, choose, method, measure, progress, 0.0 if is_argmax else USED)
+    if method.budget_used(member) > 1 and not (method.config.latency_target_ms and measure):
+        progress.warning(f"search: no member within the target was found; the nearest takes {method.budget_used(member):.3g} times it")
+    return member
+
+
+def _within(supernet: Supernet, method: AdaBert, factor: float, generator: np.random.Generator, seed: int) -> list[Architecture]:
+    """Members within the target, at most ``candidates``: those that use it, drawn from the gates, or at random where these
+    have few; where there are few at all also the dearest below. The cheapest of all where none is within."""
+    count = method.config.candidates
+    used: dict[Architecture, float] = {}
+
+    def add(member: Architecture) -> bool:
+        used[member] = method.budget_used(member, factor)
+        return USED <= used[member] <= 1
+
+    few = max(1, count // 4)
+    found = int(add(supernet.decide(seed)))
+    for draw, enough in ((supernet.sample, count), (partial(random_architecture, supernet.space), few)):
+        for _ in range(DRAWS * count):
+            if found >= enough:
+                break
+            member = draw(generator, seed)
+            if member not in used:
+                found += add(member)
+    chosen = [member for member, share in used.items() if USED <= share <= 1]
+    if found >= few:
+        return chosen
+    if method.config.latency_target_ms:
+        add(fastest_member(supernet.space, method.latency, seed))
+    below = sorted((member for member, share in used.items() if share < USED), key=used.__getitem__, reverse=True)
+    return (chosen + below)[:few] or [min(used, key=used.__getitem__)]
+
+
+def _measured(
+    member: Architecture | None,
+    choose: Callable[[float, Collection[Architecture]], Architecture | None],
+    method: AdaBert,
+    measure: Measure,
+    progress: Progress,
+    least: float,
+) -> Architecture:
+    """A member that takes at least the share ``least`` of the latency target when it is measured, and no more than it.
+
+    It is chosen again with mended predictions until one does, among those that were not measured yet.
+    """
+    target = method.config.latency_target_ms
+    taken: dict[Architecture, float] = {}
+    while member is not None and len(taken) < MEASURED:
+        taken[member] = measure(member)
+        predicted = method.latency.predict(member)
+        progress.message(f"derived member: predicted {predicted:.4g} ms, measured {taken[member]:.4g} ms; target {target:.4g} ms")
+        if least * target <= taken[member] <= target:
+            return member
+        member = choose(float(np.median([ms / method.latency.predict(known) for known, ms in taken.items()])), taken)
+    met = [known for known, ms in taken.items() if ms <= target]
+    if met:  # none uses the target to the full: the one that comes nearest to it
+        return max(met, key=taken.__getitem__)
+    nearest = min(taken, key=taken.__getitem__)
+    progress.warning(
+        f"search.latency_target_ms: {target:.4g} ms is missed by every member that was measured; the nearest takes {taken[nearest]:.4g} ms"
+    )
+    return nearest
 
 
 @torch.no_grad()

@@ -19,11 +19,11 @@ from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.bundle import modelling_modules, modelling_source
+from adasearch.cold import peak_rss_bytes
 from adasearch.config import RunConfig, to_dict, validate
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json, write_text
 from adasearch.honest import commit, measure_and_report
-from adasearch.measure import peak_rss_bytes
 from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, make_accelerator, prepare
 from adasearch.progress import Progress
@@ -34,7 +34,7 @@ from adasearch.systems import Trained, Trainer, run_search
 from adasearch.tasks import Task, load_task
 
 # settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
-FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets")
+FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets", "report_examples")
 
 
 @dataclass
@@ -139,11 +139,19 @@ def _check_reopening(config: RunConfig, folder: Path) -> None:
     """A folder goes on with the settings it was begun with, or not at all."""
     if not (folder / "run.json").exists():
         return
-    before, now = read_json(folder / "run.json")["config"], to_dict(config)
-    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
+    before, now = _completed(read_json(folder / "run.json")["config"], to_dict(RunConfig())), to_dict(config)
+    changed = [key for key in now if key not in FREE and before[key] != now[key]]
     if changed:
         what = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
         raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
+
+
+def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an older version: what it did not know yet is at its default."""
+    return {
+        key: _completed(settings.get(key) or {}, value) if isinstance(value, dict) else settings.get(key, value)
+        for key, value in defaults.items()
+    }
 
 
 def _check_operations(architecture: Architecture, where: str) -> None:

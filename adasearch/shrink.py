@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from adasearch.architecture import Architecture, Edge, Space
+from adasearch.latency import LatencyModel, derivable
+from adasearch.member_cost import architecture_cost, learned_operations
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification, Trunk
-from adasearch.supernet import Supernet, architecture_cost, learned_operations
+from adasearch.supernet import Supernet
 
 READ_OUT_ROWS = "trunk.read_out.level_logits"  # one row an exit in the supernet, a single one in the student
 
@@ -80,23 +82,51 @@ def random_architecture(space: Space, generator: np.random.Generator, seed: int 
 
 
 def random_architecture_like(
-    architecture: Architecture, space: Space, length: float, seed: int, draws: int = 2_000, tolerance: float = 0.05
+    architecture: Architecture,
+    space: Space,
+    length: float,
+    seed: int,
+    draws: int = 2_000,
+    tolerance: float = 0.05,
+    latency: LatencyModel | None = None,
 ) -> Architecture:
-    """The first random member, other than the given one, whose MACs are within ``tolerance`` of it; else the nearest.
+    """The first random member, other than the given one, whose price is within ``tolerance`` of it; else the nearest.
 
-    The control of the honest table: what the same budget and the same training give without a search.
+    The price is the predicted latency where there is a model of it, else MACs. The control of the honest table: what
+    the same budget and the same training give without a search.
     """
-    target = float(architecture_cost(architecture, length).macs)
+
+    def price(member: Architecture) -> float:
+        return latency.predict(member) if latency else float(architecture_cost(member, length).macs)
+
+    target = price(architecture)
     generator = np.random.default_rng((seed, 0x5EED))
     best, gap = None, float("inf")
     for _ in range(draws):
         candidate = random_architecture(space, generator, seed)
         if candidate.cells == architecture.cells and candidate.width == architecture.width:
             continue
-        off = abs(float(architecture_cost(candidate, length).macs) - target) / max(target, 1.0)
+        off = abs(price(candidate) - target) / max(target, 1e-9)
         if off < gap:
             best, gap = candidate, off
         if gap <= tolerance:
             break
     assert best is not None, "the space has a single member"
     return dataclasses.replace(best, seed=seed)
+
+
+def fastest_member(space: Space, latency: LatencyModel, seed: int = 0) -> Architecture:
+    """The member of the space that is predicted to take the least time: no other member is faster."""
+    learned = learned_operations(space)
+
+    def at(width: int) -> Architecture:
+        ranked = sorted(derivable(space), key=lambda name: latency.operation_ms[name][width])
+        nodes = []
+        for node in range(space.nodes):
+            kept = min(space.edges_per_node, node + 2)
+            must = min(space.learned_per_node, kept)
+            names = [next(name for name in ranked if name in learned)] * must + [ranked[0]] * (kept - must)
+            nodes.append(tuple(Edge(source, name) for source, name in enumerate(names)))
+        return Architecture(space.name, space.digest, (tuple(nodes),) * space.cells[0], width, space.macro, seed)
+
+    return min(map(at, space.widths), key=latency.predict)

@@ -12,8 +12,8 @@ import yaml
 from adasearch.architecture import Macro, Space
 from adasearch.config import check_choice
 from adasearch.errors import ConfigError
+from adasearch.member_cost import learned_operations
 from adasearch.operations import OPERATIONS
-from adasearch.supernet import learned_operations
 
 MACRO_CHOICES = {
     "inputs": ("joint", "two"),

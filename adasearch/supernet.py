@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adasearch.architecture import Architecture, CellChoice, Edge, Macro, Space
+from adasearch.architecture import Architecture, CellChoice, Edge, Space
 from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of
-from adasearch.operations import OPERATIONS, WIDTH
+from adasearch.latency import LatencyModel
+from adasearch.member_cost import frame_cost, learned_operations
+from adasearch.operations import WIDTH
 from adasearch.student import AdasearchConfig, Trunk
 
 
@@ -139,7 +141,7 @@ class Supernet(nn.Module):
         self.width_gate = ChoiceGate("width", space.widths) if len(space.widths) > 1 else None
         self.trunk = Trunk(config, cells, width, space.macro, len(self.depth_gate.choices), config.num_labels)
         self.trunk.embeddings.apply(self._init_embedding)
-        self._cost_tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self._cost_tables: dict[float, dict[str, tuple[Tensor, ...]]] = {}
 
     @staticmethod
     def _init_embedding(module: nn.Module) -> None:
@@ -179,45 +181,65 @@ class Supernet(nn.Module):
         return SupernetOutput(levels, logits, depths[: len(logits)], drawn, depth_weights[0])
 
     def expected_cost(self, length: float) -> Cost:
-        """E[cost] of the cells of a drawn member for one text of ``length`` tokens; differentiable.
+        """E[cost] of a drawn member, its folded embedding table and read-out included, for one text; differentiable."""
+        if length not in self._cost_tables:
+            self._cost_tables[length] = {kind: self._cost_table(kind, length) for kind in ("params", "macs")}
+        tables = self._cost_tables[length]
+        return Cost(*(self._expected(*(part.to(self.depth_gate.logits.device) for part in tables[kind])) for kind in ("params", "macs")))
+
+    def expected_latency(self, model: LatencyModel) -> Tensor:
+        """E[milliseconds] of one call of a drawn member, as the model predicts each; differentiable."""
+        names, widths = self.space.operations, self.space.widths
+        zeros = dict.fromkeys(widths, 0.0)  # what is never derived was not measured: it is there for the search only
+        like = self.depth_gate.logits
+        frame_W, cell_W = (like.new_tensor([times[width] for width in widths]) for times in (model.frame_ms, model.cell_ms))
+        edges_WN = like.new_tensor([[model.operation_ms.get(name, zeros)[width] for name in names] for width in widths])
+        return self._expected(frame_W, cell_W, edges_WN[:, None])
+
+    def _expected(self, frame_W: Tensor, cell_W: Tensor, edges_WRN: Tensor) -> Tensor:
+        """E of a sum of what the frame, every cell and every edge's operation cost at each width.
 
         The gates are independent, so it is the sum over cells, edges, operations and widths of probability x cost.
         """
         p_W = self.depth_gate.logits.new_ones(1) if self.width_gate is None else self.width_gate.expected()[0]
         deep_enough = self.depth_gate.expected()[0].flip(0).cumsum(0).flip(0)  # P(K >= each choice of depth)
         run_RN: Tensor | float = 0.0
+        cells: Tensor | float = 0.0
         for index in range(len(self.trunk.cells)):
             gates = self.cell_gates[0 if len(self.cell_gates) == 1 else index]
-            run_RN = run_RN + gates.expected_share() * deep_enough[max(0, index + 1 - self.space.cells[0])]
-        params_WRN, macs_WRN = self._costs(length)
-        weights_WRN = p_W[:, None, None] * run_RN
-        return Cost((weights_WRN * params_WRN).sum(), (weights_WRN * macs_WRN).sum())
+            reached = deep_enough[max(0, index + 1 - self.space.cells[0])]
+            run_RN, cells = run_RN + gates.expected_share() * reached, cells + reached
+        return (p_W * (frame_W + cells * cell_W + (run_RN * edges_WRN).sum((1, 2)))).sum()
 
     def full_cost(self, length: float) -> Cost:
         """Cost of everything at once: all cells, edges and candidates at the largest width; the unit of efficiency."""
-        params_WRN, macs_WRN = self._costs(length)
         widest, cells = self.space.widths.index(max(self.space.widths)), len(self.trunk.cells)
-        return Cost(float(params_WRN[widest].sum()) * cells, float(macs_WRN[widest].sum()) * cells)
 
-    def _costs(self, length: float) -> tuple[Tensor, Tensor]:
-        """Parameters and MACs of each operation on each edge at each width, (W, R, N); constants, computed once."""
-        if length not in self._cost_tables:
-            device, edges = self.depth_gate.logits.device, self.trunk.cells[0].edges
-            table = [
+        def total(kind: str) -> float:
+            frame_W, cell_W, edges_WRN = self._cost_table(kind, length)
+            return float(frame_W[widest]) + cells * float(cell_W[widest] + edges_WRN[widest].sum())
+
+        return Cost(total("params"), total("macs"))
+
+    def _cost_table(self, kind: str, length: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Parameters or MACs at each width of the frame (W), a cell's share of it (W), each operation on each edge (W, R, N)."""
+        edges = self.trunk.cells[0].edges
+        frame, cell, run = [], [], []
+        for width in self.space.widths:
+            parts = frame_cost(self.config, self.space.macro, self.space.nodes, width, length)
+            frame.append(float(getattr(parts[0], kind)))
+            cell.append(float(getattr(parts[1], kind)))
+            sizes = {WIDTH: FixedAxis(width)}
+            run.append(
                 [
                     [
-                        Cost() if name == "none" else edges[edge_key(*pair)][name].cost({WIDTH: FixedAxis(width)}, length)
+                        0.0 if name == "none" else float(getattr(edges[edge_key(*pair)][name].cost(sizes, length), kind))
                         for name in self.space.operations
                     ]
                     for pair in self.cell_gates[0].pairs
                 ]
-                for width in self.space.widths
-            ]
-            self._cost_tables[length] = tuple(
-                torch.tensor([[[float(getattr(cost, kind)) for cost in row] for row in rows] for rows in table], device=device)
-                for kind in ("params", "macs")
             )
-        return self._cost_tables[length]
+        return torch.tensor(frame), torch.tensor(cell), torch.tensor(run)
 
     def decide(self, seed: int = 0) -> Architecture:
         """The decided member as plain data."""
@@ -239,38 +261,3 @@ class Supernet(nn.Module):
     def _member(self, cells: list[CellChoice], depth: int, width: int, seed: int) -> Architecture:
         cells = cells * depth if len(cells) == 1 else cells[:depth]
         return Architecture(self.space.name, self.space.digest, tuple(cells), width, self.space.macro, seed)
-
-
-def learned_operations(space: Space) -> set[str]:
-    """The operations of a space that have weights to learn: those that multiply."""
-    names = [name for name in space.operations if name != "none"]
-    return {name for name, cost in operation_costs(names, max(space.widths), space.macro, 8).items() if cost.macs > 0}
-
-
-def operation_costs(names: list[str], width: int, macro: Macro, length: float) -> dict[str, Cost]:
-    """Cost of each named operation at ``width`` channels for a text of ``length`` tokens; nothing is allocated."""
-    with torch.device("meta"):
-        built = {name: OPERATIONS[name](width, macro) for name in dict.fromkeys(names)}
-    return {name: operation.cost({WIDTH: FixedAxis(width)}, length) for name, operation in built.items()}
-
-
-def cheapest_cost(space: Space, length: float) -> Cost:
-    """Parameters and MACs that no member of the space goes below, for one text of ``length`` tokens."""
-    names = [name for name in space.operations if name not in space.never_derived]
-    costs = operation_costs(names, min(space.widths), space.macro, length)
-    learned = learned_operations(space)
-
-    def least(kind: str) -> float:
-        every = min(float(getattr(cost, kind)) for cost in costs.values())
-        learning = min((float(getattr(cost, kind)) for name, cost in costs.items() if name in learned), default=every)
-        edges = [min(space.edges_per_node, node + 2) for node in range(space.nodes)]
-        must = [min(space.learned_per_node, count) for count in edges]
-        return space.cells[0] * sum(m * learning + (count - m) * every for m, count in zip(must, edges))
-
-    return Cost(least("params"), least("macs"))
-
-
-def architecture_cost(architecture: Architecture, length: float) -> Cost:
-    """Cost of an architecture's cells for one text of ``length`` tokens (embeddings and read-out left out)."""
-    costs = operation_costs(architecture.operations, architecture.width, architecture.macro, length)
-    return sum((costs[name] for name in architecture.operations), Cost())

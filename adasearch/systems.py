@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from accelerate import Accelerator
 from adasearch.architecture import Architecture, Space
 from adasearch.config import DistillConfig, RunConfig, SearchConfig
 from adasearch.derive import derive
-from adasearch.errors import ConfigError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
+from adasearch.latency_bench import measure_architecture
+from adasearch.latency_target import check_targets, known_latency, open_table, target_lengths
+from adasearch.member_cost import learned_operations
 from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
 from adasearch.metrics import score
@@ -28,7 +31,7 @@ from adasearch.prepare import Problem
 from adasearch.progress import Progress
 from adasearch.shrink import build_student, inherit_embeddings, random_architecture_like, shrink
 from adasearch.student import AdasearchForSequenceClassification
-from adasearch.supernet import Supernet, cheapest_cost, learned_operations
+from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
 
 
@@ -55,7 +58,10 @@ def run_search(
         return supernet.eval(), Architecture.load(path)
     inherit_embeddings(supernet.trunk, problem.word, problem.position)
     settings = _capped(config.search, config.max_steps)
-    _check_targets(settings, space, problem.length)
+    lengths = target_lengths(config.search, problem.labelled)
+    table = open_table(settings, space, lengths, folder, progress)
+    latency = None if table is None else table.at(lengths)
+    check_targets(settings, space, problem.length, problem.student_config, latency)
     lesson = problem.lesson
     splits = {"train": lesson}
     if settings.mode == "bilevel":
@@ -66,7 +72,7 @@ def run_search(
         repeats = (len(lesson) - problem.made) // count
         hidden = np.concatenate([held + turn * count for turn in range(repeats)])
         splits = {"train": lesson.select(np.setdiff1d(np.arange(len(lesson)), hidden)), "valid": lesson.select(np.sort(held))}
-    method = AdaBert(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length)
+    method = AdaBert(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
     fit(
         supernet,
         method,
@@ -81,25 +87,13 @@ def run_search(
     )
     supernet.cpu().trunk.embeddings.word.sparse = False
     held = splits.get("valid", problem.labelled)
-    architecture = derive(supernet, method.cpu(), held, config.seed, progress)
+    measure = None if table is None else partial(measure_architecture, table, lengths=lengths, progress=progress)
+    architecture = derive(supernet, method.cpu(), held, config.seed, progress, measure)
     _alarm(architecture, settings, space, progress)
     write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
     write_json(path, architecture.to_dict())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return supernet, architecture
-
-
-def _check_targets(settings: SearchConfig, space: Space, length: float) -> None:
-    """Raise ``ConfigError`` for a target below what any member of the space costs."""
-    if settings.efficiency != "constraint":
-        return
-    cheapest = cheapest_cost(space, length)
-    for kind, target in (("macs", settings.target_macs), ("params", settings.target_params)):
-        if target and target < getattr(cheapest, kind):
-            raise ConfigError(
-                f"search.target_{kind}: {target:,.0f} cannot be reached in space {space.name!r} at {length:.1f} tokens a text;"
-                f" choices: {getattr(cheapest, kind):,.0f} or more, or another space"
-            )
 
 
 def _alarm(architecture: Architecture, settings: SearchConfig, space: Space, progress: Progress) -> None:
@@ -153,7 +147,8 @@ class Trainer:
         target = self.folder / "models" / f"{kind}-{seed}"
         work = self.folder / "work" / f"{kind}-{seed}"
         if kind == "random_architecture":
-            architecture = random_architecture_like(architecture, self.space, self.problem.length, seed)
+            latency = known_latency(self.config.search, self.problem.labelled, self.folder)
+            architecture = random_architecture_like(architecture, self.space, self.problem.length, seed, latency=latency)
         elif kind == "bag_of_embeddings":
             architecture = dataclasses.replace(architecture, cells=())
         if not (target / "scores.json").exists():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adasearch.config import BenchConfig, RunConfig
+from adasearch.config import REFERENCE_SHAPES, BenchConfig, QuantizeConfig, RunConfig, check_bench, check_range
 from adasearch.errors import ConfigError
 from adasearch.progress import Progress
 
@@ -41,8 +41,15 @@ class PredictSettings(StudentSettings):
         text_column: column of the text, or of the first text of a pair.
         text_pair_column: column of the second text of a pair.
         batch_size: texts a step.
-        runtime: torch or onnxruntime; auto takes onnxruntime where it is installed and the student was exported.
-        threads: threads of the runtime; all cores when absent.
+        runtime: torch, onnxruntime or another that `adasearch env` lists; auto takes what was saved with the student,
+            else onnxruntime where it is installed and the student was exported.
+        precision: of the weights in that runtime; what was saved with the student, else fp32, when absent.
+        threads: threads of the runtime; what was saved with the student, else all cores, when absent.
+        skip_bad_rows: leave out rows that cannot be used, and count them, instead of refusing the file.
+        calibrated: divide the logits by the temperature saved with the student; it moves no prediction.
+        cascade_teacher: folder of a model of the same labels that answers where the student is unsure.
+        cascade_threshold: confidence of the student below which the teacher is asked.
+        cascade_share: share of the texts, the least sure of every 8,192 rows, that the teacher is asked.
     """
 
     input_file: str = "-"
@@ -51,7 +58,44 @@ class PredictSettings(StudentSettings):
     text_pair_column: str | None = None
     batch_size: int = 32
     runtime: str = "auto"
+    precision: str | None = None
     threads: int | None = None
+    skip_bad_rows: bool = False
+    calibrated: bool = True
+    cascade_teacher: str | None = None
+    cascade_threshold: float | None = None
+    cascade_share: float | None = None
+
+
+@dataclass
+class ServeSettings(StudentSettings):
+    """Answer over HTTP: POST /predict, GET /health, GET / (a page to try it).
+
+    Args:
+        host: address to listen on; 0.0.0.0 lets other machines in.
+        port: port to listen on; 0 takes a free one.
+        threads: threads of the runtime.
+        batch_size: texts a step.
+        runtime: as in predict.
+        precision: as in predict.
+        max_texts: most texts in a request.
+        max_characters: most characters in a text.
+        calibrated: divide the logits by the temperature saved with the student; it moves no prediction.
+        cascade_teacher: folder of a model of the same labels that answers where the student is unsure.
+        cascade_threshold: confidence of the student below which the teacher is asked.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int = 1
+    batch_size: int = 32
+    runtime: str = "auto"
+    precision: str | None = None
+    max_texts: int = 256
+    max_characters: int = 20_000
+    calibrated: bool = True
+    cascade_teacher: str | None = None
+    cascade_threshold: float | None = None
 
 
 @dataclass
@@ -60,11 +104,111 @@ class BenchSettings(BenchConfig):
 
     Args:
         models: folders of students or of any other sequence classifiers.
+        lengths_from: whose lengths the throughput at the task's own lengths is measured at: a run's folder, or a .txt file
+            with a number of tokens a line; the run around the first model when absent.
+        build_lut: instead of models, time the operations of a space: the latency table that a search with
+            ``search.latency_target_ms`` reads. ``threads`` and ``runtime`` apply.
+        space: with build_lut: name of a YAML file of ``search_spaces/`` or a path to one.
+        lengths: with build_lut: lengths in word pieces to measure at.
+        batch_size: with build_lut: texts a call.
+        output: with build_lut: the table's file; ``latency-SPACE-RUNTIME.json`` when absent.
         json: print JSON instead of a table.
         quiet: plain log lines instead of progress bars.
     """
 
     models: list[str] = field(default_factory=list)
+    lengths_from: str | None = None
+    references: list[str] = field(default_factory=lambda: [*REFERENCE_SHAPES])
+    cold_starts: int = 3
+    build_lut: bool = False
+    space: str = "adasearch"
+    lengths: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
+    batch_size: int = 1
+    output: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class TableSettings:
+    """Speed tables of finished runs, beside published rows.
+
+    Args:
+        runs: folders of runs, or their report.json.
+        output_dir: folder of the tables.
+        formats: md, csv, latex, png.
+        published: also show what was published on the same tasks; it was not measured here, and is marked so.
+        quiet: plain log lines instead of progress bars.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    output_dir: str = "results/tables"
+    formats: list[str] = field(default_factory=lambda: ["md", "csv", "latex", "png"])
+    published: bool = True
+    quiet: bool = False
+
+
+@dataclass
+class CutSettings:
+    """How small a vocabulary may be.
+
+    Args:
+        size: rows at most.
+        sizes: several, of which the smallest is taken that loses no more than ``max_drop`` points; a ladder of sizes where
+            neither is given and there are examples to measure on.
+        min_count: pieces that occur less often in the texts go.
+    """
+
+    size: int | None = None
+    sizes: list[int] | None = None
+    min_count: int = 1
+
+
+@dataclass
+class PruneSettings:
+    """Cut the word table of a finished student.
+
+    Args:
+        student: a run's folder, or a student's.
+        output_dir: the new student's folder; beside the student, ``<student>_pruned``, when absent.
+        vocabulary: how small it may be.
+        max_drop: points (hundredths of the score) that may be lost.
+        texts_file: texts like those it will meet (txt, csv, tsv, jsonl or parquet) to count pieces in; a run's own
+            training and transfer texts when absent.
+        validation_file: labelled examples to measure the loss on; a run's own validation examples when absent.
+        text_column: column of the text in these files.
+        text_pair_column: column of the second text of a pair.
+        label_column: column of the label.
+        data_dir: where a run's preset lies now, if it was moved.
+        refit_steps: train so many steps after each cut, on the run's lesson with its teacher's logits.
+        quiet: plain log lines instead of progress bars.
+    """
+
+    student: str
+    output_dir: str | None = None
+    vocabulary: CutSettings = field(default_factory=CutSettings)
+    max_drop: float = 0.5
+    texts_file: str | None = None
+    validation_file: str | None = None
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    data_dir: str | None = None
+    refit_steps: int = 0
+    quiet: bool = False
+
+
+@dataclass
+class QuantizeSettings(QuantizeConfig):
+    """Choose the fastest runtime and precision that keep a model's score on this machine.
+
+    Args:
+        path: a run's folder (its student is taken) or any classifier's folder.
+        json: print JSON instead of a table.
+        quiet: plain log lines instead of progress bars.
+    """
+
+    path: str = ""
     json: bool = False
     quiet: bool = False
 
@@ -137,13 +281,63 @@ def _export(settings: StudentSettings, progress: Progress) -> str:
 
 
 def _bench(settings: BenchSettings, progress: Progress) -> str:
+    if settings.build_lut:
+        return _build_lut(settings, progress)
     if not settings.models:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
-    from adasearch.measure import bench_folders
-
     config = BenchConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(BenchConfig)})
-    rows = bench_folders([Path(model) for model in settings.models], config, progress)
-    return json.dumps(rows, indent=2) if settings.json else format_rows(rows)
+    check_bench(config)
+    from adasearch.bench import bench_folders
+    from adasearch.bench_ratios import format_bench
+    from adasearch.streams import lengths_of_task
+
+    models = [Path(model) for model in settings.models]
+    lengths = lengths_of_task(models[0], settings.lengths_from, progress)
+    rows = bench_folders(models, config, progress, lengths)
+    return json.dumps(rows, indent=2) if settings.json else format_bench(rows)
+
+
+def _build_lut(settings: BenchSettings, progress: Progress) -> str:
+    if settings.models:
+        raise ConfigError(f"models: {' '.join(settings.models)}: --build_lut times a space and takes no models; choices: one of the two")
+    for name in ("threads", "batch_size"):
+        check_range(name, getattr(settings, name), 1, 1 << 20)
+    from adasearch.latency_bench import build_table, deployment_here, format_table
+    from adasearch.space import load_space
+
+    space, here = load_space(settings.space), deployment_here(settings.runtime, settings.threads, settings.batch_size)
+    output = Path(settings.output or f"latency-{space.name}-{here.runtime}.json")
+    table = build_table(space, settings.lengths, output=output, deployment=here, progress=progress)
+    return json.dumps(table.to_dict(), indent=2) if settings.json else f"{format_table(table)}\n{output}"
+
+
+def _table(settings: TableSettings, progress: Progress) -> str:
+    from adasearch.speed_table import speed_tables
+
+    text, written = speed_tables(settings.runs, settings.output_dir, settings.formats, settings.published)
+    return "\n".join([text, *map(str, written)])
+
+
+def _prune(settings: PruneSettings, progress: Progress) -> str:
+    from adasearch.prune_files import prune_student
+
+    taken = {key.name: getattr(settings, key.name) for key in dataclasses.fields(settings)}
+    for name in ("student", "output_dir", "vocabulary", "quiet"):
+        taken.pop(name)
+    cut = dataclasses.asdict(settings.vocabulary)
+    found = prune_student(settings.student, settings.output_dir, **cut, **taken, progress=progress)
+    lines = [{"": name, **dataclasses.asdict(cut)} for name, cut in found.lines()]
+    return f"{format_rows(lines)}\n{found.folder}"
+
+
+def _quantize(settings: QuantizeSettings, progress: Progress) -> str:
+    if not settings.path:
+        raise ConfigError("path: no folder; choices: adasearch quantize runs/<name>, or a model's folder")
+    from adasearch.quantize import format_deployment, quantize
+
+    config = QuantizeConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(QuantizeConfig)})
+    deployment = quantize(Path(settings.path), config, progress)
+    return json.dumps(dataclasses.asdict(deployment), indent=2) if settings.json else format_deployment(deployment)
 
 
 def _inspect(settings: InspectSettings, progress: Progress) -> str:
@@ -153,7 +347,7 @@ def _inspect(settings: InspectSettings, progress: Progress) -> str:
 
 
 def _report(settings: ReportSettings, progress: Progress) -> str:
-    from adasearch.markdown import rebuild_report
+    from adasearch.report_files import rebuild_report
 
     return str(rebuild_report(Path(settings.run_dir)))
 
@@ -164,9 +358,21 @@ def _predict(settings: PredictSettings, progress: Progress) -> str:
     count = predict_file(
         Path(settings.student), Path(settings.input_file), Path(settings.output_file), settings.text_column,
         settings.text_pair_column, settings.batch_size, settings.runtime, progress,
-        settings.threads,
+        settings.threads, precision=settings.precision, skip_bad_rows=settings.skip_bad_rows, calibrated=settings.calibrated,
+        cascade_teacher=Path(settings.cascade_teacher) if settings.cascade_teacher else None,
+        cascade_threshold=settings.cascade_threshold, cascade_share=settings.cascade_share,
     )  # fmt: skip
     return "" if settings.output_file == "-" else f"{count} texts -> {settings.output_file}"
+
+
+def _serve(settings: ServeSettings, progress: Progress) -> str:
+    from adasearch.serve import serve
+
+    keys = {key.name: getattr(settings, key.name) for key in dataclasses.fields(settings)}
+    student, teacher = Path(keys.pop("student")), keys.pop("cascade_teacher")
+    del keys["quiet"]
+    serve(student, **keys, cascade_teacher=Path(teacher) if teacher else None, progress=progress)
+    return ""
 
 
 def _env(settings: EnvSettings, progress: Progress) -> str:
@@ -195,9 +401,13 @@ VERBS: dict[str, Verb] = {
     "retrain": Verb("train the student of an architecture found before", RunConfig, _retrain, "task"),
     "export": Verb("write and check the ONNX model of a student", StudentSettings, _export, "student"),
     "bench": Verb("time models side by side", BenchSettings, _bench, "models"),
+    "prune": Verb("cut a student's vocabulary to what its task needs", PruneSettings, _prune, "student"),
+    "table": Verb("speed tables of runs beside published rows", TableSettings, _table, "runs", needs_student=False),
+    "quantize": Verb("choose the fastest runtime and precision that keep the score", QuantizeSettings, _quantize, "path"),
     "inspect": Verb("draw a search, an architecture or a student", InspectSettings, _inspect, "path"),
     "report": Verb("write a run's report again", ReportSettings, _report, "run_dir", needs_student=False),
     "predict": Verb("label a file of texts with a student", PredictSettings, _predict, "student"),
+    "serve": Verb("answer over HTTP with a student", ServeSettings, _serve, "student"),
     "env": Verb("versions, processor and threads", EnvSettings, _env, needs_student=False),
 }
 

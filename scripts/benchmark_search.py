@@ -28,11 +28,12 @@ import torch
 from accelerate import Accelerator
 
 from adasearch.architecture import Space
+from adasearch.cold import peak_rss_bytes
 from adasearch.config import DistillConfig, RetrainConfig, SearchConfig
 from adasearch.files import write_json
 from adasearch.fit import Training
 from adasearch.honest import commit
-from adasearch.measure import hardware, peak_rss_bytes
+from adasearch.measure import hardware
 from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
 from adasearch.progress import Progress

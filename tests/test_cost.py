@@ -10,17 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import WIDTHS, batch_of, make_certain, random_supernet, randomise, texts, tiny_space
+from tiny import WIDTHS, batch_of, make_certain, random_supernet, randomise, texts, tiny_config, tiny_space
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adasearch.architecture import Architecture, Edge
 from adasearch.cost import Cost, FixedAxis, expected_product, weights_cost
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of
+from adasearch.member_cost import architecture_cost
 from adasearch.operations import OPERATIONS
 from adasearch.shrink import shrink
 from adasearch.student import AdasearchForSequenceClassification
-from adasearch.supernet import CellGates, Supernet, architecture_cost
+from adasearch.supernet import CellGates, Supernet
 
 LENGTH = 7
 WEIGHED = ("conv3", "self_attention", "skip")  # linear and quadratic in the width, linear and quadratic in the length
@@ -66,7 +67,10 @@ def members(gates: CellGates) -> list[Member]:
 
 
 def mean_cost(supernet: Supernet) -> tuple[float, float, float]:
-    """Probability-weighted mean of ``architecture_cost`` over all members, and the sum of the probabilities."""
+    """Probability-weighted mean of ``architecture_cost`` over all members, and the sum of the probabilities.
+
+    A cell's own share of embeddings and read-out is the difference of a member with it and one without.
+    """
     space, cells = supernet.space, [members(gates) for gates in supernet.cell_gates]
     depths = dict(zip(supernet.depth_gate.choices, supernet.depth_gate.logits.softmax(-1)[0].tolist()))
     widths = dict(
@@ -74,11 +78,14 @@ def mean_cost(supernet: Supernet) -> tuple[float, float, float]:
     )
     known: dict[tuple[object, int], Cost] = {}
 
+    def whole_cost(cells: tuple[object, ...], width: int) -> Cost:
+        if (cells, width) not in known:
+            member = Architecture(space.name, space.digest, cells, width, space.macro)
+            known[cells, width] = architecture_cost(member, LENGTH, supernet.config)
+        return known[cells, width]
+
     def cell_cost(cell: tuple[tuple[Edge, ...], ...], width: int) -> Cost:
-        if (cell, width) not in known:
-            member = Architecture(space.name, space.digest, (cell,), width, space.macro)
-            known[cell, width] = architecture_cost(member, LENGTH)
-        return known[cell, width]
+        return whole_cost((cell,), width) + -1 * whole_cost((), width)
 
     total, params, macs = 0.0, 0.0, 0.0
     for (depth, p_depth), (width, p_width) in itertools.product(depths.items(), widths.items()):
@@ -89,7 +96,7 @@ def mean_cost(supernet: Supernet) -> tuple[float, float, float]:
             for stack in itertools.product(*cells[:depth]):
                 stacks.append((float(torch.tensor([p for p, _ in stack]).prod()), tuple(cell for _, cell in stack)))
         for p_stack, stack in stacks:
-            p, cost = p_depth * p_width * p_stack, sum((cell_cost(cell, width) for cell in stack), Cost())
+            p, cost = p_depth * p_width * p_stack, sum((cell_cost(cell, width) for cell in stack), whole_cost((), width))
             total, params, macs = total + p, params + p * cost.params, macs + p * cost.macs
     return total, params, macs
 
@@ -154,21 +161,56 @@ def test_expected_cost_is_the_mean_over_all_members(changes: dict, sample_edges:
     assert expected.macs.item() == pytest.approx(macs, rel=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
+MACROS = [
+    {},
+    {"norm": "layer", "pooling": "attention"},
+    {"embedding_size": 6, "position_embeddings": False, "inputs": "two", "cell_output": "sum"},
+]
+
+
+def whole_params(student: AdasearchForSequenceClassification) -> int:
+    """Parameters of the deployed student: its embeddings are folded."""
+    student.fold_embeddings()
+    return sum(parameter.numel() for parameter in student.parameters())
+
+
+def whole_macs(student: AdasearchForSequenceClassification, length: int) -> float:
+    """Half the floating-point operations that torch counts in the folded student, for one text."""
+    student.fold_embeddings()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        student(*batch_of(texts(length)))
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("macro", MACROS, ids=str)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_certain_gates_cost_what_the_student_has(width: int, depth: int, norm: str) -> None:
+def test_certain_gates_cost_what_the_student_has(width: int, depth: int, macro: dict) -> None:
+    """The whole student: operations, folded tables and read-out, against torch's own counts."""
     operations = tuple(name for name in OPERATIONS if name not in ("none", "soft_alignment"))
-    supernet = random_supernet(tiny_space(operations=operations, edges_per_node=1, macro={"norm": norm}))
+    supernet = random_supernet(tiny_space(operations=operations, edges_per_node=1, macro=macro))
     make_certain(supernet, depth, width)
     architecture = supernet.decide()
     student = shrink(supernet, architecture).eval()
     assert (architecture.depth, architecture.width) == (depth, width)
-    true = cells_params(student), cells_macs(student, LENGTH)
+    cost = architecture_cost(architecture, LENGTH)
+    assert (cost.params, cost.macs) == (cells_params(student), cells_macs(student, LENGTH))
+    true = whole_params(student), whole_macs(student, LENGTH)
     assert supernet.expected_cost(LENGTH).params.item() == pytest.approx(true[0], rel=1e-6)
     assert supernet.expected_cost(LENGTH).macs.item() == pytest.approx(true[1], rel=1e-6)
-    cost = architecture_cost(architecture, LENGTH)
-    assert (cost.params, cost.macs) == true
+    whole = architecture_cost(architecture, LENGTH, supernet.config)
+    assert (whole.params, whole.macs) == true
+
+
+def test_the_word_table_counts() -> None:
+    """A vocabulary of one row more costs a row of each width; a search pays for it by choosing a narrower one."""
+    supernet = random_supernet(tiny_space(widths=(8,)))
+    less, more = (architecture_cost(supernet.decide(), LENGTH, tiny_config(vocab_size=rows)) for rows in (30, 31))
+    assert more.params - less.params == 8 and more.macs == less.macs
+    supernet = random_supernet(tiny_space(operations=("skip", "max_pool3")), vocab_size=50_000)
+    supernet.expected_cost(LENGTH).params.backward()
+    gradient = supernet.width_gate.logits.grad[0]
+    assert gradient[WIDTHS.index(min(WIDTHS))] < 0 < gradient[WIDTHS.index(max(WIDTHS))]
 
 
 def test_without_its_parent_a_cell_costs_nothing() -> None:
@@ -189,11 +231,13 @@ def test_without_its_parent_a_cell_costs_nothing() -> None:
 def test_full_cost_is_everything_at_once_and_bounds_every_member() -> None:
     supernet = random_supernet(tiny_space(operations=(*WEIGHED, "none"), share_cells=False))
     full = supernet.full_cost(LENGTH)
-    parameters = supernet.trunk.cells.named_parameters()
-    assert full.params == sum(p.numel() for name, p in parameters if not name.endswith("output_logits"))
+    supernet.trunk.embeddings.fold()
+    # an exit that stops early has weights of the levels before it; a member has those of one exit
+    exits = supernet.trunk.read_out.level_logits[1:].numel()
+    assert full.params == sum(parameter.numel() for parameter in supernet.trunk.parameters()) - exits
     for _ in range(20):
         randomise(supernet)
-        expected, decided = supernet.expected_cost(LENGTH), architecture_cost(supernet.decide(), LENGTH)
+        expected, decided = supernet.expected_cost(LENGTH), architecture_cost(supernet.decide(), LENGTH, supernet.config)
         assert expected.params < full.params and expected.macs < full.macs
         assert decided.params < full.params and decided.macs < full.macs
 

@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from test_fit import examples
 from tiny import tiny_config, tiny_space
 
+from adasearch.architecture import Architecture
 from adasearch.config import DistillConfig, SearchConfig
-from adasearch.derive import derive, member_loss
+from adasearch.derive import USED, derive, member_loss
+from adasearch.latency import LatencyModel
+from adasearch.member_cost import architecture_cost, cheapest_cost, learned_operations
 from adasearch.methods.adabert import AdaBert
 from adasearch.progress import Progress
-from adasearch.shrink import random_architecture, shrink
-from adasearch.supernet import Supernet, architecture_cost, cheapest_cost, learned_operations
+from adasearch.shrink import fastest_member, random_architecture, shrink
+from adasearch.supernet import Supernet
 
 
 def parts(**settings) -> tuple[Supernet, AdaBert]:
@@ -52,7 +55,7 @@ def test_the_derived_member_is_the_best_of_those_compared() -> None:
     assert told == sorted(told, reverse=True) and len(told) > 5
     order = texts.select(np.argsort(texts.tokens.lengths, kind="stable"))
     loss = member_loss(shrink(supernet, best), method, order, 12)
-    assert told[-1] == pytest.approx(loss + method.member_penalty(architecture_cost(best, 6.0)), rel=1e-4)
+    assert told[-1] == pytest.approx(loss + method.member_penalty(best), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
     assert derive(supernet, method, texts, 7, Progress()) == best
 
@@ -64,10 +67,99 @@ def test_argmax_is_the_decided_member() -> None:
 
 def test_a_constraint_is_met_by_the_derived_member_where_one_is_within_it() -> None:
     supernet, method = parts(candidates=40)
-    costs = sorted(architecture_cost(supernet.sample(np.random.default_rng(i)), 6.0).params for i in range(40))
+    config = supernet.config
+    costs = sorted(architecture_cost(supernet.sample(np.random.default_rng(i)), 6.0, config).params for i in range(40))
     target = float(costs[10])
     method.config = replace(method.config, efficiency="constraint", target_params=target)
-    assert architecture_cost(derive(supernet, method, examples(), 0, Progress()), 6.0).params <= target
+    assert architecture_cost(derive(supernet, method, examples(), 0, Progress()), 6.0, config).params <= target
+
+
+def latency_parts(target_ms: float, **settings) -> tuple[Supernet, AdaBert]:
+    """The same with a latency target, in a model where an operation takes a tenth of a millisecond more than the one before."""
+    torch.manual_seed(0)
+    supernet = Supernet(tiny_space(learned_per_node=1), tiny_config())
+    names = supernet.space.operations
+    model = LatencyModel(
+        {8: 0.1, 12: 0.2}, {8: 0.05, 12: 0.1}, {name: {8: 0.1 * i, 12: 0.2 * i} for i, name in enumerate(names)}
+    )
+    config = SearchConfig(latency_target_ms=target_ms, candidates=12, **settings)
+    method = AdaBert(config, DistillConfig(), "single_label", 3, 6.0, model)
+    method.attach(supernet)
+    return supernet, method
+
+
+class Warned(Progress):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize("how", ["evaluated", "argmax"])
+@pytest.mark.parametrize("target_ms", [1.0, 2.0, 4.0])
+def test_a_latency_target_is_met_and_used(target_ms: float, how: str) -> None:
+    supernet, method = latency_parts(target_ms, derive=how)
+    with torch.no_grad():
+        supernet.depth_gate.logits[0, 2] = 3.0  # the decided member is a deep and slow one
+    predicted = method.latency.predict(derive(supernet, method, examples(), 0, Progress()))
+    assert predicted <= target_ms
+    if how == "evaluated" or method.budget_used(supernet.decide()) > 1:  # else the most probable is taken as it is
+        assert predicted >= USED * target_ms
+
+
+def test_a_target_that_only_the_fastest_member_meets_is_met() -> None:
+    fastest = fastest_member(latency_parts(1.0)[0].space, latency_parts(1.0)[1].latency)
+    supernet, method = latency_parts(latency_parts(1.0)[1].latency.predict(fastest))
+    assert method.budget_used(derive(supernet, method, examples(), 0, Progress())) <= 1
+
+
+@pytest.mark.parametrize("slower", [0.7, 1.0, 1.4])
+def test_what_a_member_really_takes_mends_the_choice(slower: float) -> None:
+    supernet, method = latency_parts(2.0)
+    told = Warned()
+    measured: list[float] = []
+
+    def measure(member: Architecture) -> float:
+        measured.append(slower * method.latency.predict(member))
+        return measured[-1]
+
+    member = derive(supernet, method, examples(), 0, told, measure)
+    assert USED * 2.0 <= slower * method.latency.predict(member) <= 2.0 and not told.warnings
+    assert len(measured) == (1 if slower == 1.0 else 2)
+
+
+def test_the_most_probable_member_is_taken_where_it_meets_the_target() -> None:
+    supernet, method = latency_parts(20.0, derive="argmax")
+    assert derive(supernet, method, examples(), 0, Progress(), method.latency.predict) == supernet.decide(0)
+
+
+def test_no_member_is_measured_twice_and_the_slowest_that_met_the_target_is_kept() -> None:
+    """A machine on which every member takes 0.5, 0.6, ... of the target, whatever is predicted."""
+    supernet, method = latency_parts(2.0)
+    taken: dict[Architecture, float] = {}
+
+    def measure(member: Architecture) -> float:
+        assert member not in taken
+        taken[member] = 2.0 * (0.5 + 0.05 * len(taken))
+        return taken[member]
+
+    member = derive(supernet, method, examples(), 0, Progress(), measure)
+    assert taken[member] == max(taken.values()) < USED * 2.0 and 1 < len(taken) <= 8
+
+
+def test_a_target_that_is_missed_whenever_it_is_measured_is_said_aloud() -> None:
+    supernet, method = latency_parts(2.0)
+    told, taken = Warned(), {}
+
+    def measure(member: Architecture) -> float:
+        taken[member] = 5.0 + len(taken)
+        return taken[member]
+
+    member = derive(supernet, method, examples(), 0, told, measure)
+    assert taken[member] == 5.0 and "2 ms is missed by every member that was measured; the nearest takes 5 ms" in told.warnings[-1]
 
 
 @pytest.mark.parametrize("share_cells", [True, False])
@@ -110,8 +202,8 @@ def test_cheapest_cost_is_the_least_of_all_members(learned_per_node: int) -> Non
     """Against many random members of a space so small that the cheapest is among them."""
     space = tiny_space(operations=("conv3", "sep_conv3", "skip"), cells=(1, 2), learned_per_node=learned_per_node)
     members = [random_architecture(space, np.random.default_rng(seed)) for seed in range(400)]
-    found = [architecture_cost(member, 5.0) for member in members]
-    cheapest = cheapest_cost(space, 5.0)
+    found = [architecture_cost(member, 5.0, tiny_config()) for member in members]
+    cheapest = cheapest_cost(space, 5.0, tiny_config())
     assert cheapest.params == min(cost.params for cost in found) and cheapest.macs == min(cost.macs for cost in found)
 
 

@@ -38,10 +38,25 @@ def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
     for name in (
         "config.yaml", "run.json", "teacher/model.safetensors", "search/architecture.json", "search/history.jsonl",
         "student/config.json", "student/model.safetensors", "student/tokenizer.json", "student/README.md",
-        "student/modeling_adasearch.py", "report.json", "report.md", "figures/cell.svg", "figures/cell.png", "figures/search.png",
+        "student/modeling_adasearch.py", "report.json", "report.md", "report.html", "figures/cell.svg", "figures/cell.png", "figures/search.png",
     ):  # fmt: skip
         assert (finished / name).is_file(), name
     assert not list(finished.rglob("checkpoint.pt")) and not list(finished.rglob("*.partial"))
+
+
+def test_the_report_counts_the_held_out_examples_one_by_one(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    teacher, student = report["systems"][:2]
+    for kind, score in (("student", student["scores"][0]), ("teacher", teacher["scores"][0])):
+        counts = np.array(report["confusion"][kind])
+        assert counts.sum() == 40 and np.trace(counts) / 40 == pytest.approx(score), "the first seed's accuracy, counted otherwise"
+    parted = report["disagreements"]
+    assert parted["of"] == 40 and len(parted["examples"]) == parted["count"] <= 50
+    right = parted["teacher_right"] - parted["student_right"]
+    assert right == round(40 * (teacher["scores"][0] - student["scores"][0])), "two labels: one of the two is right where they part"
+    ends = [point["score"] for point in report["cascade"]["curve"]]
+    assert (ends[0], ends[-1]) == pytest.approx((student["scores"][0], teacher["scores"][0])) and report["cascade"]["fitted_on"] == 40
+    assert all(system["task_texts_per_s"] > 0 for system in report["systems"]) and report["price_per_hour"] == 0.04
 
 
 def test_the_table_has_every_system_once_with_all_its_numbers(finished: Path) -> None:

@@ -70,11 +70,11 @@ def test_torch_is_pinned_so_that_no_accelerator_packages_are_pulled() -> None:
 def test_every_dependency_has_a_tested_version() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].strip().lower() for line in pins if line and not line.startswith("#")}
-    assert dependencies("onnx", "openvino", "nni", "ray", "test") <= pinned
+    assert dependencies("onnx", "openvino", "nni", "ray", "serve", "test") <= pinned
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    declared = dependencies("onnx", "openvino", "nni", "ray")
+    declared = dependencies("onnx", "openvino", "nni", "ray", "serve")
     modules = {name.replace("-", "_") for name in declared} | {"yaml", "sklearn", "adasearch"}
     # these come with datasets, transformers and scikit-learn
     modules |= {"pandas", "pyarrow", "tokenizers", "huggingface_hub", "scipy"} | sys.stdlib_module_names

@@ -23,8 +23,9 @@ from tiny import (
 )
 
 from adasearch.architecture import Architecture
+from adasearch.member_cost import architecture_cost
 from adasearch.shrink import build_student, inherit_embeddings, random_architecture, random_architecture_like, shrink
-from adasearch.supernet import Supernet, architecture_cost
+from adasearch.supernet import Supernet
 
 LENGTH = 20
 FAMILIES = (

@@ -16,15 +16,9 @@ from torch import Tensor
 
 from adasearch.architecture import Architecture, Edge, Space
 from adasearch.gates import SubsetGate, gates_of
+from adasearch.member_cost import architecture_cost, learned_operations, operation_costs
 from adasearch.operations import OPERATIONS, Operation
-from adasearch.supernet import (
-    CellGates,
-    Supernet,
-    SupernetOutput,
-    architecture_cost,
-    learned_operations,
-    operation_costs,
-)
+from adasearch.supernet import CellGates, Supernet, SupernetOutput
 
 TEN = tuple(name for name in OPERATIONS if name not in ("none", "soft_alignment"))[:10]
 THREE = ("conv3", "max_pool3", "skip")

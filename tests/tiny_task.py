@@ -93,6 +93,9 @@ def tiny_run(folder: Path, **changes: Any) -> RunConfig:
         "search": SearchConfig(steps=12, batch_size=16),
         "transfer": TransferConfig(size=60),
         "retrain": RetrainConfig(steps=12, batch_size=16),
-        "bench": BenchConfig(runtime="torch", seq_lengths=[8], batch_sizes=[1], repeats=2, warmup=1, reference=False),
+        "bench": BenchConfig(
+            runtime="torch", seq_lengths=[8], batch_sizes=[1], repeats=2, warmup=1, reference=False, cold_starts=0,
+            stream_texts=4,
+        ),  # fmt: skip
     }
     return RunConfig(**{**settings, **changes})

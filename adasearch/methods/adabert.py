@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adasearch.architecture import Architecture
 from adasearch.config import DistillConfig, SearchConfig
 from adasearch.cost import Cost, Number
 from adasearch.gates import ChoiceGate, gates_of
+from adasearch.latency import LatencyModel
+from adasearch.member_cost import architecture_cost
 from adasearch.methods.base import Batch, Group, Method, Phase
 from adasearch.objectives import Distillation
 from adasearch.supernet import Supernet
 
-FAR = 1e6  # a miss of the target outweighs any loss
 MULTIPLIER_LEARNING_RATE = 0.05  # of the Lagrange multiplier; the gap it integrates is a share of the target
 
 
@@ -30,15 +32,26 @@ class AdaBert(Method):
         config: the search's settings.
         distill: gamma and the kind of distillation.
         length: mean tokens of a text of the task, at which MACs are counted.
+        latency: what members take on the machine they are for; needed for a latency target.
     """
 
-    def __init__(self, config: SearchConfig, distill: DistillConfig, problem_type: str, num_labels: int, length: float):
+    def __init__(
+        self,
+        config: SearchConfig,
+        distill: DistillConfig,
+        problem_type: str,
+        num_labels: int,
+        length: float,
+        latency: LatencyModel | None = None,
+    ):
         super().__init__(config, problem_type)
+        assert latency is not None or not config.latency_target_ms, "a latency target needs a latency model"
         self.config: SearchConfig = config
-        self.distill, self.num_labels, self.length = distill, num_labels, length
-        self.multiplier = nn.Parameter(torch.zeros(()), requires_grad=config.efficiency == "constraint")
+        self.distill, self.num_labels, self.length, self.latency = distill, num_labels, length, latency
+        self.multiplier = nn.Parameter(torch.zeros(()), requires_grad=config.is_constrained)
 
     def attach(self, student: Supernet) -> None:
+        self.student_config = student.config
         width, deepest = max(student.space.widths), student.space.cells[1]
         self.objective = Distillation(self.distill, self.problem_type, self.num_labels, width, deepest)
         full = student.full_cost(self.length)
@@ -57,7 +70,7 @@ class AdaBert(Method):
                 {"betas": (0.5, 0.999), "weight_decay": self.config.arch_weight_decay},  # as DARTS and AdaBERT
             ),
         ]
-        if self.config.efficiency == "constraint":
+        if self.config.is_constrained:
             params = [{"params": [self.multiplier]}]
             groups.append(Group("multiplier", params, MULTIPLIER_LEARNING_RATE, "constant", torch.optim.SGD, {"maximize": True}))
         return groups
@@ -94,28 +107,35 @@ class AdaBert(Method):
         return terms
 
     def _efficiency(self, student: Supernet) -> Tensor:
-        cost = student.expected_cost(self.length)
-        if self.config.efficiency == "penalty":
-            return self._penalty(cost)
+        if not self.config.is_constrained:
+            return self._penalty(student.expected_cost(self.length))
         # Lagrangian of "cost <= target": the multiplier rises while the target is missed and falls when it is met.
-        gaps = []
-        if self.config.target_macs:
-            gaps.append(cost.macs / self.config.target_macs - 1)
-        if self.config.target_params:
-            gaps.append(cost.params / self.config.target_params - 1)
-        gap = torch.stack(gaps).amax()
+        cost = student.expected_cost(self.length)
+        latency = student.expected_latency(self.latency) if self.config.latency_target_ms else None
+        gap = torch.stack([spent / target - 1 for spent, target in self._spending(cost, latency)]).amax()
         return self.multiplier * gap + self.config.beta * gap.relu().square()
+
+    def _spending(self, cost: Cost, latency_ms: Number | None) -> list[tuple[Number, float]]:
+        """What is spent and what may be, for each target there is."""
+        config = self.config
+        pairs = ((latency_ms, config.latency_target_ms), (cost.macs, config.target_macs), (cost.params, config.target_params))
+        return [(spent, target) for spent, target in pairs if target]
 
     def _penalty(self, cost: Cost) -> Number:
         return self.config.beta * 0.5 * (cost.params / self.full_params + cost.macs / self.full_macs)
 
-    def member_penalty(self, cost: Cost) -> float:
-        """What a member's cost adds to its loss: the penalty, or a prohibitive one beyond a constraint's target."""
-        if self.config.efficiency == "penalty":
-            return float(self._penalty(cost))
-        targets = ((cost.macs, self.config.target_macs), (cost.params, self.config.target_params))
-        missed = max(float(spent) / target - 1 for spent, target in targets if target)
-        return max(0.0, missed) * FAR  # nearest first where none is within it
+    def member_penalty(self, member: Architecture) -> float:
+        """What a member's cost adds to its loss: the penalty; nothing under a constraint, which is met or not."""
+        if self.config.is_constrained:
+            return 0.0
+        return float(self._penalty(architecture_cost(member, self.length, self.student_config)))
+
+    def budget_used(self, member: Architecture, latency_factor: float = 1.0) -> float:
+        """Share of the tightest target that a member takes; above 1 it misses. ``latency_factor`` mends predictions."""
+        latency = latency_factor * self.latency.predict(member) if self.latency and self.config.latency_target_ms else None
+        needs_cost = self.config.target_macs or self.config.target_params
+        cost = architecture_cost(member, self.length, self.student_config) if needs_cost else Cost()
+        return max(float(spent) / target for spent, target in self._spending(cost, latency))
 
     def after_step(self, student: Supernet, step: int) -> bool:
         with torch.no_grad():
@@ -132,7 +152,7 @@ class AdaBert(Method):
         if first.edges is not None:
             entropy["edges"] = float(torch.stack([e.entropy() for g in student.cell_gates for e in g.edges]).mean())
         sizes: dict[str, ChoiceGate | None] = {"depth": student.depth_gate, "width": student.width_gate}
-        measured: dict[str, Any] = {}
+        measured: dict[str, Any] = {} if self.latency is None else {"latency_ms": float(student.expected_latency(self.latency))}
         for name, gate in sizes.items():
             if gate is not None and len(gate.choices) > 1:
                 entropy[name] = float(gate.entropy())

@@ -1,0 +1,77 @@
+"""What members of a space cost, whole and in parts, without building them: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+from adasearch.architecture import Architecture, Macro, Space
+from adasearch.cost import Cost, FixedAxis
+from adasearch.operations import OPERATIONS, WIDTH, Operation
+from adasearch.student import AdasearchConfig
+
+
+@lru_cache(maxsize=32)
+def learned_operations(space: Space) -> frozenset[str]:
+    """The operations of a space that have weights to learn: those that multiply."""
+    names = [name for name in space.operations if name != "none"]
+    return frozenset(name for name, cost in operation_costs(names, max(space.widths), space.macro, 8).items() if cost.macs > 0)
+
+
+def operation_costs(names: list[str], width: int, macro: Macro, length: float) -> dict[str, Cost]:
+    """Cost of each named operation at ``width`` channels for a text of ``length`` tokens; nothing is allocated."""
+    return {name: _operation_cost(OPERATIONS[name], width, macro, length) for name in dict.fromkeys(names)}
+
+
+@lru_cache(maxsize=4_096)
+def _operation_cost(make: Callable[[int, Macro], Operation], width: int, macro: Macro, length: float) -> Cost:
+    with torch.device("meta"):
+        return make(width, macro).cost({WIDTH: FixedAxis(width)}, length)
+
+
+def frame_cost(config: AdasearchConfig, macro: Macro, nodes: int, width: int, length: float) -> tuple[Cost, Cost]:
+    """Cost of what surrounds the operations, for one text: that of the whole network, and that added by each cell.
+
+    The first is the embedding tables (folded, as they are deployed), their normalisation and widening, the pooling of
+    level 0 and the classifier; the second the mixing of a cell's nodes, its pooling and its level's weight.
+    """
+    size = macro.embedding_size or width
+    rows = config.vocab_size + (config.max_position_embeddings if macro.position_embeddings else 0)
+    widen = size * width if macro.embedding_size else 0
+    texts = 2 if macro.inputs == "two" else 1  # each input node is embedded by itself
+    is_scored = macro.pooling == "attention"
+    level = Cost(1 + width * is_scored, 2 * length * width * is_scored)  # a weight; scores and their weighted sum
+    head = Cost((width + 1) * config.num_labels, width * config.num_labels)
+    tables = Cost(rows * size + widen + 2 * width, texts * length * widen)
+    return tables + level + head, level + Cost(nodes if macro.cell_output == "attentive" else 0)
+
+
+def cheapest_cost(space: Space, length: float, config: AdasearchConfig) -> Cost:
+    """Parameters and MACs that no member of the space goes below, for one text of ``length`` tokens."""
+    names = [name for name in space.operations if name not in space.never_derived]
+    costs = operation_costs(names, min(space.widths), space.macro, length)
+    learned = learned_operations(space)
+    frame, cell = frame_cost(config, space.macro, space.nodes, min(space.widths), length)
+
+    def least(kind: str) -> float:
+        every = min(float(getattr(cost, kind)) for cost in costs.values())
+        learning = min((float(getattr(cost, kind)) for name, cost in costs.items() if name in learned), default=every)
+        edges = [min(space.edges_per_node, node + 2) for node in range(space.nodes)]
+        must = [min(space.learned_per_node, count) for count in edges]
+        in_cell = sum(m * learning + (count - m) * every for m, count in zip(must, edges))
+        return getattr(frame, kind) + space.cells[0] * (getattr(cell, kind) + in_cell)
+
+    return Cost(least("params"), least("macs"))
+
+
+def architecture_cost(architecture: Architecture, length: float, config: AdasearchConfig | None = None) -> Cost:
+    """Cost of an architecture for one text of ``length`` tokens: of its operations; with ``config``, of the whole student."""
+    costs = operation_costs(architecture.operations, architecture.width, architecture.macro, length)
+    total = sum((costs[name] for name in architecture.operations), Cost())
+    if config is None:
+        return total
+    nodes = len(architecture.cells[0]) if architecture.cells else 0
+    frame, cell = frame_cost(config, architecture.macro, nodes, architecture.width, length)
+    return total + frame + architecture.depth * cell
