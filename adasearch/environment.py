@@ -13,7 +13,7 @@ import adasearch
 from adasearch.measure import hardware
 
 PACKAGES = (
-    "tokenizers", "datasets", "accelerate", "optuna", "onnx", "onnxscript", "openvino", "nncf", "nni",
+    "tokenizers", "datasets", "accelerate", "optuna", "onnx", "onnxscript", "openvino", "nni",
     "pytorch-lightning", "ray",
 )  # fmt: skip
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # processors that compute in bf16; the last is ARM's

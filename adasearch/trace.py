@@ -85,7 +85,8 @@ def _attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, mask: Tensor | No
         return scores_BHLL.softmax(-1) @ v_BHLK
     if mask.dtype != torch.bool:
         return (scores_BHLL + mask).softmax(-1) @ v_BHLK
-    bias = torch.where(mask, 0.0, torch.finfo(scores_BHLL.dtype).min)  # -inf would make NaN where nothing is visible
+    lowest = torch.finfo(scores_BHLL.dtype).min  # -inf would make NaN where nothing is visible
+    bias = torch.where(mask, 0.0, lowest).to(scores_BHLL.dtype)
     return ((scores_BHLL + bias).softmax(-1) @ v_BHLK) * mask.any(-1, keepdim=True)
 
 
