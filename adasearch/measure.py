@@ -29,14 +29,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import TOKENIZER_FILES, check_onnx, export_onnx
 from adasearch.progress import Progress
-from adasearch.runtimes import ONNX_FILES, OnnxRuntime, Runtime, TorchRuntime, choose_runtime
+from adasearch.runtimes import (
+    ONNX_FILES, CompiledTorchRuntime, OnnxRuntime, OpenvinoRuntime, Runtime, TorchRuntime, choose_runtime,
+)  # fmt: skip
 
 Factory = Callable[[int, int], Callable[[], Any]]  # (batch size, length) -> the call to time
 SECONDS_PER_SHAPE = 5.0  # a system whose ``repeats`` calls of one shape would take longer is called less often,
 FEWEST_REPEATS = 5  # but not less than this
 PRIME_BELOW_S = 0.05  # calls shorter than this are preceded by an untimed one: others' weights have filled the caches
 RANDOM_SEED = 0
-GRAPH_RUNTIMES = ("onnxruntime", "openvino")  # they read an ONNX file; the others read the folder's weights
+IN_MEMORY = {"torch": TorchRuntime, "torch_compile": CompiledTorchRuntime}
+GRAPH_RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenvinoRuntime}  # they read an ONNX file; the others read the folder's weights
 
 
 @dataclass(frozen=True)
@@ -252,12 +255,13 @@ def _memory_bytes() -> int | None:
 
 
 def ready_runtime(model: nn.Module, name: str, threads: int, onnx_path: Path, *, precision: str = "fp32") -> Runtime:
-    """The model in the named runtime; for onnxruntime it is exported to ``onnx_path`` and checked if not there yet."""
+    """The model in the named runtime; for those that read a graph it is exported to ``onnx_path`` if not there yet."""
     name = choose_runtime(name)
-    if name == "torch":
-        return TorchRuntime(model, threads)
-    if name != "onnxruntime":
-        raise ConfigError(f"runtime: {name!r} cannot be timed from a model in memory; choices: torch, onnxruntime")
+    if name in IN_MEMORY:
+        return IN_MEMORY[name](model, threads)
+    if name not in GRAPH_RUNTIMES:
+        choices = ", ".join((*IN_MEMORY, *GRAPH_RUNTIMES))
+        raise ConfigError(f"runtime: {name!r} cannot be timed from a model in memory; choices: {choices}")
     if not onnx_path.is_file():
         check_onnx(model, export_onnx(model, onnx_path))
-    return OnnxRuntime(onnx_path, threads, precision, model.config.vocab_size)
+    return GRAPH_RUNTIMES[name](onnx_path, threads, precision, model.config.vocab_size)

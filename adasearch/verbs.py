@@ -334,9 +334,12 @@ def _quantize(settings: QuantizeSettings, progress: Progress) -> str:
     if not settings.path:
         raise ConfigError("path: no folder; choices: adasearch quantize runs/<name>, or a model's folder")
     from adasearch.quantize import format_deployment, quantize
+    from adasearch.report_files import rebuild_report
 
     config = QuantizeConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(QuantizeConfig)})
     deployment = quantize(Path(settings.path), config, progress)
+    if (Path(settings.path) / "report.json").is_file():  # a run's page shows what is deployed
+        rebuild_report(Path(settings.path))
     return json.dumps(dataclasses.asdict(deployment), indent=2) if settings.json else format_deployment(deployment)
 
 

@@ -16,7 +16,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from adasearch import measure
 from adasearch.errors import ConfigError, ModelError
-from adasearch.runtimes import TorchRuntime
+from adasearch.runtimes import TorchRuntime, available_runtimes, load_classifier
+from tiny_classifier import make_classifier
 
 TINY = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
         "max_position_embeddings": 32, "num_labels": 3}  # fmt: skip
@@ -188,3 +189,17 @@ def test_threads() -> None:
         measure.set_threads(1)
     with pytest.raises(ConfigError, match="threads: 0 is out of range"):
         measure.set_threads(0)
+
+
+@pytest.mark.parametrize("name", [name for name in available_runtimes() if name != "torch_compile"])  # which compiles for long
+def test_a_model_in_memory_is_ready_in_every_runtime(name: str, tmp_path: Path) -> None:
+    model = load_classifier(make_classifier(tmp_path / "model"))
+    ready = measure.ready_runtime(model, name, 1, tmp_path / "model.onnx")
+    ids, mask = np.array([[2, 5, 7, 3]]), np.ones((1, 4), dtype=np.int64)
+    assert ready.name == name and np.allclose(ready(ids, mask), TorchRuntime(model, 1)(ids, mask), atol=1e-4)
+
+
+def test_a_runtime_that_only_reads_folders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "choose_runtime", lambda name: name)
+    with pytest.raises(ConfigError, match="'my_runtime' cannot be timed .*torch, torch_compile, onnxruntime, openvino"):
+        measure.ready_runtime(nn.Linear(1, 1), "my_runtime", 1, tmp_path / "model.onnx")
