@@ -19,8 +19,9 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 HEADER = """# Results
 
 Written by `scripts/make_results.py` from `runs/*.json`, which hold what the runs measured: do not edit by hand.
-Scores are mean ± standard deviation over seeds on examples that no stage of a run learns from or chooses by (but the
-space's sizes and SST-2's target were set after looks at SST-2's validation sentences: LOG.md). Speed is one text of the
+Scores are mean ± standard deviation over seeds on examples that no stage of a run learns from or chooses by. People did
+look: the space's sizes and SST-2's target were set after looks at SST-2's validation sentences, the demo's budget and
+the pairs' recipe after looks at held-out scores too (LOG.md says which). Speed is one text of the
 given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios between rows
 are worth more than the milliseconds, which depend on the machine and on what else it does.
 """
