@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from adasearch.inspect_run import inspect
 from adasearch.latency_target import compare_run
 from adasearch.measure import hardware
 from adasearch.metrics import is_known, is_skewed, majority_baseline, score
+from adasearch.outputs import Forward
 from adasearch.prepare import Problem
 from adasearch.report import Report
 from adasearch.report_files import write_html, write_report
@@ -33,6 +36,7 @@ from adasearch.verdict import compute_ratios
 if TYPE_CHECKING:
     from adasearch.pipeline import Run
 
+Scorer = Callable[[Examples, str], np.ndarray]  # (examples, name of the split) -> logits (N, C)
 
 def measure_and_report(run: Run, problem: Problem, architecture: Architecture, trained: list[Trained]) -> Path:
     """Score what is not scored yet, time everything, write report.json, .md and .html, figures/ and the model card.
@@ -42,14 +46,15 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
     scores = {kind: [t.scores for t in trained if t.kind == kind] for kind in dict.fromkeys(t.kind for t in trained)}
     tfidf = _tfidf(run, problem)
     first = {t.kind: t for t in reversed(trained)}
-    logits = _held_out_logits(run, problem, first["student"])
+    student = partial(_student_logits, run, first["student"], _forward(run, first["student"]))
+    logits = {"student": student(problem.held_out, "held_out"), **_teacher_logits(run, problem)}
     if "teacher" in logits:
         scores["teacher"] = [score(problem.task.metrics, logits["teacher"], problem.task.held_out.labels)]
     if tfidf is not None:
         held_out = problem.task.held_out
         scores["tfidf"] = [score(problem.task.metrics, tfidf.scores(held_out.texts, held_out.pairs), held_out.labels)]
     systems = timed_systems(run, problem, first, tfidf, scores)
-    _calibrate(run, problem, first["student"])
+    _calibrate(run, problem, student)
     began = read_json(run.folder / "run.json")
     report = Report(
         task=problem.task.name,
@@ -67,7 +72,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         price_per_hour=run.config.bench.price_per_hour,
         deployments=_deployments(run.folder / "student"),
         latency=compare_run(run.config.search, problem.labelled, run.folder, run.progress) or {},
-        **_evidence(run, problem, first["student"], logits),
+        **_evidence(run, problem, student, logits),
     )
     card = model_card(report, problem.task.name)
     write_text(run.folder / "student" / "README.md", card)
@@ -76,33 +81,36 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
     return write_html(run.folder, report)
 
 
-def _held_out_logits(run: Run, problem: Problem, student: Trained) -> dict[str, np.ndarray]:
-    """Logits (N, C) of the held-out examples by kind: the first seed's student and, where there is one, the teacher."""
-    found = {"student": _student_logits(run, student, problem.held_out, "held_out")}
+def _teacher_logits(run: Run, problem: Problem) -> dict[str, np.ndarray]:
+    """Logits (N, C) of the held-out examples under "teacher", where there is one."""
     teacher = problem.teacher
-    if teacher is not None:
-        found["teacher"] = kept_logits(
-            run, lambda ids, mask: (teacher.logits(ids, mask),), problem.teacher_held_out, "teacher-held_out", run.folder / "teacher"
-        )
-    return found
+    if teacher is None:
+        return {}
+    forward: Forward = lambda ids, mask: (teacher.logits(ids, mask),)  # noqa: E731
+    return {"teacher": kept_logits(run, forward, problem.teacher_held_out, "teacher-held_out", run.folder / "teacher")}
 
 
-def _student_logits(run: Run, student: Trained, examples: Examples, split: str) -> np.ndarray:
-    model = load_classifier(student.folder).to(run.accelerator.device)
-    name = f"{student.folder.name}-{split}"
-    return kept_logits(run, lambda ids, mask: (model(ids, mask).logits,), examples, name, student.folder)
+def _forward(run: Run, trained: Trained) -> Forward:
+    """The trained model as a function, loaded once and only when something is left to compute."""
+    model = cache(lambda: load_classifier(trained.folder).to(run.accelerator.device))
+    return lambda ids, mask: (model()(ids, mask).logits,)
 
 
-def _calibrate(run: Run, problem: Problem, student: Trained) -> None:
+def _student_logits(run: Run, student: Trained, forward: Forward, examples: Examples, split: str) -> np.ndarray:
+    """Logits (N, C) of one split, computed once."""
+    return kept_logits(run, forward, examples, f"{student.folder.name}-{split}", student.folder)
+
+
+def _calibrate(run: Run, problem: Problem, student: Scorer) -> None:
     """Leave in the student's folder the temperature that makes its probabilities honest, where the task has any."""
     labels = problem.validation.labels
     if problem.task.problem_type == "regression" or is_known(labels).sum() < FEWEST_EXAMPLES:
         return
-    logits_NC = _student_logits(run, student, problem.validation, "validation")
+    logits_NC = student(problem.validation, "validation")
     calibrate(logits_NC, labels, "validation").save(run.folder / "student")
 
 
-def _evidence(run: Run, problem: Problem, student: Trained, logits: dict[str, np.ndarray]) -> dict[str, Any]:
+def _evidence(run: Run, problem: Problem, student: Scorer, logits: dict[str, np.ndarray]) -> dict[str, Any]:
     """Confusion, disagreements and cascade as fields of the report, as far as the task and a teacher allow."""
     task = problem.task
     if task.problem_type != "single_label":
@@ -113,7 +121,7 @@ def _evidence(run: Run, problem: Problem, student: Trained, logits: dict[str, np
         return found
     both = logits["student"], logits["teacher"]
     found["disagreements"] = disagreements(*both, task.held_out, task.label_names, run.config.report_examples)
-    validation_NC = _student_logits(run, student, problem.validation, "validation")
+    validation_NC = student(problem.validation, "validation")
     curve = cascade(*both, labels_N, task.metric, validation_NC, problem.validation.labels)
     found["cascade"] = {**curve, "is_held_out": task.test is None}
     return found

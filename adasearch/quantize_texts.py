@@ -5,7 +5,6 @@ Dimensions: N texts, B batch, L tokens, C labels.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import adasearch
-from adasearch.config import QuantizeConfig, TaskConfig
+from adasearch.config import QuantizeConfig
 from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch.finished import FinishedRun
 from adasearch.labels import Schema, read_labels
 from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.runtimes import Runtime, count_labels, one_line
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
-from adasearch.tasks import load_task
 from adasearch.texts import Split
 
 FEWEST_TEXTS = 32  # ranges of fewer are those of single words
@@ -131,9 +130,7 @@ def _splits(
         if run_dir is None:
             absent = "calibration_file" if config.calibration_file is None else "validation_file"
             raise ConfigError(f"{absent}: {model_dir} lies in no run's folder, which would have texts; name a file")
-        known = {key.name for key in dataclasses.fields(TaskConfig)}
-        task_config = TaskConfig(**{key: value for key, value in settings.items() if key in known})
-        task = load_task(task_config, seed=settings.get("seed", config.seed), cache=run_dir / "cache")
+        task = FinishedRun(run_dir, {"seed": config.seed, **settings}).task()
         if task.num_labels != count_labels(model_dir):
             raise ModelError(
                 f"{model_dir}: is a model of another task: it has {count_labels(model_dir)} labels, "
