@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import softmax
 
-from adasearch.calibration import FEWEST_EXAMPLES, fit_temperature
+from adasearch.calibration import Calibration
 from adasearch.cascade import cascade_curve
 from adasearch.files import fingerprint
 from adasearch.metrics import UNKNOWN
@@ -103,16 +103,12 @@ def _cut(text: str) -> str:
 
 
 def cascade(
-    student_NC: np.ndarray, teacher_NC: np.ndarray, labels_N: np.ndarray, metric: str,
-    validation_NC: np.ndarray, validation_N: np.ndarray,
-) -> dict[str, Any]:  # fmt: skip
+    student_NC: np.ndarray, teacher_NC: np.ndarray, labels_N: np.ndarray, metric: str, calibration: Calibration | None
+) -> dict[str, Any]:
     """The score when the student hands what it is unsure of to its teacher, by the share handed over.
 
-    The student's temperature is fitted on the validation examples, the curve is drawn on the held-out ones; fewer
-    validation examples than a temperature can be fitted on leave it at 1, and ``fitted_on`` at 0.
+    ``calibration`` is the student's; without one its temperature stays at 1, and ``fitted_on`` at 0.
     """
-    fitted = int((validation_N != UNKNOWN).sum())
-    is_enough = fitted >= FEWEST_EXAMPLES
-    temperature = fit_temperature(validation_NC, validation_N) if is_enough else 1.0
+    temperature, fitted_on = (1.0, 0) if calibration is None else (calibration.temperature, calibration.examples)
     curve = cascade_curve(student_NC, teacher_NC, labels_N, metric, temperature=temperature)
-    return {"temperature": temperature, "fitted_on": fitted if is_enough else 0, "curve": curve}
+    return {"temperature": temperature, "fitted_on": fitted_on, "curve": curve}

@@ -14,7 +14,7 @@ import numpy as np
 
 from adasearch.architecture import Architecture
 from adasearch.baselines import TfidfBaseline, tfidf_baseline
-from adasearch.calibration import FEWEST_EXAMPLES, calibrate
+from adasearch.calibration import FEWEST_EXAMPLES, Calibration, calibrate
 from adasearch.card import model_card
 from adasearch.deploy import load_deployment
 from adasearch.evidence import cascade, confusion, disagreements, kept_logits
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Scorer = Callable[[Examples, str], np.ndarray]  # (examples, name of the split) -> logits (N, C)
 
+
 def measure_and_report(run: Run, problem: Problem, architecture: Architecture, trained: list[Trained]) -> Path:
     """Score what is not scored yet, time everything, write report.json, .md and .html, figures/ and the model card.
 
@@ -54,7 +55,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         held_out = problem.task.held_out
         scores["tfidf"] = [score(problem.task.metrics, tfidf.scores(held_out.texts, held_out.pairs), held_out.labels)]
     systems = timed_systems(run, problem, first, tfidf, scores)
-    _calibrate(run, problem, student)
+    calibration = _calibrate(run, problem, student)
     began = read_json(run.folder / "run.json")
     report = Report(
         task=problem.task.name,
@@ -72,7 +73,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         price_per_hour=run.config.bench.price_per_hour,
         deployments=_deployments(run.folder / "student"),
         latency=compare_run(run.config.search, problem.labelled, run.folder, run.progress) or {},
-        **_evidence(run, problem, student, logits),
+        **_evidence(run, problem, logits, calibration),
     )
     card = model_card(report, problem.task.name)
     write_text(run.folder / "student" / "README.md", card)
@@ -101,16 +102,17 @@ def _student_logits(run: Run, student: Trained, forward: Forward, examples: Exam
     return kept_logits(run, forward, examples, f"{student.folder.name}-{split}", student.folder)
 
 
-def _calibrate(run: Run, problem: Problem, student: Scorer) -> None:
-    """Leave in the student's folder the temperature that makes its probabilities honest, where the task has any."""
+def _calibrate(run: Run, problem: Problem, student: Scorer) -> Calibration | None:
+    """The temperature that makes the student's probabilities honest, left in its folder, where the task has any."""
     labels = problem.validation.labels
     if problem.task.problem_type == "regression" or is_known(labels).sum() < FEWEST_EXAMPLES:
-        return
-    logits_NC = student(problem.validation, "validation")
-    calibrate(logits_NC, labels, "validation").save(run.folder / "student")
+        return None
+    calibration = calibrate(student(problem.validation, "validation"), labels, "validation")
+    calibration.save(run.folder / "student")
+    return calibration
 
 
-def _evidence(run: Run, problem: Problem, student: Scorer, logits: dict[str, np.ndarray]) -> dict[str, Any]:
+def _evidence(run: Run, problem: Problem, logits: dict[str, np.ndarray], calibration: Calibration | None) -> dict[str, Any]:
     """Confusion, disagreements and cascade as fields of the report, as far as the task and a teacher allow."""
     task = problem.task
     if task.problem_type != "single_label":
@@ -121,9 +123,7 @@ def _evidence(run: Run, problem: Problem, student: Scorer, logits: dict[str, np.
         return found
     both = logits["student"], logits["teacher"]
     found["disagreements"] = disagreements(*both, task.held_out, task.label_names, run.config.report_examples)
-    validation_NC = student(problem.validation, "validation")
-    curve = cascade(*both, labels_N, task.metric, validation_NC, problem.validation.labels)
-    found["cascade"] = {**curve, "is_held_out": task.test is None}
+    found["cascade"] = {**cascade(*both, labels_N, task.metric, calibration), "is_held_out": task.test is None}
     return found
 
 

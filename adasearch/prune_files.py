@@ -15,15 +15,12 @@ from adasearch.config import DistillConfig, FitConfig
 from adasearch.errors import ConfigError
 from adasearch.finished import FinishedRun, find_run
 from adasearch.fit import fit
-from adasearch.labels import Schema, read_labels
+from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.methods.distill import Distill
 from adasearch.metrics import choose_metrics
 from adasearch.progress import Progress
 from adasearch.prune import Pruned, Refit, load_student_and_tokenizer, prune_vocabulary, scorer
-from adasearch.tables import SUFFIXES, check_file, read_table, read_text
 from adasearch.tasks import Task
-from adasearch.teacher import HF_PROBLEM_TYPES
-from adasearch.texts import Split
 from adasearch.tokens import TokenStore
 from adasearch.vocabulary import retokenise
 
@@ -54,16 +51,15 @@ def prune_student(
         )
     if texts_file is None and run is None:
         raise ConfigError(f"texts_file: {student_dir} lies in no run's folder; choices: --texts_file FILE, or a run's folder")
-    texts, labelled = _counted(run, texts_file, text_column, text_pair_column)
+    columns = Columns(text_column, text_pair_column, label_column)
+    texts, labelled = _counted(run, texts_file, columns)
     needs_task = refit_steps or (validation_file is None and run is not None)
     task = run.task(data_dir) if needs_task else None
     evaluate = None
     if validation_file is not None:
         adasearch.register_student()
-        config = AutoConfig.from_pretrained(student_dir, local_files_only=True)
-        kind = {theirs: ours for ours, theirs in HF_PROBLEM_TYPES.items()}[config.problem_type]
-        names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-        split = read_examples(Path(validation_file), kind, names, text_column, text_pair_column, label_column)
+        kind, names = labels_of(AutoConfig.from_pretrained(student_dir, local_files_only=True))
+        split = read_examples(Path(validation_file), "validation_file", kind, names, columns)
         metric = task.metric if task is not None else choose_metrics(kind, len(names))[0]
         evaluate = scorer(split, metric)
     elif task is not None:
@@ -76,43 +72,17 @@ def prune_student(
 
 
 def _counted(
-    run: FinishedRun | None, texts_file: str | Path | None, text_column: str, text_pair_column: str | None
+    run: FinishedRun | None, texts_file: str | Path | None, columns: Columns
 ) -> tuple[list[str] | TokenStore, TokenStore | None]:
     """All texts to count pieces in, and those of them that come first."""
     if texts_file is not None:
-        return read_texts(Path(texts_file), text_column, text_pair_column), None
+        split = read_texts(Path(texts_file), "texts_file", columns)
+        return [*split.texts, *(split.pairs or ())], None
     train = run.stores("train")
     if not train:
         raise ConfigError(f"{run.folder}/cache: holds no training texts; choices: --texts_file FILE, or a whole run's folder")
     others = [store for kind in ("transfer", "unlabeled") for store in run.stores(kind)]
     return TokenStore.concatenate([*train, *others]), TokenStore.concatenate(train)
-
-
-def read_texts(path: Path, text_column: str, text_pair_column: str | None = None) -> list[str]:
-    """The texts of a file, one a line in a txt file. Raises ``ConfigError`` and ``DataError``."""
-    if check_file(path, "texts_file", (".txt", *SUFFIXES)) == ".txt":
-        return [line for line in read_text(path).splitlines() if line.strip()]
-    table, texts = read_table(path, "texts_file"), []
-    for column, setting in ((text_column, "text_column"), (text_pair_column, "text_pair_column")):
-        texts += table.texts(column, setting) if column else []
-    table.good_rows(skip_bad_rows=False, notes=[])
-    return texts
-
-
-def read_examples(
-    path: Path, problem_type: str, names: tuple[str, ...], text_column: str, text_pair_column: str | None, label_column: str
-) -> Split:
-    """Labelled examples of a task that is known: labels are names, or numbers where no name is a number.
-
-    Raises ``ConfigError`` and ``DataError`` naming file, column and rows.
-    """
-    table = read_table(path, "validation_file")
-    texts = table.texts(text_column, "text_column")
-    pairs = table.texts(text_pair_column, "text_pair_column") if text_pair_column else None
-    is_numbered = not any(name.strip("+-").replace(".", "", 1).isdigit() for name in names)
-    schema = Schema(problem_type, names, has_gold=True, is_numbered=is_numbered)
-    labels = read_labels(table, label_column, schema, may_be_missing=False)
-    return Split(texts, pairs, labels).select(table.good_rows(skip_bad_rows=False, notes=[]))
 
 
 def _refit(run: FinishedRun, task: Task, student_dir: Path, steps: int, seed: int, progress: Progress) -> Refit:

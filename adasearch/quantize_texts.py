@@ -18,10 +18,9 @@ import adasearch
 from adasearch.config import QuantizeConfig
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.finished import FinishedRun
-from adasearch.labels import Schema, read_labels
-from adasearch.metrics import choose_metrics, is_known, is_skewed
+from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
+from adasearch.metrics import choose_metrics, is_skewed
 from adasearch.runtimes import Runtime, count_labels, one_line
-from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
 from adasearch.texts import Split
 
 FEWEST_TEXTS = 32  # ranges of fewer are those of single words
@@ -136,7 +135,9 @@ def _splits(
                 f"{model_dir}: is a model of another task: it has {count_labels(model_dir)} labels, "
                 f"{task.name} of {run_dir} has {task.num_labels}"
             )
-    calibration = task.train if config.calibration_file is None else _read_texts(config)
+    columns = Columns(config.text_column, config.text_pair_column, config.label_column)
+    given = config.calibration_file
+    calibration = task.train if given is None else read_texts(Path(given), "calibration_file", columns)
     count = min(len(calibration), config.calibration_texts)
     if count < FEWEST_TEXTS:
         where = config.calibration_file or "the run's training texts"
@@ -146,39 +147,6 @@ def _splits(
         )
     if config.validation_file is None:
         return calibration, task.validation, task.metrics
-    return calibration, *_read_labelled(model_config, config)
-
-
-def _read_texts(config: QuantizeConfig) -> Split:
-    path = Path(config.calibration_file)
-    if check_file(path, "calibration_file", (".txt", *SUFFIXES)) == ".txt":
-        if config.text_pair_column:
-            choices = ", ".join(SUFFIXES)
-            raise ConfigError(f"calibration_file: {path}: a line holds no pair of texts; choices: {choices}")
-        return Split([line.strip() for line in read_text(path).split("\n") if line.strip()])
-    table = read_table(path, "calibration_file")
-    return _texts(table, config, None)
-
-
-def _read_labelled(model_config: PreTrainedConfig, config: QuantizeConfig) -> tuple[Split, tuple[str, ...]]:
-    """The validation file and its metrics; labels are the model's names or numbers, others are refused."""
-    path = Path(config.validation_file)
-    check_file(path, "validation_file", SUFFIXES)
-    table = read_table(path, "validation_file")
-    names = tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
-    declared = model_config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
-    problem_type = declared.removesuffix("_classification")
-    values = table.column(config.label_column, "label_column")
-    is_numbered = all(str(value).strip().isdigit() and str(value).strip() not in names for value in values)
-    schema = Schema(problem_type, names, has_gold=True, is_numbered=is_numbered)
-    split = _texts(table, config, read_labels(table, config.label_column, schema, may_be_missing=False))
-    if not is_known(split.labels).any():
-        raise DataError(f"{path}: column {config.label_column!r}: no example has a label")
-    return split, choose_metrics(problem_type, len(names), skewed=is_skewed(split.labels))
-
-
-def _texts(table: Table, config: QuantizeConfig, labels: np.ndarray | None) -> Split:
-    """The good rows; a bad one refuses the file."""
-    texts = table.texts(config.text_column, "text_column")
-    pairs = table.texts(config.text_pair_column, "text_pair_column") if config.text_pair_column else None
-    return Split(texts, pairs, labels).select(table.good_rows(skip_bad_rows=False, notes=[]))
+    kind, names = labels_of(model_config)
+    labelled = read_examples(Path(config.validation_file), "validation_file", kind, names, columns)
+    return calibration, labelled, choose_metrics(kind, len(names), skewed=is_skewed(labelled.labels))

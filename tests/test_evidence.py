@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from adasearch import evidence
-from adasearch.calibration import FEWEST_EXAMPLES, fit_temperature
+from adasearch.calibration import calibrate
 from adasearch.progress import Progress
 from adasearch.texts import Split
 from adasearch.tokens import Examples, TokenStore
@@ -79,19 +79,18 @@ def test_the_cascade_begins_with_the_student_and_ends_with_the_teacher() -> None
     rng = np.random.default_rng(1)
     labels_N = rng.integers(0, 3, 300)
     student, teacher = (logits_of(labels_N.tolist(), s) + rng.normal(size=(300, 3)) * 2 for s in (2.0, 5.0))
-    found = evidence.cascade(student, teacher, labels_N, "accuracy", student[:100], labels_N[:100])
-    assert found["temperature"] == pytest.approx(fit_temperature(student[:100], labels_N[:100])) and found["fitted_on"] == 100
+    fitted = calibrate(student[:100], labels_N[:100], "validation")
+    found = evidence.cascade(student, teacher, labels_N, "accuracy", fitted)
+    assert found["temperature"] == fitted.temperature and found["fitted_on"] == 100
     curve = sorted(found["curve"], key=lambda point: point["share_escalated"])
     assert curve[0]["share_escalated"] == 0 and curve[0]["score"] == pytest.approx(accuracy_score(labels_N, student.argmax(1)))
     assert curve[-1]["share_escalated"] == 1 and curve[-1]["score"] == pytest.approx(accuracy_score(labels_N, teacher.argmax(1)))
 
 
-def test_too_few_validation_examples_leave_the_temperature_alone_and_say_so() -> None:
-    labels_N = np.zeros(FEWEST_EXAMPLES + 9, np.int64)
-    labels_N[: len(labels_N) // 2] = 1
-    few_N = np.where(np.arange(len(labels_N)) < FEWEST_EXAMPLES - 1, labels_N, -100)
+def test_without_a_calibration_the_temperature_is_left_alone_and_that_is_said() -> None:
+    labels_N = np.array([0, 1, 0, 1])
     logits = logits_of(labels_N.tolist())
-    found = evidence.cascade(logits, logits, labels_N, "accuracy", logits, few_N)
+    found = evidence.cascade(logits, logits, labels_N, "accuracy", None)
     assert (found["temperature"], found["fitted_on"]) == (1.0, 0)
 
 

@@ -28,7 +28,8 @@ from adasearch.finished import find_run
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.prune import SIZES, load_student_and_tokenizer, prune_vocabulary, scorer
-from adasearch.prune_files import prune_student, read_examples
+from adasearch.known_labels import Columns, read_examples
+from adasearch.prune_files import prune_student
 from adasearch.shrink import build_student
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 from adasearch.tasks import load_task
@@ -266,7 +267,7 @@ def test_labels_of_a_file_are_names_or_numbers(tmp_path: Path) -> None:
     def labels(names: tuple[str, ...], *given: str) -> list[int]:
         path = tmp_path / "examples.csv"
         path.write_text("text,label\n" + "".join(f"t,{label}\n" for label in given), encoding="utf-8")
-        return read_examples(path, "single_label", names, "text", None, "label").labels.tolist()
+        return read_examples(path, "validation_file", "single_label", names, Columns()).labels.tolist()
 
     assert labels(("bad", "good"), "good", "bad") == labels(("bad", "good"), "1", "0") == [1, 0]
     assert labels(("1", "2", "3"), "3", "1") == [2, 0]  # stars: the numbers are the names

@@ -1,0 +1,67 @@
+"""Files of texts for a model that is trained already: its labels are known, so none has to be guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adasearch.errors import ConfigError, DataError
+from adasearch.labels import Schema, read_labels
+from adasearch.metrics import is_known
+from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
+from adasearch.texts import Split
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of texts, of second texts and of labels."""
+
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+
+
+def labels_of(model_config: Any) -> tuple[str, tuple[str, ...]]:
+    """Problem type and label names of a Hugging Face model's configuration; one output without a type is a regression."""
+    names = tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
+    declared = model_config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
+    return declared.removesuffix("_classification"), names
+
+
+def read_texts(path: Path, setting: str, columns: Columns) -> Split:
+    """Texts, one a line of a txt file or those of a table; ``setting`` is the flag that named the file.
+
+    Raises ``ConfigError`` and ``DataError``; a bad row refuses the file.
+    """
+    if check_file(path, setting, (".txt", *SUFFIXES)) == ".txt":
+        if columns.pair:
+            raise ConfigError(f"{setting}: {path}: a line holds no pair of texts; choices: {', '.join(SUFFIXES)}")
+        return Split([line.strip() for line in read_text(path).split("\n") if line.strip()])
+    table = read_table(path, setting)
+    return _good(table, _texts(table, columns))
+
+
+def read_examples(path: Path, setting: str, problem_type: str, names: tuple[str, ...], columns: Columns) -> Split:
+    """Labelled examples of a task that is known: labels are names, or numbers where no name is a number.
+
+    Raises ``ConfigError`` and ``DataError`` naming file, column and rows; a bad row refuses the file.
+    """
+    table = read_table(path, setting)
+    split = _texts(table, columns)
+    is_numbered = not any(name.strip("+-").replace(".", "", 1).isdigit() for name in names)
+    schema = Schema(problem_type, names, has_gold=True, is_numbered=is_numbered)
+    split.labels = read_labels(table, columns.label, schema, may_be_missing=False)
+    split = _good(table, split)
+    if not is_known(split.labels).any():
+        raise DataError(f"{path}: column {columns.label!r}: no example has a label")
+    return split
+
+
+def _texts(table: Table, columns: Columns) -> Split:
+    pairs = table.texts(columns.pair, "text_pair_column") if columns.pair else None
+    return Split(table.texts(columns.text, "text_column"), pairs)
+
+
+def _good(table: Table, split: Split) -> Split:
+    return split.select(table.good_rows(skip_bad_rows=False, notes=[]))
