@@ -226,7 +226,7 @@ def test_labels_may_be_names_or_numbers(made: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(by_name, by_number)
     assert len(set(by_name)) == 2
     numbered.write_text('{"text": "good", "label": "neutral"}\n')
-    with pytest.raises(DataError, match="unknown label 'neutral'; known: negative, positive"):  # not: 0 = negative
+    with pytest.raises(DataError, match="unknown label 'neutral'; known: 0 = negative, 1 = positive"):
         load_material(made / "student", config_of(made, validation_file=str(numbered)))
 
 
