@@ -32,14 +32,22 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "prune_vocabulary": "adasearch.prune:prune_vocabulary",
     "bench_folders": "adasearch.bench:bench_folders",
     "best_ratios": "adasearch.bench_ratios:best_ratios",
+    "tune": "adasearch.tune_study:tune",
+    "TuneConfig": "adasearch.tune_config:TuneConfig",
     "speed_tables": "adasearch.speed_table:speed_tables",
     "build_latency_table": "adasearch.latency_bench:build_table",
+    "pack_model": "adasearch.low_bit:pack_model",
+    "load_low_bit": "adasearch.low_bit:load_low_bit",
+    "size_table": "adasearch.low_bit_size:size_table",
     "LatencyTable": "adasearch.latency:LatencyTable",
+    "quantize_language_model": "adasearch.quantgpt_run:quantize_language_model",
+    "QuantGptConfig": "adasearch.quantgpt_config:QuantGptConfig",
     "Architecture": "adasearch.architecture:Architecture",
     "Progress": "adasearch.progress:Progress",
     "RunConfig": "adasearch.config:RunConfig",
+    "SweepConfig": "adasearch.sweep_config:SweepConfig",
 }
-__all__ = ["__version__", "register_student", *_PUBLIC]
+__all__ = ["__version__", "register_low_bit", "register_student", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
@@ -76,8 +84,20 @@ def register_student() -> None:
     AutoModelForSequenceClassification.register(AdasearchConfig, AdasearchForSequenceClassification, exist_ok=True)
 
 
+def register_low_bit() -> None:
+    """Make the low-bit GPT-2 and BART known to AutoConfig, AutoModelForCausalLM and AutoModelForSeq2SeqLM."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from adasearch.low_bit import LowBitForCausalLM, LowBitForSeq2SeqLM
+
+    for auto, kind in ((AutoModelForCausalLM, LowBitForCausalLM), (AutoModelForSeq2SeqLM, LowBitForSeq2SeqLM)):
+        AutoConfig.register(kind.config_class.model_type, kind.config_class, exist_ok=True)
+        auto.register(kind.config_class, kind, exist_ok=True)
+
+
 # transformers learns of a class only when it is handed over, and that class needs torch: seconds, which a library user
 # pays anyway but `adasearch --help` should not. The console script cannot avoid importing this file, so it is the one
 # caller that is left out; it registers before it starts a verb, after the thread settings are in place.
 if not _is_command_line():
     register_student()
+    register_low_bit()

@@ -81,8 +81,16 @@ def element_type(kind: Any) -> Any:
     return typing.get_args(lists[0])[0] if lists else None
 
 
+def owner_of(key: str, known: dict[str, Any]) -> str | None:
+    """The setting that is a mapping with keys of its own choice, of which ``key`` names one; else None."""
+    name = key.split(".")[0]
+    return name if name != key and typing.get_origin(known.get(name)) is dict else None
+
+
 def type_name(kind: Any) -> str:
     """As a user would write it: ``int``, ``true or false``, ``list[int] or null``."""
+    if typing.get_origin(kind) is dict:
+        return "a mapping"
     if typing.get_origin(kind) is list:
         return str(kind)
     if parts := typing.get_args(kind):
@@ -117,7 +125,7 @@ def check_file(path: str, known: dict[str, Any]) -> None:
             kind = known[f"{prefix}{key}"]
             if value is None and type(None) not in typing.get_args(kind):  # jsonargparse would let it through
                 raise ConfigError(f"{path}: {prefix}{key}: null does not fit; expected {type_name(kind)}")
-            if isinstance(value, dict):
+            if isinstance(value, dict) and typing.get_origin(kind) is not dict:
                 check(value, f"{prefix}{key}.")
 
     check(data, "")
@@ -149,16 +157,18 @@ def spell_out(arguments: Sequence[str], known: dict[str, Any], *, prog: str, pos
             continue
         if not token.startswith("--"):
             raise ConfigError(f"{prog}: {token!r} belongs to no flag; choices: {prog} --help lists them")
-        if key not in known:
+        if key not in known and owner_of(key, known) is None:
             raise unknown_setting(prog, key, list(known))
         if not equals:
-            value = _take_value(rest, known[key], f"{prog}: --{key}")
+            value = _take_value(rest, known.get(key), f"{prog}: --{key}")
         (files if key == "config" else flags).append(f"{name}={value}")
     return files + flags
 
 
 def _take_value(rest: list[str], kind: Any, where: str) -> str:
-    """Take from ``rest`` what belongs to a flag of this type."""
+    """Take from ``rest`` what belongs to a flag of this type; None: a key of a mapping, one value or a list of several."""
+    if kind is None and len(rest) > 1 and not any(value.startswith("--") for value in rest[:2]):
+        kind = list[Any]
     element = element_type(kind)
     if element is not None:
         values = []
@@ -170,5 +180,5 @@ def _take_value(rest: list[str], kind: Any, where: str) -> str:
     if kind is bool:
         return rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
     if not rest or rest[0].startswith("--"):
-        raise ConfigError(f"{where} needs a value; expected {type_name(kind)}")
+        raise ConfigError(f"{where} needs a value" + (f"; expected {type_name(kind)}" if kind else ""))
     return rest.pop(0)

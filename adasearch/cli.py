@@ -6,6 +6,7 @@ errors to standard error. Exit codes: 0; 1 the run failed; 2 the request or the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
@@ -20,9 +21,13 @@ import adasearch
 from adasearch.config import RunConfig, validate
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.errors import AdasearchError, ConfigError, DataError
-from adasearch.verbs import VERBS
+from adasearch.progress import Progress
+from adasearch.verbs import METHODS, VERBS, Verb
 
 FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # the last two are 128 + the signal's number, as in shells
+
+
+COMPRESS = "compress"  # the one verb whose first word is a method; settings are the method's
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
@@ -30,9 +35,30 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     # jsonargparse reads and checks whole signatures: a tenth of a second that --version does not need
     from adasearch.arguments import parse_settings
 
-    verb = VERBS[name]
+    verb = find_verb(name)
     about = f"{verb.help[0].upper()}{verb.help[1:]}."
     return parse_settings(verb.settings, arguments, prog=f"adasearch {name}", about=about, positional=verb.positional)
+
+
+def find_verb(name: str) -> Verb:
+    """The verb of that name, or the method of ``compress METHOD``. Raises ``ConfigError`` naming the choices."""
+    is_method = name.startswith(f"{COMPRESS} ")
+    where, kind, known = (f"adasearch {COMPRESS}", "method", METHODS) if is_method else ("adasearch", "verb", VERBS)
+    word, choices = name.removeprefix(f"{COMPRESS} "), [*known] if is_method else [*VERBS, COMPRESS]
+    if word not in known:
+        near = difflib.get_close_matches(word, choices, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{where}: unknown {kind} {word!r}{hint}; choices: {', '.join(choices)}")
+    return known[word]
+
+
+def methods_overview() -> str:
+    """The text of ``adasearch compress --help``."""
+    methods = "\n".join(f"  {name:<9} {method.help}" for name, method in METHODS.items())
+    return (
+        f"usage: adasearch {COMPRESS} METHOD [--config file.yaml] [--key value ...]\n\n{methods}\n\n"
+        f"adasearch {COMPRESS} METHOD --help lists the settings of a method."
+    )
 
 
 def import_user_code(name: str) -> None:
@@ -63,7 +89,8 @@ def import_user_code(name: str) -> None:
 
 def overview() -> str:
     """The text of ``adasearch --help``."""
-    verbs = "\n".join(f"  {name:<9} {verb.help}" for name, verb in VERBS.items())
+    helps = {**{name: verb.help for name, verb in VERBS.items()}, COMPRESS: f"another published method: {', '.join(METHODS)}"}
+    verbs = "\n".join(f"  {name:<9} {text}" for name, text in helps.items())
     return (
         "usage: adasearch VERB [--config file.yaml] [--key value ...]\n\n"
         "From a text-classification task and a teacher transformer to a small, fast student.\n\n"
@@ -81,11 +108,12 @@ def dispatch(arguments: Sequence[str]) -> int:
         print(f"adasearch {adasearch.__version__}")
         return 0
     name, *rest = arguments
-    if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"adasearch: unknown verb {name!r}{hint}; choices: {', '.join(VERBS)}")
-    verb = VERBS[name]
+    if name == COMPRESS:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(methods_overview())
+            return 0 if rest else BAD_USAGE
+        name = f"{COMPRESS} {rest.pop(0)}"
+    verb = find_verb(name)
     settings, modules = parse(name, rest)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it once; spinning threads stall a shared machine
     quiet_third_parties()
@@ -95,11 +123,23 @@ def dispatch(arguments: Sequence[str]) -> int:
         validate(settings)
     if verb.needs_student:
         adasearch.register_student()
-    with make_progress(settings.quiet) as progress:
+    rank, processes = process_place()
+    if processes > 1 and type(settings) is not RunConfig:
+        raise ConfigError(f"adasearch {name}: works in one process, torchrun has started {processes}; choices for several: run, search, retrain")
+    with make_progress(settings.quiet) if rank == 0 else contextlib.nullcontext(Progress()) as progress:
         text = verb.call(settings, progress)
-    if text:
+    if processes > 1:
+        from adasearch.distributed import close_group
+
+        close_group()
+    if text and rank == 0:
         print(text)
     return 0
+
+
+def process_place() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun says; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,4 +174,5 @@ def _explained(arguments: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    rank, _ = process_place()
+    print(f"process {rank}: {text}" if rank else text, file=sys.stderr)

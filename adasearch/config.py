@@ -329,6 +329,8 @@ class RunConfig(TaskConfig):
         architecture: JSON of an earlier search to retrain; the search is then left out.
         output_dir: folder of the run; ``runs/<task>`` when absent.
         seed: of everything.
+        data_seed: of what comes before the search (held-out examples, the teacher's fine-tuning, the transfer set, probes);
+            ``seed`` when absent. Runs that differ in ``seed`` alone can then share all of it.
         seeds: the student and its controls are trained once per seed; ``[seed]`` when absent.
         controls: systems that are trained beside the student for the honest table.
         max_steps: caps the steps of every training stage (for a quick look).
@@ -337,6 +339,8 @@ class RunConfig(TaskConfig):
         cpu: stay on the processor even where an accelerator is present.
         checkpoint_seconds: time between checkpoints.
         evaluate: score the student on the validation examples this many times while it trains.
+        report_to: where the curves of search and training go as well: none, or any of tensorboard, trackio, wandb. All of it is
+            kept in ``tracking/`` of the run's folder.
         report_examples: held-out texts shown in the report where student and teacher disagree; 0 keeps texts out of it.
         quiet: plain log lines instead of progress bars.
     """
@@ -347,6 +351,7 @@ class RunConfig(TaskConfig):
     architecture: str | None = None
     output_dir: str | None = None
     seed: int = 42
+    data_seed: int | None = None
     seeds: list[int] | None = None
     controls: list[str] = field(
         default_factory=lambda: ["student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"]
@@ -357,6 +362,7 @@ class RunConfig(TaskConfig):
     cpu: bool = False
     checkpoint_seconds: float = 60.0
     evaluate: int = 4
+    report_to: str | list[str] = "none"
     report_examples: int = 50
     quiet: bool = False
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -366,6 +372,17 @@ class RunConfig(TaskConfig):
     distill: DistillConfig = field(default_factory=DistillConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers reported to."""
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [] if names == ["none"] else list(dict.fromkeys(names))
+
+    @property
+    def seed_of_data(self) -> int:
+        """The seed of what comes before the search."""
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 def check_choice(where: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -413,6 +430,8 @@ def validate(config: RunConfig) -> None:
         ("bench.runtime", config.bench.runtime, ("auto", "torch", "torch_compile", "onnxruntime", "openvino")),
     ):
         check_choice(where, value, choices)
+    for name in config.trackers:
+        check_choice("report_to", name, ("tensorboard", "trackio", "wandb", *(("none",) if not config.trackers[1:] else ())))
     for control in config.controls:
         check_choice("controls", control, ("student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"))
     for where, value, low, high in (

@@ -8,11 +8,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from adasearch.errors import TrainingError
+
+if TYPE_CHECKING:  # settings are fingerprinted too: `adasearch --help` reads them and does without numpy
+    import numpy as np
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -62,6 +63,7 @@ def read_json(path: Path) -> Any:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write one ``.npy`` file atomically; ``numpy.load(path, mmap_mode='r')`` maps it back."""
+    import numpy as np
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:
@@ -72,6 +74,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def fingerprint(*parts: Any) -> str:
     """A short SHA-256 over JSON-like values, bytes, arrays and paths' contents: equal inputs, equal name."""
+    import numpy as np
+
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

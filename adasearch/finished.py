@@ -35,7 +35,8 @@ class FinishedRun:
         """Its task, loaded again; ``data_dir`` where the data have moved. Raises what ``load_task`` raises."""
         known = {field.name: self.config[field.name] for field in dataclasses.fields(TaskConfig) if field.name in self.config}
         settings = TaskConfig(**{**known, **({} if data_dir is None else {"data_dir": data_dir})})
-        return load_task(settings, seed=self.config["seed"], cache=self.folder / "cache")
+        seed = self.config.get("data_seed")
+        return load_task(settings, seed=self.config["seed"] if seed is None else seed, cache=self.folder / "cache")
 
     def stores(self, kind: str) -> list[TokenStore]:
         """The texts of one kind in the student's pieces, all that lie in the cache: train, transfer or unlabeled."""

@@ -2,6 +2,9 @@
 
 A run is a pure function of model, examples, config and seed: batches depend on (seed, step) alone, and a checkpoint
 holds everything else that moves. So a run killed at any moment ends, when started again, with the same weights.
+
+Where torchrun has started several processes, each takes its share of every batch (``distributed``); the main one alone
+evaluates and writes.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adasearch.config import FitConfig
+from adasearch.distributed import Processes
 from adasearch.errors import TrainingError
 from adasearch.files import write_atomically, write_text
 from adasearch.methods.base import Group, Method
 from adasearch.outputs import autocast
 from adasearch.progress import Progress
 from adasearch.tokens import BatchSampler, Examples
+from adasearch.tracking import track
 
 HISTORY_RECORDS = 100  # so many lines a run, each the mean of the steps since the last
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -92,10 +97,13 @@ class Training:
         self.splits, self.config, self.folder = splits, config, folder
         self.accelerator, self.progress, self.checkpoint_seconds = accelerator, progress, checkpoint_seconds
         self.is_mixed = is_mixed
+        self.processes = Processes(accelerator, seed)
         self.samplers = {
             name: BatchSampler(examples.tokens.lengths, config.batch_size, seed + index)
             for index, (name, examples) in enumerate(splits.items())
         }
+        for sampler in self.samplers.values():
+            self.processes.check(sampler.batch_size, str(folder))
         self.groups = method.groups(model)
         fused = {"fused": True} if accelerator.device.type in ("cpu", "cuda") else {}
         self.optimizers = {
@@ -107,6 +115,7 @@ class Training:
         self.step, self.history = 0, []
         self.window: dict[str, float] = {}
         self._resume()
+        self.processes.join(self.model, self.method)
 
     @property
     def _checkpoint(self) -> Path:
@@ -115,8 +124,10 @@ class Training:
     def _resume(self) -> None:
         if not self._checkpoint.exists():
             return
+        device = self.accelerator.device
+        location = "cpu" if device.type == "cpu" else device  # one of several processes is on "cpu:0", which torch.load does not know
         # weights_only: tensors and plain data, never code
-        state = torch.load(self._checkpoint, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(self._checkpoint, map_location=location, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.method.load_state_dict(state["method"])
         for name, optimizer in self.optimizers.items():
@@ -154,17 +165,20 @@ class Training:
             self.step += 1
             is_last = self.step == steps or stopped
             record = self._record() if self.step % log_every == 0 or is_last else None
-            if evaluate_every and (is_last or (self.step % evaluate_every == 0 and steps - self.step >= evaluate_every)):
+            if self.processes.is_main and evaluate_every and (is_last or (self.step % evaluate_every == 0 and steps - self.step >= evaluate_every)):
                 record = record or self._record()
                 record["validation"] = evaluate(self.model)
                 self.model.train()
             if record:
                 self.history.append(record)
-                self._write_history()
+                if self.processes.is_main:
+                    self._write_history()
+                    track(self.accelerator, self.folder.name, record)
                 self.progress.step(self.step, **self._shown(record))
-            if time.monotonic() - saved > self.checkpoint_seconds and not is_last:
+            if self.processes.is_main and time.monotonic() - saved > self.checkpoint_seconds and not is_last:
                 self._save()
                 saved = time.monotonic()
+        self.processes.leave()
         self.method.finish(self.model)
         self.model.eval()
         return self.history
@@ -172,28 +186,31 @@ class Training:
     def train_step(self) -> dict[str, float]:
         """One optimiser step on batch ``self.step`` (which it leaves as it is); the loss terms of the train split."""
         self.model.train()
+        self.processes.begin_step(self.step)
         self.method.begin_step(self.model, self.step, self.config.steps)
         shown: dict[str, float] = {}
         for learners, split in self.method.phases(self.step):
-            batch = self.splits[split].collate(self.samplers[split](self.step))
+            batch = self.splits[split].collate(self.processes.own(self.samplers[split](self.step)))
             batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
             learning = [group for group in self.groups if "all" in learners or group.name in learners]
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             with autocast(self.accelerator, self.is_mixed):
-                terms = self.method.loss(self.model, batch)
-            loss = sum(terms.values())
+                terms = self.processes.weigh(self.method.loss(self.model, batch), self.method.weight(batch))
+            whole = self.processes.whole(terms)
+            loss = sum(whole.values())
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"{self.folder}: the loss is {loss.item()} at step {self.step}"
-                    f" ({', '.join(f'{name} {value.item():.4g}' for name, value in terms.items())});"
+                    f" ({', '.join(f'{name} {value.item():.4g}' for name, value in whole.items())});"
                     " a smaller learning rate helps; the last checkpoint is kept"
                 )
-            self.accelerator.backward(loss)
+            self.accelerator.backward(sum(terms.values()))
+            self.processes.sum_gradients(tensor for group in learning for params in group.params for tensor in params["params"])
             for group in learning:
                 self._update(group)
             if split == "train":
-                shown = {name: float(value.detach()) for name, value in terms.items()}
+                shown = {name: float(value) for name, value in whole.items()}
         return shown
 
     def _update(self, group: Group) -> None:

@@ -46,13 +46,18 @@ class Context:
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over real tokens only: padding must not move the statistics. In eval it is BatchNorm1d."""
 
+    @staticmethod
+    def total(sums: Tensor) -> Tensor:
+        """A sum over the whole batch; training on several processes sets another, which sums over them."""
+        return sums
+
     def forward(self, x_BDL: Tensor, context: Context) -> Tensor:
         if not self.training:
             return super().forward(x_BDL)
-        count = context.mask_B1L.sum()
-        mean_D = (x_BDL * context.mask_B1L).sum((0, 2)) / count
+        count = self.total(context.mask_B1L.sum())
+        mean_D = self.total((x_BDL * context.mask_B1L).sum((0, 2))) / count
         centred_BDL = x_BDL - mean_D[:, None]
-        variance_D = (centred_BDL.square() * context.mask_B1L).sum((0, 2)) / count
+        variance_D = self.total((centred_BDL.square() * context.mask_B1L).sum((0, 2))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)

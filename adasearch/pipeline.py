@@ -21,6 +21,7 @@ from adasearch.architecture import Architecture, Space
 from adasearch.bundle import modelling_modules, modelling_source
 from adasearch.cold import peak_rss_bytes
 from adasearch.config import RunConfig, to_dict, validate
+from adasearch.distributed import main_first, open_group
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json, write_text
 from adasearch.honest import commit, measure_and_report
@@ -32,9 +33,10 @@ from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 from adasearch.systems import Trained, Trainer, run_search
 from adasearch.tasks import Task, load_task
+from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
 # settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
-FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets", "report_examples")
+FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets", "report_examples", "report_to")
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Run:
 
     def note(self, stage: str, **facts: Any) -> None:
         """Write into run.json that a stage is done, and what it took."""
+        if not self.accelerator.is_main_process:
+            return
         state = read_json(self.folder / "run.json")
         state["stages"].setdefault(stage, {"done": True, **facts})
         write_json(self.folder / "run.json", state)
@@ -69,6 +73,55 @@ def run(config: RunConfig, progress: Progress | None = None) -> Path:
 
     Raises ``ConfigError`` or ``DataError`` before any training when the request or the data are wrong.
     """
+    this, problem, architecture, systems = _train(config, progress)
+    if this.accelerator.is_main_process:
+        measure_and_report(this, problem, architecture, systems)
+        this.note("report")
+    this.accelerator.wait_for_everyone()
+    return this.folder
+
+
+def train(config: RunConfig, progress: Progress | None = None) -> Path:
+    """All of ``run`` but the measurement, which ``run`` then does alone: training may share the machine, timing may not."""
+    return _train(config, progress)[0].folder
+
+
+def prepare_only(config: RunConfig, progress: Progress | None = None) -> Path:
+    """Only what comes before the search: ``teacher/`` and ``cache/`` of the run's folder, which is returned."""
+    this = _open(config, progress or Progress())
+    prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
+    this.note("prepare")
+    return this.folder
+
+
+def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
+    """Raise what is wrong with the request or the data, as far as it can be known before any work; what was read for it.
+
+    ``cache`` keeps the demo's download; the run's own when absent.
+    """
+    whole_space = check_settings(config)
+    check_trackers(config)
+    task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
+    space = whole_space.for_task(is_pair=task.is_pair)
+    _check_saving(space)
+    return task, space
+
+
+def check_settings(config: RunConfig) -> Space:
+    """The part of ``check`` that reads no data; the space."""
+    validate(config)
+    folder = run_folder(config)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir: {folder} is a file; a folder is expected")
+    space = load_space(config.space)
+    _check_reopening(config, folder)
+    if config.architecture:
+        _check_operations(Architecture.load(Path(config.architecture)), config.architecture)
+    return space
+
+
+def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, Architecture, list[Trained]]:
+    """Prepare, search, train student and controls, hand the student over."""
     this = _open(config, progress or Progress())
     problem = prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
     supernet, architecture = _search(this, problem)
@@ -79,8 +132,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> Path:
         for seed in this.seeds
     ]
     _hand_over(this, systems[0])
-    measure_and_report(this, problem, architecture, systems)
-    return this.folder
+    this.note("train")
+    stop_trackers(this.accelerator)
+    return this, problem, architecture, systems
 
 
 def search(config: RunConfig, progress: Progress | None = None) -> Path:
@@ -88,6 +142,7 @@ def search(config: RunConfig, progress: Progress | None = None) -> Path:
     this = _open(config, progress or Progress())
     problem = prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
     _search(this, problem)
+    stop_trackers(this.accelerator)
     return this.folder / "search" / "architecture.json"
 
 
@@ -100,32 +155,31 @@ def retrain(config: RunConfig, progress: Progress | None = None) -> Path:
     supernet, architecture = _search(this, problem)
     trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
     _hand_over(this, [trainer.train("student", architecture, seed) for seed in this.seeds][0])
+    stop_trackers(this.accelerator)
     return this.folder / "student"
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where a run lies: ``output_dir``, else ``runs/<task>``."""
+    return Path(config.output_dir or Path("runs") / config.task.replace("/", "--").replace(":", "-"))
 
 
 def _open(config: RunConfig, progress: Progress) -> Run:
     """Check all that can be checked, then make or reopen the run's folder."""
-    validate(config)
-    task_name = config.task.replace("/", "--").replace(":", "-")
-    folder = Path(config.output_dir or Path("runs") / task_name)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir: {folder} is a file; a folder is expected")
-    whole_space = load_space(config.space)
-    _check_reopening(config, folder)
-    task = load_task(config, seed=config.seed, cache=folder / "cache")
-    space = whole_space.for_task(is_pair=task.is_pair)
-    if config.architecture:
-        _check_operations(Architecture.load(Path(config.architecture)), config.architecture)
-    _check_saving(space)
-    for note in task.notes:
-        progress.message(note)
+    folder = run_folder(config)
+    open_group(config.cpu)
+    with main_first():
+        task, space = check(config)
+        for note in task.notes:
+            progress.message(note)
     accelerator = make_accelerator(config)
-    if not (folder / "run.json").exists():
+    if accelerator.is_main_process and not (folder / "run.json").exists():
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         write_json(
             folder / "run.json",
             {"command": _command(), "commit": commit(), "config": to_dict(config), "precision": accelerator.mixed_precision, "stages": {}},
         )
+    start_trackers(config, folder, accelerator)
     return Run(config, folder, task, space, progress, accelerator)
 
 
@@ -169,7 +223,8 @@ def _search(this: Run, problem: Problem) -> tuple[Supernet | None, Architecture]
     """The architecture: given, or searched."""
     if this.config.architecture:
         architecture = Architecture.load(Path(this.config.architecture))
-        write_json(this.folder / "search" / "architecture.json", architecture.to_dict())
+        if this.accelerator.is_main_process:
+            write_json(this.folder / "search" / "architecture.json", architecture.to_dict())
         return None, architecture
     start = time.monotonic()
     supernet, architecture = run_search(
@@ -182,5 +237,5 @@ def _search(this: Run, problem: Problem) -> tuple[Supernet | None, Architecture]
 def _hand_over(this: Run, student: Trained) -> None:
     """The student of the first seed becomes ``student/``: picked by its number, not by its score."""
     target = this.folder / "student"
-    if not (target / "config.json").exists():
+    if this.accelerator.is_main_process and not (target / "config.json").exists():
         write_folder(target, lambda partial: shutil.copytree(student.folder, partial, dirs_exist_ok=True))

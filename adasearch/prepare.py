@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from adasearch.augment import Pieces, load_masked_lm, neighbours_table
 from adasearch.config import FitConfig, RunConfig
 from adasearch.demo_assets import fetch_demo_model
+from adasearch.distributed import agree, main_first, open_group
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, write_array, write_folder
 from adasearch.fit import fit
@@ -75,10 +76,11 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    open_group(config.cpu)
     precision = config.mixed_precision
     if precision == "auto":
         on_cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        precision = "bf16" if on_cpu and _bf16_gain() > BF16_GAIN else "no"
+        precision = "bf16" if on_cpu and agree(_bf16_gain()) > BF16_GAIN else "no"
     return Accelerator(cpu=config.cpu, mixed_precision=precision)
 
 
@@ -98,43 +100,47 @@ def _bf16_gain() -> float:
 
 def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
     """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept."""
+    config = dataclasses.replace(config, seed=config.seed_of_data)
     cache, has_teacher = folder / "cache", config.teacher != "none"
-    source = _teacher_path(config, cache)
-    is_tuned = (folder / "teacher" / "config.json").exists()
-    needs = has_teacher and (is_tuned or needs_finetuning(source, config.finetune.when))
-    teacher = load_teacher(
-        str(folder / "teacher") if is_tuned else source,
-        task,
-        is_finetuned=is_tuned or (has_teacher and not needs),
-        trust_remote_code=config.finetune.trust_remote_code,
-    )
-    notes = list(task.notes)
-    tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
-    stores: dict[str, TokenStore] = {}
-    for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
-        stores[name], cut = tokenize(split, teacher.tokenizer, config.max_seq_length, cache=cache, name=name, progress=progress)
-        if cut:
-            notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {config.max_seq_length} and were cut")
-    pad = teacher.tokenizer.pad_token_id
-    labelled = Examples(stores["train"], pad, task.train.labels)
-    validation = Examples(stores["validation"], pad, task.validation.labels)
-    held_out = Examples(stores["held_out"], pad, task.held_out.labels)
+    with main_first():
+        source = _teacher_path(config, cache)
+        is_tuned = (folder / "teacher" / "config.json").exists()
+        needs = has_teacher and (is_tuned or needs_finetuning(source, config.finetune.when))
+        torch.manual_seed(config.seed)  # a checkpoint without a head is given a random one
+        teacher = load_teacher(
+            str(folder / "teacher") if is_tuned else source,
+            task,
+            is_finetuned=is_tuned or (has_teacher and not needs),
+            trust_remote_code=config.finetune.trust_remote_code,
+        )
+        notes = list(task.notes)
+        tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
+        stores: dict[str, TokenStore] = {}
+        for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
+            stores[name], cut = tokenize(split, teacher.tokenizer, config.max_seq_length, cache=cache, name=name, progress=progress)
+            if cut:
+                notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {config.max_seq_length} and were cut")
+        pad = teacher.tokenizer.pad_token_id
+        labelled = Examples(stores["train"], pad, task.train.labels)
+        validation = Examples(stores["validation"], pad, task.validation.labels)
+        held_out = Examples(stores["held_out"], pad, task.held_out.labels)
     if needs and not is_tuned:
         _finetune(config, task, teacher, labelled, validation, folder, accelerator, progress)
-    teacher.model.eval().requires_grad_(False).to(accelerator.device)
-    word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
-    extra = _transfer(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
-    known = _teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
-    teacher_validation, teacher_held_out = validation, held_out
-    if config.vocabulary.kind == "pruned":
-        tokenizer = reduced_tokenizer(config.vocabulary, teacher.tokenizer, labelled.tokens, extra)
-    if tokenizer is not teacher.tokenizer:
-        known, validation, held_out = in_own_pieces(
-            task, teacher.tokenizer, tokenizer, config.max_seq_length, known=known, validation=validation,
-            held_out=held_out, extra=extra, cache=cache, progress=progress,
-        )  # fmt: skip
-        word = start_rows(word, teacher.tokenizer, tokenizer)
-        notes.append(f"vocabulary: {len(word):,} rows ({config.vocabulary.kind}) of the teacher's {len(pieces_of(teacher.tokenizer)):,}")
+    with main_first():
+        teacher.model.eval().requires_grad_(False).to(accelerator.device)
+        word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
+        extra = _transfer(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
+        known = _teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
+        teacher_validation, teacher_held_out = validation, held_out
+        if config.vocabulary.kind == "pruned":
+            tokenizer = reduced_tokenizer(config.vocabulary, teacher.tokenizer, labelled.tokens, extra)
+        if tokenizer is not teacher.tokenizer:
+            known, validation, held_out = in_own_pieces(
+                task, teacher.tokenizer, tokenizer, config.max_seq_length, known=known, validation=validation,
+                held_out=held_out, extra=extra, cache=cache, progress=progress,
+            )  # fmt: skip
+            word = start_rows(word, teacher.tokenizer, tokenizer)
+            notes.append(f"vocabulary: {len(word):,} rows ({config.vocabulary.kind}) of the teacher's {len(pieces_of(teacher.tokenizer)):,}")
     own, made = known.select(np.arange(len(labelled))), len(known) - len(labelled)
     lesson = known.select(lesson_rows(len(labelled), len(known), config.transfer.labelled_share))
     return Problem(
@@ -214,8 +220,10 @@ def _finetune(
         teacher.model.save_pretrained(partial)
         teacher.tokenizer.save_pretrained(partial)
 
-    write_folder(folder / "teacher", save)
-    (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        write_folder(folder / "teacher", save)
+        (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
 
 
 def _transfer(

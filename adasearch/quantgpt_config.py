@@ -37,6 +37,8 @@ class QuantGptConfig:
         embedding_per: the same for the token embedding; as ``per`` when absent.
         scale_init: where learned scales start: a number or a name that the quantiser knows, as mse; its own default when
             absent. For dynamic_scale it is gamma, for pact the clip, for lsq the step.
+        full_range: one level more below zero than above, -2..1 at 2 bits instead of -1..1; the quantiser's own way (only lsq
+            has it) when absent.
         detach_mean: dynamic_scale lets no gradient flow to the weights through their mean.
         steps: optimiser steps.
         batch_size: blocks or pairs a step.
@@ -88,6 +90,7 @@ class QuantGptConfig:
     per: str = "tensor"
     embedding_per: str | None = None
     scale_init: str | None = None
+    full_range: bool | None = None
     detach_mean: bool = False
     steps: int = 2_000
     batch_size: int = 32
@@ -130,6 +133,8 @@ class QuantGptConfig:
     def quantizer_options(self) -> dict[str, Any]:
         """Settings of the quantiser itself."""
         options: dict[str, Any] = {"detach_mean": True} if self.detach_mean else {}
+        if self.full_range is not None:
+            options["full_range"] = self.full_range
         if self.scale_init is not None:
             options[SCALES[self.quantizer]] = float(self.scale_init) if _is_number(self.scale_init) else self.scale_init
         return options

@@ -1,7 +1,8 @@
 """The quantisers: QuantGPT's dynamic scaling and the baselines it is compared with, by name.
 
 Learned scales (dynamic_scale, pact, lsq) clip the gradient of the weights to the range; computed ones (min_max, twn,
-bwn, laq) pass it all. The levels are -k..k, k = 2^(bits - 1) - 1, but for lsq (one more below) and bwn (-1 and 1).
+bwn, laq) pass it all. The levels are -k..k, k = 2^(bits - 1) - 1, but for lsq (one more below, which ``full_range`` gives
+the others or takes from it) and bwn (-1 and 1).
 """
 
 from __future__ import annotations
@@ -111,10 +112,10 @@ class LearnedStep(WeightQuantizer):
     """
 
     name = "lsq"
+    IS_FULL = True
 
     def __init__(self, weight: Tensor, bits: int, *, step_init: float | str = "mean", **settings: Any):
         super().__init__(weight, bits, **settings)
-        self.low = -self.high - 1
         step = 2 * self.mean_magnitude(weight.detach()) / math.sqrt(self.high)  # section 2.1
         if step_init == "mse":
             step = self.mse_scale(weight.detach())
@@ -138,6 +139,7 @@ class Ternary(WeightQuantizer):
 
     name = "twn"
     BITS = (2,)
+    HAS_FIXED_LEVELS = True
 
     def levels(self, weight: Tensor, scale: Tensor) -> Tensor:
         """The sign, or 0 where the weight is small."""
@@ -156,6 +158,7 @@ class Binary(WeightQuantizer):
 
     name = "bwn"
     BITS = (1,)
+    HAS_FIXED_LEVELS = True
 
     def levels(self, weight: Tensor, scale: Tensor) -> Tensor:
         """The sign; that of 0 is 1."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 from adasearch.architecture import Architecture, Space
 from adasearch.config import DistillConfig, RunConfig, SearchConfig
 from adasearch.derive import derive
+from adasearch.distributed import main_first
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
@@ -54,12 +57,12 @@ def run_search(
     supernet = Supernet(space, problem.student_config)
     path, weights = folder / "architecture.json", folder / "supernet.pt"
     if path.exists():
-        supernet.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-        return supernet.eval(), Architecture.load(path)
+        return _read_search(supernet, weights, path)
     inherit_embeddings(supernet.trunk, problem.word, problem.position)
     settings = _capped(config.search, config.max_steps)
     lengths = target_lengths(config.search, problem.labelled)
-    table = open_table(settings, space, lengths, folder, progress)
+    with main_first():
+        table = open_table(settings, space, lengths, folder, progress)
     latency = None if table is None else table.at(lengths)
     check_targets(settings, space, problem.length, problem.student_config, latency)
     lesson = problem.lesson
@@ -85,6 +88,9 @@ def run_search(
         title="search",
         checkpoint_seconds=config.checkpoint_seconds,
     )
+    if not accelerator.is_main_process:  # one process derives, the others read what it found
+        accelerator.wait_for_everyone()
+        return _read_search(supernet, weights, path)
     supernet.cpu().trunk.embeddings.word.sparse = False
     held = splits.get("valid", problem.labelled)
     measure = None if table is None else partial(measure_architecture, table, lengths=lengths, progress=progress)
@@ -93,7 +99,14 @@ def run_search(
     write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
     write_json(path, architecture.to_dict())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     return supernet, architecture
+
+
+def _read_search(supernet: Supernet, weights: Path, architecture: Path) -> tuple[Supernet, Architecture]:
+    """A finished search from its files."""
+    supernet.cpu().load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    return supernet.eval(), Architecture.load(architecture)
 
 
 def _alarm(architecture: Architecture, settings: SearchConfig, space: Space, progress: Progress) -> None:
@@ -109,6 +122,9 @@ def _alarm(architecture: Architecture, settings: SearchConfig, space: Space, pro
 
 def _capped(settings: SearchConfig, max_steps: int | None) -> SearchConfig:
     return settings if max_steps is None else dataclasses.replace(settings, steps=min(settings.steps, max_steps))
+
+
+OnScores = Callable[[str, int, dict[str, float]], None]  # (kind, seed, validation metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +150,9 @@ class Trainer:
         folder: Path,
         accelerator: Accelerator,
         progress: Progress,
+        on_scores: OnScores | None = None,
     ):
+        self.on_scores = on_scores  # hears of every evaluation while a system trains; what it raises ends the training
         self.config, self.problem, self.space, self.supernet = config, problem, space, supernet
         self.folder, self.accelerator, self.progress = folder, accelerator, progress
 
@@ -175,7 +193,10 @@ class Trainer:
         )
 
         def evaluate(_: torch.nn.Module) -> dict[str, float]:
-            return scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
+            scores = scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
+            if self.on_scores is not None:
+                self.on_scores(kind, seed, scores)
+            return scores
 
         history = fit(
             student,
@@ -191,7 +212,13 @@ class Trainer:
             evaluations=config.evaluate,
             checkpoint_seconds=config.checkpoint_seconds,
         )
-        held_out = scores_of(problem, student_logits(student, problem.held_out, accelerator), problem.held_out)
+        if accelerator.is_main_process:
+            self._save(student, history, target, work)
+        accelerator.wait_for_everyone()
+
+    def _save(self, student: AdasearchForSequenceClassification, history: list[dict[str, Any]], target: Path, work: Path) -> None:
+        problem = self.problem
+        held_out = scores_of(problem, student_logits(student, problem.held_out, self.accelerator), problem.held_out)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
         save_student(student.cpu(), problem.tokenizer, target)
         write_json(target / "history.json", history)

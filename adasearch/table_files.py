@@ -161,9 +161,9 @@ def _save_png(figure: Figure, path: Path) -> None:
 
 
 def write_tables(
-    tables: Sequence[Table], rows: Sequence[dict[str, Any]], output_dir: Path, formats: Sequence[str]
+    tables: Sequence[Table], rows: Sequence[dict[str, Any]], output_dir: Path, formats: Sequence[str], stem: str = "speed_table"
 ) -> tuple[str, list[Path]]:
-    """Write ``speed_table.*`` in every format asked for; returns the Markdown and the paths. Raises ``ConfigError``."""
+    """Write ``<stem>.*`` in every format asked for; returns the Markdown and the paths. Raises ``ConfigError``."""
     for index, name in enumerate(formats):
         if name not in FORMATS:
             raise ConfigError(f"formats[{index}]: {name!r} is not known; choices: {', '.join(FORMATS)}")
@@ -174,9 +174,9 @@ def write_tables(
     for name in dict.fromkeys(formats):
         if name == "png":
             for table in tables:
-                written.append(output_dir / f"speed_table_{table.title.lower().replace(' ', '_')}.png")
+                written.append(output_dir / f"{stem}_{table.title.lower().replace(' ', '_')}.png")
                 _save_png(to_figure(table), written[-1])
         else:
-            written.append(output_dir / f"speed_table.{'tex' if name == 'latex' else name}")
+            written.append(output_dir / f"{stem}.{'tex' if name == 'latex' else name}")
             write_text(written[-1], made[name]())
     return text, written

@@ -111,7 +111,7 @@ def _build(source: Source, config: TaskConfig, seed: int) -> Task:
     splits = {split: _split(table, source, schema, split, skip, notes) for split, table in tables.items()}
     check_learnable(splits["train"], schema, source, notes)
     if "validation" not in splits:
-        splits["train"], splits["validation"] = _hold_out(splits["train"], seed)
+        splits["train"], splits["validation"] = hold_out(splits["train"], seed)
         notes.append(f"no validation split: {len(splits['validation'])} training examples are held out (seed {seed})")
     for split in ("validation", "test"):
         if split in splits and not is_known(splits[split].labels).any():
@@ -160,7 +160,7 @@ def _split(table: Table, source: Source, schema: Schema | None, split: str, skip
     return Split(texts, pairs, labels, soft).select(rows)
 
 
-def _hold_out(train: Split, seed: int) -> tuple[Split, Split]:
+def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
     """Training and held-out examples: 10% by a seed, of each class where there are classes (at least one of two)."""
     generator = np.random.default_rng(seed)
     groups = [np.arange(len(train))]

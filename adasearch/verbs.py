@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adasearch.config import REFERENCE_SHAPES, BenchConfig, QuantizeConfig, RunConfig, check_bench, check_range
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, TrainingError
 from adasearch.progress import Progress
+from adasearch.tune_config import TuneConfig
+from adasearch.quantgpt_config import QuantGptConfig
+from adasearch.sweep_config import SweepConfig
 
 
 @dataclass
@@ -274,10 +277,30 @@ def _retrain(config: RunConfig, progress: Progress) -> str:
     return str(retrain(config, progress))
 
 
+def _sweep(config: SweepConfig, progress: Progress) -> str:
+    from adasearch.sweep import sweep
+
+    swept = sweep(config, progress)
+    text = f"{swept.table}\n{swept.folder}"
+    if swept.failed:
+        print(text)
+        raise TrainingError(
+            f"{len(swept.failed)} of the sweep's runs failed: {', '.join(swept.failed)}; the same command tries them again,"
+            f" logs are in {swept.folder / 'logs'}"
+        )
+    return text
+
+
 def _export(settings: StudentSettings, progress: Progress) -> str:
     from adasearch.export import export_student
 
     return str(export_student(Path(settings.student)))
+
+
+def _tune(config: TuneConfig, progress: Progress) -> str:
+    from adasearch.tune_study import tune
+
+    return (tune(config, progress) / "tune.md").read_text(encoding="utf-8") + f"\n{config.folder}"
 
 
 def _bench(settings: BenchSettings, progress: Progress) -> str:
@@ -387,6 +410,14 @@ def _env(settings: EnvSettings, progress: Progress) -> str:
     return "\n".join(f"{name:<20} {'-' if value is None else value}" for name, value in facts.items())
 
 
+def _quantgpt(config: QuantGptConfig, progress: Progress) -> str:
+    from adasearch.quantgpt_report import scores_table
+    from adasearch.quantgpt_run import quantize_language_model, run_folder
+
+    report = quantize_language_model(config, progress)
+    return f"{Path(config.model).name} at {config.bits}, {report['split']} split\n\n{scores_table(report)}\n\n{run_folder(config)}"
+
+
 @dataclass(frozen=True)
 class Verb:
     """One verb: what it does, the dataclass of its settings, its function, and the field of its leading arguments."""
@@ -402,6 +433,8 @@ VERBS: dict[str, Verb] = {
     "run": Verb("the whole way: teacher, search, training, export, measurement, report", RunConfig, _run, "task"),
     "search": Verb("only the search: writes architecture.json", RunConfig, _search, "task"),
     "retrain": Verb("train the student of an architecture found before", RunConfig, _retrain, "task"),
+    "tune": Verb("look for the best settings of a run by many trials", TuneConfig, _tune, "task"),
+    "sweep": Verb("tasks x teachers x budgets x seeds, and one table", SweepConfig, _sweep, "tasks"),
     "export": Verb("write and check the ONNX model of a student", StudentSettings, _export, "student"),
     "bench": Verb("time models side by side", BenchSettings, _bench, "models"),
     "prune": Verb("cut a student's vocabulary to what its task needs", PruneSettings, _prune, "student"),
@@ -412,6 +445,10 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("label a file of texts with a student", PredictSettings, _predict, "student"),
     "serve": Verb("answer over HTTP with a student", ServeSettings, _serve, "student"),
     "env": Verb("versions, processor and threads", EnvSettings, _env, needs_student=False),
+}
+
+METHODS: dict[str, Verb] = {  # of ``adasearch compress METHOD``: published methods other than the search
+    "quantgpt": Verb("a GPT-2 or BART with weights of 2, 4 or 8 bits", QuantGptConfig, _quantgpt, needs_student=False),
 }
 
 

@@ -25,22 +25,31 @@ MSE_ROUNDS = 4  # then this often the best scale for the levels, the best levels
 
 
 class WeightQuantizer(nn.Module):
-    """Base of all quantisers: symmetric levels -k..k with k = 2^(bits - 1) - 1, so that zeros stay zeros.
+    """Base of all quantisers: levels -k..k with k = 2^(bits - 1) - 1, and 0 among them, so that zeros stay zeros.
 
     Args:
         weight: what is to be quantised, float32; initial scales are taken from it.
         per: one scale for the "tensor", or one for each "row".
         row_dim: the dimension rows lie on: 0 in ``nn.Linear`` and ``nn.Embedding``, 1 in the transformers' ``Conv1D``.
         skip_zeros: mean magnitudes leave out exact zeros, as a mask makes them (else pruning shrinks the scale).
+        full_range: one level more below, -k - 1, which the bits have room for: at 2 bits -2..1 instead of -1..1. None: the
+            quantiser's own, ``IS_FULL``.
 
     Raises ConfigError where bits or ``per`` are none of the choices, ModelError where the weight is not float32.
     """
 
     name: ClassVar[str]
     BITS: ClassVar[tuple[int, ...]] = (2, 4, 8)
+    IS_FULL: ClassVar[bool] = False
+    HAS_FIXED_LEVELS: ClassVar[bool] = False
 
-    def __init__(self, weight: Tensor, bits: int, *, per: str = "tensor", row_dim: int = 0, skip_zeros: bool = False):
+    def __init__(
+        self, weight: Tensor, bits: int, *, per: str = "tensor", row_dim: int = 0, skip_zeros: bool = False,
+        full_range: bool | None = None,
+    ):  # fmt: skip
         super().__init__()
+        if full_range is not None and self.HAS_FIXED_LEVELS:
+            raise ConfigError(f"quantiser {self.name}: full_range {full_range}: its levels are fixed; choices: none given")
         if bits not in self.BITS:
             raise ConfigError(f"quantiser {self.name}: {bits} bits; known: {', '.join(map(str, self.BITS))}")
         if per not in ("tensor", "row"):
@@ -49,7 +58,7 @@ class WeightQuantizer(nn.Module):
             raise ModelError(f"quantiser {self.name}: a weight of {weight.dtype}; scales need float32, call model.float() first")
         self.bits, self.per, self.row_dim, self.skip_zeros = bits, per, row_dim, skip_zeros
         self.high = 2 ** (bits - 1) - 1
-        self.low = -self.high
+        self.low = -self.high - int(self.IS_FULL if full_range is None else full_range)
         rows = range(weight.ndim) if per == "tensor" else (d for d in range(weight.ndim) if d != row_dim)
         self.dims = tuple(rows)  # those one scale spans
         self.count = weight.numel() if per == "tensor" else weight.numel() // weight.shape[row_dim]

@@ -57,6 +57,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # at the fewest bits only; the first t
     "gamma starts at 1": {"scale_init": "1.0"},
     "mean detached": {"detach_mean": True},
     "one scale a row": {"per": "row"},
+    "four levels at 2 bits": {"full_range": True},
+    "LSQ with three levels": {**SYSTEMS["LSQ"], "full_range": False},
 }
 RATES = ((1e-3, 1e-3), (2e-3, 1e-3), (1e-3, 1e-4))  # of weights and scales, tried with --tune
 TEXT = "The city was founded in the early years of the century , and its first bridge was built by a small company in 1904 ."

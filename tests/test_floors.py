@@ -10,19 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "adasearch"
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("architecture", "config", "errors", "files", "latency", "progress", "registry"),  # F0: plain data; knows no torch
-    ("cost", "gates", "objectives", "quantizers", "sparsity"),  # F1: tensors; knows no BERT
-    ("cell", "encoder", "member_cost", "operations", "shrink", "student", "supernet"),  # F2: modules; knows no task
+    ("architecture", "bit_widths", "config", "errors", "files", "latency", "progress", "quantgpt_config", "registry", "sweep_config", "tune_config"),  # F0: plain data; knows no torch
+    ("contrastive", "cost", "gates", "language_objectives", "objectives", "packing", "quantizers", "rounding", "sparsity", "weight_quantizer"),  # F1: tensors; knows no BERT
+    ("cell", "encoder", "low_bit", "low_bit_size", "member_cost", "operations", "packed_modules", "quantize_model", "shrink", "student", "supernet"),  # F2: modules; knows no task
     (
-        "augment", "calibration", "demo_assets", "labels", "metrics", "outputs", "sources", "space", "tables", "tasks", "teacher",
+        "augment", "calibration", "corpora", "demo_assets", "known_labels", "labels", "language", "language_task", "metrics", "outputs", "perplexity", "rouge", "sources", "space", "tables", "tasks", "teacher",
         "texts", "tokens", "transfer", "vocabulary", "student_vocabulary",
     ),  # F3: the problem
-    ("derive", "fit", "methods"),  # F4: the one loop and the methods (a folder stands for all its files)
+    ("derive", "distributed", "fit", "methods", "tracking"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
         "__init__", "__main__", "arguments", "baselines", "bench", "bench_ratios", "cold", "references", "speed_table", "streams", "table_files", "bundle", "canvas", "card", "cascade", "chunks", "classifier", "cli", "console", "curves", "draw",
         "environment", "evidence", "export", "finished", "formats", "honest", "honest_rows", "html", "html_charts", "html_tables", "inspect_run", "latency_bench", "latency_target", "layout", "markdown", "measure", "pipeline",
         "parts", "predict", "prepare", "prune", "prune_files", "report", "report_files", "svg", "graph_runtimes", "runtime_base", "runtimes", "torch_runtimes", "systems", "serve", "verbs", "verdict", "web", "web_page",
-        "deploy", "int8", "quantize", "quantize_texts", "trace",
+        "sweep", "sweep_engines", "sweep_jobs", "sweep_table", "quantgpt_plots", "quantgpt_report", "quantgpt_run", "deploy", "int8", "quantize", "quantize_texts", "trace", "trackers", "tune_plots", "tune_report", "tune_space", "tune_storage", "tune_study", "tune_trial",
     ),  # F5: the ways out
 )  # fmt: skip
 TOP = len(FLOORS) - 1

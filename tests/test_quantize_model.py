@@ -296,7 +296,7 @@ def test_masks_stack_below_the_quantiser() -> None:
     [
         ("2-2", {}, "expected weights-embeddings-activations"),
         ("2-2-8", {"quantizer": "best"}, "quantizer 'best'; known: dynamic_scale, min_max"),
-        ("2-2-8", {"gamma": 1.0}, "unknown setting 'gamma'; known: detach_mean, gamma_init, skip_zeros"),
+        ("2-2-8", {"gamma": 1.0}, "unknown setting 'gamma'; known: detach_mean, full_range, gamma_init, skip_zeros"),
         ("2-4-8", {"quantizer": "twn"}, "twn: 4 bits"),
         ("2-2-8", {"per": "column"}, "per 'column'"),
         ("2-2-8", {"activation_per": "batch"}, "activation_per 'batch'; known: token, tensor"),

@@ -89,6 +89,10 @@ class Method(nn.Module):
         logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return {"ce": task_loss(logits, batch["labels"], self.problem_type).mean()}
 
+    def weight(self, batch: Batch) -> float:
+        """How many things in this batch the loss is a mean over; examples. Processes that share a batch count with it."""
+        return len(batch["input_ids"])
+
     def measures(self, student: nn.Module) -> dict[str, Any]:
         """What the history should hold beside the loss, JSON-ready."""
         return {}

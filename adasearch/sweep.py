@@ -1,0 +1,200 @@
+"""``adasearch sweep``: many runs, each in its own folder, sharing teachers, started again when their process is lost.
+
+    <sweep>/prepared/<task>-<teacher>-<fingerprint>/   teacher and cache, made once before the runs that need them
+    <sweep>/runs/<name>/                               a run like any other; teacher and cache are links
+    <sweep>/logs/<name>.log                            what its process said
+    <sweep>/sweep.json, sweep_table.*                  how far everything is; the one table
+
+Trainings share the machine. Measurements do not: they come when all trainings are done, one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adasearch.config import check_choice
+from adasearch.errors import ConfigError
+from adasearch.files import write_json
+from adasearch.honest import commit
+from adasearch.operations import Operation
+from adasearch.pipeline import check, check_settings
+from adasearch.progress import Progress
+from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
+from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
+from adasearch.sweep_jobs import Job
+from adasearch.sweep_table import write_sweep_table
+from adasearch.table_files import FORMATS
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep's folder, its table as Markdown, and the error of every run that failed, by name."""
+
+    folder: Path
+    table: str
+    failed: dict[str, str]
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
+    """Do all runs, those that are finished excepted, and write the table of them.
+
+    Raises ``ConfigError`` or ``DataError`` before anything starts. What goes wrong later is in ``Swept.failed``.
+    """
+    progress = progress or Progress()
+    workers, threads = check_sweep(config, cores_here())
+    for index, name in enumerate(config.formats):
+        check_choice(f"formats[{index}]", name, FORMATS)
+    if config.engine == "ray":
+        check_ray()
+    runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, threads=threads)) for run in plan(config)]
+    _check_runs(config, runs, progress)
+    with _locked(config.folder):
+        board = Board(config, runs, progress)
+        engine: Engine = LocalEngine(threads) if config.engine == "local" else RayEngine(config.address, threads, workers)
+        try:
+            width = workers if config.engine == "local" else len(runs)
+            if width > 1:
+                board.perform(engine, [*_preparations(config, runs), *_jobs(config, runs, "train")], width)
+            board.perform(engine, [*_preparations(config, runs), *_jobs(config, runs, "measure")], 1)
+        finally:
+            engine.close()
+        finished = [run for run in runs if board.records[run.name]["status"] == "done"]
+        table, _ = write_sweep_table(finished, config.folder, config.formats)
+        failed = {run.name: board.records[run.name]["error"] for run in runs if run not in finished}
+    for name, error in failed.items():
+        progress.warning(f"{name} failed: {error}")
+    return Swept(config.folder, table, failed)
+
+
+def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progress) -> None:
+    """Everything that can be known of any run before the first starts; each task's data are read once."""
+    progress.stage("check", len(runs))
+    seen: set[tuple[str, str]] = set()
+    for done, run in enumerate(runs):
+        try:
+            check_settings(run.config)
+            shared = preparation(run.config, config.folder)
+            check_settings(shared)
+            if (run.prepared, run.config.space) not in seen:
+                check(run.config, cache=Path(shared.output_dir) / "cache")
+        except ConfigError as error:
+            raise ConfigError(f"{run.name}: {error}") from error
+        seen.add((run.prepared, run.config.space))
+        progress.step(done + 1)
+
+
+def _user_modules() -> tuple[str, ...]:
+    """Files that define operations and are not ours: a worker imports them as this process has."""
+    found, classes = [], [Operation]
+    while classes:
+        classes += (cls := classes.pop()).__subclasses__()
+        found += [] if cls.__module__.startswith("adasearch.") else [cls.__module__]
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(set(found) - {"__main__", "__mp_main__"}))
+    return tuple(str(Path(file).resolve()) for file in files if file)
+
+
+def _preparations(config: SweepConfig, runs: Sequence[SweepRun]) -> list[Job]:
+    """One for each teacher and task."""
+    shared = {run.prepared: preparation(run.config, config.folder) for run in runs}
+    return [_job(config, name, "prepare", settings, None) for name, settings in shared.items()]
+
+
+def _jobs(config: SweepConfig, runs: Sequence[SweepRun], kind: str) -> list[Job]:
+    return [_job(config, run.name, kind, run.config, config.folder / "prepared" / run.prepared) for run in runs]
+
+
+def _job(config: SweepConfig, name: str, kind: str, settings: Any, needs: Path | None) -> Job:
+    return Job(name, kind, settings, needs, _user_modules(), Path.cwd(), config.folder / "logs" / f"{name}.log")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second sweep out of the folder; the lock goes with this process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"output_dir: another sweep is at work in {folder}; choices: wait for it, or another --output_dir") from None
+        yield
+
+
+class Board:
+    """How far every run is, kept in sweep.json; starts jobs, and starts them again when they are lost."""
+
+    def __init__(self, config: SweepConfig, runs: Sequence[SweepRun], progress: Progress):
+        self.config, self.progress = config, progress
+        empty = {"status": "waiting", "attempts": 0, "lost": 0, "seconds": 0.0, "error": None}
+        self.records: dict[str, dict[str, Any]] = {job.name: {"is_preparation": True, **empty} for job in _preparations(config, runs)}
+        for run in runs:
+            facts = {"task": run.config.task, "teacher": run.config.teacher, "budget": run.budget, "seed": run.config.seed}
+            self.records[run.name] = {**facts, "prepared": run.prepared, "folder": run.config.output_dir, **empty}
+
+    def perform(self, engine: Engine, jobs: Sequence[Job], width: int) -> None:
+        """Do the jobs, at most ``width`` at a time, each after what it needs; what has failed is not tried again."""
+        waiting = [job for job in jobs if self.records[job.name]["status"] != "failed" and not self._was_done(job)]
+        running: dict[Any, tuple[Job, float]] = {}
+        total = len(waiting)
+        self.progress.stage("sweep" if width > 1 else "sweep, one at a time", total)
+        try:
+            while waiting or running:
+                waiting = [job for job in waiting if not self._is_lost_cause(job)]
+                for job in [job for job in waiting if self._is_ready(job)][: width - len(running)]:
+                    waiting.remove(job)
+                    running[engine.start(job)] = job, time.monotonic()
+                    self._note(job, "running", attempts=self.records[job.name]["attempts"] + 1)
+                for handle, outcome in engine.ended([*running]) if running else []:
+                    job, began = running.pop(handle)
+                    seconds = self.records[job.name]["seconds"] + time.monotonic() - began
+                    if outcome.is_lost and self.records[job.name]["attempts"] <= self.config.retries:
+                        self.progress.warning(f"{job.kind} {job.name}: {outcome.error}; it is started again")
+                        waiting.insert(0, job)
+                        self._note(job, "waiting", seconds=seconds, lost=self.records[job.name]["lost"] + 1)
+                    elif outcome.error is not None:
+                        self.progress.warning(f"{job.kind} {job.name}: {outcome.error}")
+                        self._note(job, "failed", seconds=seconds, error=outcome.error)
+                    else:
+                        self._end(job, seconds)
+                    self.progress.step(total - len(waiting) - len(running), running=len(running), last=job.name)
+        except BaseException:
+            engine.stop([*running])
+            raise
+
+    def _was_done(self, job: Job) -> bool:
+        if job.is_done:
+            self._end(job, self.records[job.name]["seconds"])
+        return job.is_done
+
+    def _is_ready(self, job: Job) -> bool:
+        return job.needs is None or self.records[job.needs.name]["status"] == "done"
+
+    def _is_lost_cause(self, job: Job) -> bool:
+        """Whether what it needs has failed; it has then failed too."""
+        if job.needs is None or self.records[job.needs.name]["status"] != "failed":
+            return False
+        self._note(job, "failed", error=f"its preparation failed: {self.records[job.needs.name]['error']}")
+        return True
+
+    def _end(self, job: Job, seconds: float) -> None:
+        """A trained run is not done: it has to be measured, and its attempts at that are counted anew."""
+        self._note(job, *(("trained",) if job.kind == "train" else ("done",)), seconds=seconds, attempts=0)
+
+    def _note(self, job: Job, status: str, **facts: Any) -> None:
+        self.records[job.name] |= {"status": status, **facts}
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_json(self.config.folder / "sweep.json", {"command": command, "commit": commit(), "runs": self.records})

@@ -1,0 +1,209 @@
+"""A sweep's settings, and the runs they mean: tasks x teachers x budgets x seeds, or runs written out one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, check_choice, check_range, to_dict
+from adasearch.errors import ConfigError
+from adasearch.files import fingerprint
+
+ENGINES = ("local", "ray")
+BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``
+# what the teacher, its texts and its labels do not depend on: runs that differ here alone share them
+AFTER_PREPARATION: dict[str, Any] = {
+    "space": "adasearch", "architecture": None, "controls": [], "seeds": None, "search": SearchConfig(), "distill": DistillConfig(),
+    "retrain": RetrainConfig(), "bench": BenchConfig(), "report_to": "none",
+}  # fmt: skip
+
+
+@dataclass
+class SweepConfig(RunConfig):
+    """Many runs that share teachers, with one table at the end.
+
+    The settings of `adasearch run` are those of every run, but for what is listed here.
+
+    Args:
+        tasks: tasks, each as in ``task``; that one alone when empty.
+        teachers: teachers, each as in ``teacher``; that one alone when empty.
+        latency_target_ms: a run for each, with this search.latency_target_ms.
+        target_macs: a run for each, with this search.target_macs.
+        target_params: a run for each, with this search.target_params.
+        beta: a run for each, with this search.beta.
+        seeds: a run for each, search and student alike; ``seed`` alone when absent.
+        runs: runs written out, each a mapping of settings of `adasearch run` that differ, and ``name``; alone, or beside the
+            product of the lists above where ``tasks`` has any.
+        output_dir: folder of the sweep; ``runs/sweep`` when absent.
+        workers: runs at a time on this machine; as many as the cores allow with ``threads`` each when absent.
+        threads: threads of each run; the cores divided by the workers when absent.
+        retries: how often a run is started again after its process was lost.
+        engine: local (processes on this machine) or ray.
+        address: with ray: of the cluster; auto finds a running one, local starts one on this machine.
+        formats: of the table: md, csv, latex, png.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    teachers: list[str] = field(default_factory=list)
+    latency_target_ms: list[float] = field(default_factory=list)
+    target_macs: list[float] = field(default_factory=list)
+    target_params: list[float] = field(default_factory=list)
+    beta: list[float] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    workers: int | None = None
+    retries: int = 2
+    engine: str = "local"
+    address: str = "auto"
+    formats: list[str] = field(default_factory=lambda: ["md", "csv", "latex", "png"])
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep lies."""
+        return Path(self.output_dir or Path("runs") / "sweep")
+
+    @property
+    def base(self) -> RunConfig:
+        """What all runs have in common; one value for what comes before the search, so that it can be shared."""
+        common = {key.name: getattr(self, key.name) for key in dataclasses.fields(RunConfig)}
+        return RunConfig(**{**common, "seeds": None, "data_seed": self.seed_of_data, "quiet": True})
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep. ``prepared`` is the name of the preparation it needs."""
+
+    name: str
+    config: RunConfig
+    prepared: str
+
+    @property
+    def budget(self) -> str:
+        """What its search may spend, as text."""
+        search = self.config.search
+        if search.latency_target_ms is not None:
+            return f"{search.latency_target_ms:g} ms"
+        if not search.is_constrained:
+            return f"beta {search.beta:g}"
+        spent = ((search.target_macs, "MACs"), (search.target_params, "parameters"))
+        return ", ".join(f"{_short(value)} {unit}" for value, unit in spent if value)
+
+
+def check_sweep(config: SweepConfig, cores: int) -> tuple[int, int]:
+    """Workers and threads each, on a machine of so many cores. Raises ``ConfigError`` for what can be wrong by itself."""
+    check_choice("engine", config.engine, ENGINES)
+    check_range("retries", config.retries, 0, 100)
+    if config.seeds is not None and not config.seeds:
+        raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
+    for name in ("workers", "threads"):
+        check_range(name, getattr(config, name) or 1, 1, 1 << 16)
+    if len(config.tasks) > 1 and (config.train_file or config.architecture):
+        name = "train_file" if config.train_file else "architecture"
+        raise ConfigError(f"tasks: {' '.join(config.tasks)}: {name} is one task's; choices: one task, or a {name} for each in `runs` of a --config file")
+    threads = config.threads or max(1, cores // (config.workers or cores))
+    workers = config.workers or max(1, cores // threads)
+    if config.engine == "local" and workers * threads > cores:
+        raise ConfigError(
+            f"workers, threads: {workers} workers of {threads} threads are {workers * threads} on {cores} cores;"
+            f" choices: a product of {cores} or less"
+        )
+    return workers, threads
+
+
+def plan(config: SweepConfig) -> list[SweepRun]:
+    """Every run of the sweep, its folder named. Raises ``ConfigError`` for settings that do not exist and equal names."""
+    found: list[tuple[str, RunConfig]] = []
+    if config.tasks or not config.runs:
+        found += _product(config)
+    for index, changes in enumerate(config.runs):
+        where = f"runs[{index}]"
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"{where}: {changes!r} is no mapping of settings")
+        changed = override(config.base, {key: value for key, value in changes.items() if key != "name"}, where)
+        found.append((str(changes.get("name", f"{_slug(changed.task)}-{index + 1}")), changed))
+    runs: dict[str, SweepRun] = {}
+    for name, run in found:
+        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+            raise ConfigError(f"runs: name {name!r} is no name of a folder; choices: letters, digits, and . _ + - behind the first")
+        if name in runs:
+            raise ConfigError(f"runs: two runs are named {name!r}; choices: values that differ, or a `name` for each of `runs`")
+        runs[name] = SweepRun(name, dataclasses.replace(run, output_dir=str(config.folder / "runs" / name)), preparation_name(run))
+    return [*runs.values()]
+
+
+def _product(config: SweepConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Tasks x teachers x budgets x seeds, named after them."""
+    budgets = [(kind, value) for kind in BUDGETS for value in getattr(config, kind)] or [(None, None)]
+    seeds = [config.seed] if config.seeds is None else config.seeds
+    for task, teacher, (kind, value), seed in itertools.product(
+        config.tasks or [config.task], config.teachers or [config.teacher], budgets, seeds
+    ):
+        search = config.search
+        if kind is not None:
+            efficiency = {"target_macs": "constraint", "target_params": "constraint", "beta": "penalty"}
+            search = dataclasses.replace(search, **{kind: value, "efficiency": efficiency.get(kind, search.efficiency)})
+        budget = [] if kind is None else [f"{kind.removeprefix('target_').removesuffix('_target_ms')}{_short(value)}"]
+        name = "-".join([_slug(task), _slug(teacher), *budget, f"seed{seed}"])
+        yield name, dataclasses.replace(config.base, task=task, teacher=teacher, search=search, seed=seed)
+
+
+def preparation(run: RunConfig, folder: Path) -> RunConfig:
+    """The run that makes what ``run`` shares with its like: teacher, texts, labels."""
+    name = preparation_name(run)
+    shared = {**AFTER_PREPARATION, "seed": run.seed_of_data, "output_dir": str(folder / "prepared" / name)}
+    return dataclasses.replace(run, **shared)
+
+
+def preparation_name(run: RunConfig) -> str:
+    """Equal for runs that can share a preparation: task, teacher, and a fingerprint of all that it depends on."""
+    free = ("output_dir", "seed", "threads", "evaluate", "checkpoint_seconds", "quiet", "report_examples", *AFTER_PREPARATION)
+    settings = {key: value for key, value in to_dict(run).items() if key not in free}
+    return f"{_slug(run.task)}-{_slug(run.teacher)}-{fingerprint(settings)[:8]}"
+
+
+def override(config: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """A copy of a settings' dataclass with some changed, nested or with dots. Raises ``ConfigError`` with the place."""
+    hints, nested = typing.get_type_hints(type(config)), {}
+    for key, value in changes.items():
+        first, _, rest = str(key).partition(".")
+        if first not in hints:
+            raise ConfigError(f"{where}: unknown setting {first!r}; choices: {', '.join(hints)}")
+        old = getattr(config, first)
+        if dataclasses.is_dataclass(old):
+            inner = {rest: value} if rest else value
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{where}.{first}: {value!r} does not fit; expected a mapping of settings")
+            nested[first] = override(nested.get(first, old), inner, f"{where}.{first}")
+        elif rest or not _fits(value, hints[first]):
+            raise ConfigError(f"{where}.{key}: {value!r} does not fit; expected {hints[first]}")
+        else:
+            nested[first] = value
+    return dataclasses.replace(config, **nested)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from YAML is of a setting's type; a whole number is also a float, true is no number."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in inner)
+    if origin is list:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(item, inner[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _slug(name: str) -> str:
+    """The end of a name or path, as a part of a folder's name."""
+    return re.sub(r"[^\w.]+", "_", name.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "_"
+
+
+def _short(value: float) -> str:
+    """``3e6``, ``0.5``, ``4``."""
+    return re.sub(r"e\+0*", "e", f"{value:g}")

@@ -1,0 +1,56 @@
+"""``report_to``: the trackers of a run, started and ended. They write below the run's folder and nowhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from adasearch.config import RunConfig, to_dict
+from adasearch.errors import ConfigError
+from adasearch.tracking import numbers
+
+# Where a tracker keeps what it does not send: unset, all of these lie in the home folder. wandb's own offline mode is the
+# user's to ask for (WANDB_MODE=offline).
+FOLDERS = {
+    "tensorboard": (),
+    "trackio": ("TRACKIO_DIR",),
+    "wandb": ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"),
+}
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"report_to: {name!r} is not installed; pip install {name}, or 'adasearch[tracking]' for tensorboard")
+
+
+def start_trackers(config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
+    """Give the accelerator the trackers of ``config.report_to``, with the run's settings told; they write to ``folder/tracking``."""
+    accelerator.trackers.clear()
+    if not config.trackers or not accelerator.is_main_process:
+        return
+    where = folder / "tracking"
+    where.mkdir(parents=True, exist_ok=True)
+    for name in config.trackers:
+        for variable in FOLDERS[name]:
+            os.environ.setdefault(variable, str(where.resolve()))
+    accelerator.project_configuration.logging_dir = str(where)  # several runs of one process share the accelerator
+    accelerator.log_with = list(config.trackers)
+    accelerator.init_trackers(f"adasearch-{config.task.replace('/', '-').replace(':', '-')}")
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log({"settings": yaml.safe_dump(to_dict(config), sort_keys=False)})
+        else:
+            tracker.store_init_configuration(dict(numbers(to_dict(config))))
+
+
+def stop_trackers(accelerator: Accelerator) -> None:
+    """Let the trackers write what they still hold. (``Accelerator.end_training`` would also end a process group.)"""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers.clear()

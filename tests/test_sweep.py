@@ -1,0 +1,270 @@
+"""Sweeps: the runs that settings mean, workers that are killed, runs that fail, what is shared, what is done already."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_task import tiny_run, write_csv
+
+from adasearch.config import RetrainConfig, RunConfig, SearchConfig
+from adasearch.errors import ConfigError, DataError
+from adasearch.files import read_json
+from adasearch.pipeline import run
+from adasearch.progress import Progress
+from adasearch.sweep import sweep
+from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
+from adasearch.sweep_engines import LocalEngine
+from adasearch.sweep_jobs import Job, link_preparation, perform
+
+
+def settings(folder: Path, **changes: Any) -> SweepConfig:
+    """A sweep over the tiny task that takes seconds."""
+    base = tiny_run(folder, controls=["student_no_kd"], checkpoint_seconds=0.0, transfer=dataclasses.replace(tiny_run(folder).transfer, size=20))
+    fields = {key.name: getattr(base, key.name) for key in dataclasses.fields(RunConfig)}
+    return SweepConfig(**{**fields, "output_dir": str(folder / "sweep"), "workers": 1, "threads": 1, "formats": ["md", "csv"], **changes})
+
+
+class KillsOnce(threading.Thread):
+    """Kills a run's process as soon as it has saved a checkpoint of a stage."""
+
+    def __init__(self, folder: Path, name: str, stage: str):
+        super().__init__(daemon=True)
+        self.checkpoint = folder / "sweep" / "runs" / name / stage / "checkpoint.pt"
+        self.worker = folder / "sweep" / "logs" / f"{name}.worker.json"
+        self.has_killed = False
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 600  # a busy machine takes its time
+        while not self.has_killed and time.monotonic() < deadline:
+            if self.checkpoint.exists():
+                os.kill(read_json(self.worker)["pid"], signal.SIGKILL)
+                self.has_killed = True
+            time.sleep(0.001)
+
+
+class Listens(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Listens]:
+    """Three runs: one is killed while it trains, one cannot meet its budget, one is as it should be."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = settings(
+        folder, beta=[4.0], retrain=RetrainConfig(steps=60, batch_size=16),
+        runs=[{"name": "hopeless", "search": {"efficiency": "constraint", "target_macs": 1.0}}], tasks=["tiny"], seeds=[1],
+    )  # fmt: skip
+    kills, listens = KillsOnce(folder, "tiny-encoder-beta4-seed1", "work/student-1"), Listens()
+    kills.start()
+    found = sweep(config, listens)
+    assert kills.has_killed
+    return folder, (config, found), listens
+
+
+def test_a_killed_worker_s_run_ends_with_the_weights_of_an_undisturbed_one(swept: tuple, tmp_path: Path) -> None:
+    folder, (config, found), listens = swept
+    assert any("killed by signal 9; it is started again" in text for text in listens.said)
+    record = read_json(found.folder / "sweep.json")["runs"]["tiny-encoder-beta4-seed1"]
+    assert (record["status"], record["lost"], record["budget"]) == ("done", 1, "beta 4")
+    base = dataclasses.replace(config.base, output_dir=str(tmp_path / "alone"), seed=1, checkpoint_seconds=60.0)
+    alone = load_file(run(base) / "student" / "model.safetensors")
+    disturbed = load_file(folder / "sweep" / "runs" / "tiny-encoder-beta4-seed1" / "student" / "model.safetensors")
+    assert alone.keys() == disturbed.keys() and all(torch.equal(alone[name], disturbed[name]) for name in alone)
+
+
+def test_a_run_that_fails_stops_no_other_and_is_named_with_its_error(swept: tuple) -> None:
+    _, (_, found), listens = swept
+    assert [*found.failed] == ["hopeless"] and "search.target_macs: 1 cannot be reached" in found.failed["hopeless"]
+    assert listens.said[-1].startswith("hopeless failed: search.target_macs")
+    assert "\n" not in found.failed["hopeless"]
+    log = (found.folder / "logs" / "hopeless.log").read_text()
+    assert "error: search.target_macs" in log
+
+
+def test_teacher_and_cache_are_made_once_and_linked(swept: tuple) -> None:
+    folder, _, _ = swept
+    prepared = [*(folder / "sweep" / "prepared").iterdir()]
+    assert len(prepared) == 1
+    for name in ("tiny-encoder-beta4-seed1", "hopeless"):
+        own = folder / "sweep" / "runs" / name
+        assert (own / "teacher").is_symlink() and (own / "teacher").resolve() == (prepared[0] / "teacher").resolve()
+        assert not os.readlink(own / "teacher").startswith("/"), "a sweep that is moved as a whole stays whole"
+        labels = [*own.glob("cache/teacher-????????????????.npy")]
+        assert labels and all(path.is_symlink() for path in labels)
+        assert "fine-tune" not in (folder / "sweep" / "logs" / f"{name}.log").read_text()
+
+
+def test_the_table_has_a_budget_and_every_system_once(swept: tuple) -> None:
+    _, (_, found), _ = swept
+    lines = (found.folder / "sweep_table.csv").read_text().splitlines()
+    assert lines[0].startswith("task,teacher,budget,system,seeds") and len(lines) == 1 + 3
+    report = read_json(found.folder / "runs" / "tiny-encoder-beta4-seed1" / "report.json")
+    by_system = {row["system"]: row for row in csv.DictReader(lines)}
+    for system in report["systems"]:
+        assert float(by_system[system["name"]]["score"]) == system["score_mean"], system["name"]
+    assert "| beta 4 | student" in found.table.replace("\\", "") and (found.folder / "sweep_table.md").read_text() == found.table
+
+
+def test_the_same_sweep_again_does_only_what_failed(swept: tuple) -> None:
+    folder, (config, _), _ = swept
+    student = folder / "sweep" / "runs" / "tiny-encoder-beta4-seed1" / "student" / "model.safetensors"
+    before, log = student.stat().st_mtime_ns, (folder / "sweep" / "logs" / "tiny-encoder-beta4-seed1.log").read_text()
+    again = sweep(config)
+    assert [*again.failed] == ["hopeless"] and student.stat().st_mtime_ns == before
+    assert (folder / "sweep" / "logs" / "tiny-encoder-beta4-seed1.log").read_text() == log
+    with pytest.raises(ConfigError, match="tiny-encoder-beta4-seed1: output_dir: .* holds a run with other settings"):
+        sweep(dataclasses.replace(config, retrain=RetrainConfig(steps=61, batch_size=16)))
+
+
+def test_plan_is_the_product_and_names_every_run() -> None:
+    config = SweepConfig(tasks=["sst2", "owner/rte"], teachers=["demo", "a/bert"], target_macs=[3e6], beta=[0.5], seeds=[1, 2])
+    runs = plan(config)
+    assert len(runs) == 2 * 2 * 2 * 2 and len({item.name for item in runs}) == 16
+    first = next(item for item in runs if item.name == "rte-bert-macs3e6-seed2")
+    assert (first.config.task, first.config.teacher, first.config.seed, first.config.data_seed) == ("owner/rte", "a/bert", 2, 42)
+    assert first.config.search.efficiency == "constraint" and first.budget == "3e6 MACs"
+    other = next(item for item in runs if item.name == "rte-bert-beta0.5-seed1")
+    assert other.config.search == SearchConfig(beta=0.5) and other.budget == "beta 0.5"
+    assert first.prepared == other.prepared and len({item.prepared for item in runs}) == 4
+    assert config.search == SearchConfig() and first.config.seeds is None
+
+
+def test_runs_share_a_preparation_only_where_it_is_the_same() -> None:
+    base = SweepConfig(tasks=["sst2"]).base
+    name = preparation_name(base)
+    for same in ({"seed": 9}, {"space": "adabert"}, {"threads": 3}, {"search": SearchConfig(beta=9.0)}, {"seeds": [3]}):
+        assert preparation_name(dataclasses.replace(base, **same)) == name, same
+    for other in ({"data_seed": 9}, {"max_seq_length": 64}, {"max_steps": 5}, {"transfer": dataclasses.replace(base.transfer, size=7)}):
+        assert preparation_name(dataclasses.replace(base, **other)) != name, other
+
+
+def test_explicit_runs_change_nested_settings() -> None:
+    config = SweepConfig(runs=[{"name": "a", "task": "rte", "search.beta": 2}, {"task": "mrpc", "transfer": {"size": 0}}])
+    a, b = plan(config)
+    assert (a.name, a.config.task, a.config.search.beta) == ("a", "rte", 2) and (b.name, b.config.transfer.size) == ("mrpc-2", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"workers": 3, "threads": 2}, "3 workers of 2 threads are 6 on 4 cores; choices: a product of 4 or less"),
+        ({"seeds": []}, "seeds: the list is empty"),
+        ({"engine": "slurm"}, "engine: 'slurm' is not known; choices: local, ray"),
+        ({"workers": 0, "retries": -1}, "retries: -1 is out of range"),
+        ({"tasks": ["a", "b"], "train_file": "x.csv"}, "tasks: a b: train_file is one task's"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_sweep(SweepConfig(**changes), cores=4)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tasks": ["sst2"], "seeds": [1, 1]}, "two runs are named 'sst2-demo-seed1'"),
+        ({"tasks": ["x/rte", "y/rte"]}, "two runs are named 'rte-demo-seed42'"),
+        ({"runs": [{"name": "../x"}]}, "'../x' is no name of a folder"),
+        ({"runs": [{"serch": 1}]}, "runs[0]: unknown setting 'serch'; choices: task,"),
+        ({"runs": [{"search": {"bta": 1}}]}, "runs[0].search: unknown setting 'bta'"),
+        ({"runs": [{"search": {"beta": "much"}}]}, "runs[0].search.beta: 'much' does not fit"),
+        ({"runs": ["sst2"]}, "runs[0]: 'sst2' is no mapping"),
+    ],
+)
+def test_bad_runs_are_refused(changes: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan(SweepConfig(**changes))
+    assert says in str(error.value)
+
+
+def test_workers_and_threads_share_the_cores() -> None:
+    assert check_sweep(SweepConfig(), 8) == (8, 1)
+    assert check_sweep(SweepConfig(workers=3), 8) == (3, 2)
+    assert check_sweep(SweepConfig(threads=4), 8) == (2, 4)
+    assert check_sweep(SweepConfig(engine="ray", workers=50, threads=4), 8) == (50, 4)
+
+
+@pytest.mark.parametrize("value, fits", [(True, False), (1, True), ("1", False), (None, False)])
+def test_types_of_explicit_settings(value: Any, fits: bool) -> None:
+    if fits:
+        assert override(RunConfig(), {"seed": value}, "x").seed == value
+        return
+    with pytest.raises(ConfigError, match="x.seed"):
+        override(RunConfig(), {"seed": value}, "x")
+
+
+def test_an_unknown_task_among_several_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    good = {"name": "good", "train_file": write_csv(tmp_path / "a.csv", 40, 1)}
+    config = settings(tmp_path, runs=[good, {"name": "bad", "train_file": str(tmp_path / "none.csv")}])
+    with pytest.raises((ConfigError, DataError), match="none.csv"):
+        sweep(config)
+    assert not (tmp_path / "sweep" / "sweep.json").exists()
+
+
+def test_a_second_sweep_stays_out_of_the_folder(tmp_path: Path) -> None:
+    import fcntl
+
+    config = settings(tmp_path)
+    config.folder.mkdir()
+    with open(config.folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another sweep is at work"):
+            sweep(config)
+
+
+def test_links_leave_alone_what_a_run_has_and_writing_leaves_alone_what_is_shared(tmp_path: Path) -> None:
+    from adasearch.files import write_text
+
+    prepared, own = tmp_path / "prepared" / "p", tmp_path / "runs" / "r"
+    for name in ("a.npy", "b.npy", ".c.partial"):
+        write_text(prepared / "cache" / name, "shared")
+    write_text(own / "cache" / "a.npy", "own")
+    link_preparation(prepared, own)
+    link_preparation(prepared, own)
+    assert sorted(path.name for path in (own / "cache").iterdir()) == ["a.npy", "b.npy"]
+    assert (own / "cache" / "a.npy").read_text() == "own" and (own / "cache" / "b.npy").read_text() == "shared"
+    write_text(own / "cache" / "b.npy", "mine")
+    assert (prepared / "cache" / "b.npy").read_text() == "shared"
+
+
+def test_a_fault_of_our_own_is_a_line_and_a_traceback_in_the_log(tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny_run(tmp_path), transfer=None)
+    found = perform(Job("x", "prepare", config, None, (), Path.cwd(), tmp_path / "x.log"))
+    assert found.error.startswith("AttributeError") and "Traceback" in (tmp_path / "x.log").read_text()
+    assert not found.is_lost
+
+
+def test_ray_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else found(name, *rest))
+    with pytest.raises(ConfigError, match=r"pip install 'adasearch\[ray\]', or --engine local"):
+        sweep(settings(tmp_path, engine="ray"))
+
+
+def test_sweep_json_is_what_a_script_can_read(swept: tuple) -> None:
+    _, (_, found), _ = swept
+    data = json.loads((found.folder / "sweep.json").read_text())
+    assert {"command", "commit", "runs"} <= data.keys()
+    assert {record["status"] for record in data["runs"].values()} == {"done", "failed"}
+    assert sum(record.get("is_preparation", False) for record in data["runs"].values()) == 1
+    assert isinstance(LocalEngine, type) and isinstance(SweepRun, type)

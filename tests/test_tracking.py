@@ -1,0 +1,66 @@
+"""What a run reports to a tracker is its history, number by number; nothing is written elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tiny_task import tiny_run
+
+from adasearch.config import RunConfig, SearchConfig, validate
+from adasearch.errors import ConfigError
+from adasearch.pipeline import search
+from adasearch.trackers import check_trackers
+from adasearch.tracking import numbers
+
+REQUIRED = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs the extra 'tracking'")
+
+
+def test_numbers_are_named_by_their_path() -> None:
+    record = {"step": 3, "terms": {"kd": 0.5}, "phase": "warmup", "is_warm": True, "deep": {"a": {"b": 1}}}
+    assert dict(numbers(record)) == {"step": 3, "terms/kd": 0.5, "deep/a/b": 1}
+
+
+@REQUIRED
+def test_tensorboard_shows_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    config = tiny_run(tmp_path, report_to="tensorboard", search=SearchConfig(steps=6, batch_size=16, candidates=1))
+    folder = search(config).parent
+    (events,) = (tmp_path / "run" / "tracking").rglob("events.*")
+    shown = EventAccumulator(str(events.parent)).Reload()
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for name in ("loss", "terms/kd", "temperature", "operations/conv3"):
+        wanted = [(record["step"], dict(numbers(record))[name]) for record in history]
+        found = [(event.step, event.value) for event in shown.Scalars(f"search/{name}")]
+        assert [step for step, _ in found] == [step for step, _ in wanted]
+        assert all(math.isclose(a, b, rel_tol=1e-6) for (_, a), (_, b) in zip(found, wanted)), "float32"
+    assert {tag.partition("/")[0] for tag in shown.Tags()["scalars"]} == {"search", "teacher"}
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("report_to", "says"),
+    [("mlflow", "'mlflow' is not known; choices: tensorboard, trackio, wandb"), (["none", "wandb"], "'none' is not known")],
+)
+def test_an_unknown_tracker_is_refused(report_to: str | list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match="report_to") as error:
+        validate(RunConfig(report_to=report_to))
+    assert says in str(error.value)
+
+
+def test_reporting_to_none_is_no_tracker() -> None:
+    assert RunConfig().trackers == RunConfig(report_to=["none"]).trackers == []
+    assert RunConfig(report_to=["wandb", "tensorboard", "wandb"]).trackers == ["wandb", "tensorboard"]
+
+
+@pytest.mark.parametrize("name", [name for name in ("trackio", "wandb") if importlib.util.find_spec(name) is None])
+def test_a_tracker_that_is_not_installed_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"report_to: '{name}' is not installed; pip install {name}"):
+        check_trackers(RunConfig(report_to=name))
