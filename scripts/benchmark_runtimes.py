@@ -30,7 +30,7 @@ from adasearch.measure import hardware
 
 def teacher_of(run: Path) -> Path:
     """The teacher's folder: the run's own, or the one it was given."""
-    return run / "teacher" if (run / "teacher").is_dir() else Path(read_json(run / "run.json")["teacher"])
+    return run / "teacher" if (run / "teacher").is_dir() else Path(read_json(run / "run.json")["config"]["teacher"])
 
 
 def main() -> None:

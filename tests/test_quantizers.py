@@ -109,6 +109,26 @@ def plain_dynamic_scale(weight: Tensor, gamma: Tensor, bits: int, dims: tuple[in
     return alpha * (u + (u.round() - u).detach()) / k
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_range_is_full_or_even_as_asked(name: str, bits: int) -> None:
+    weight, slope = a_weight(), torch.randn(6, 40)
+    for is_full in (False, True):
+        quantizer = make(name, weight, bits, full_range=is_full)
+        high, low = 2 ** (bits - 1) - 1, -(2 ** (bits - 1)) + (not is_full)
+        learned = getattr(quantizer, LEARNED[name])
+        least = torch.minimum(weight.max(), -weight.min())
+        learned.data *= least / 4 / high / quantizer.scale(weight).detach()  # so that weights are beyond both ends
+        integers, scale = quantizer.integers(weight)
+        assert (integers.min(), integers.max()) == (low, high) and torch.equal(integers * scale, quantizer(weight))
+        (quantizer(weight) * slope).sum().backward()
+        ratio = weight / scale
+        inside = (ratio > low) & (ratio < high)
+        change = torch.where(inside, (ratio.round() - ratio) * (name != "pact"), ratio.clamp(low, high).round())
+        chain = float(scale / learned.detach()) / (math.sqrt(weight.numel() * high) if name == "lsq" else 1)
+        assert learned.grad.item() == pytest.approx(float((change * slope).sum()) * chain, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize("detach_mean", [False, True])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @every_row

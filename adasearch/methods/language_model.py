@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from adasearch.config import FitConfig
 from adasearch.language import language_logits
-from adasearch.language_objectives import next_token_loss
+from adasearch.language_objectives import UNSCORED, next_token_loss
 from adasearch.methods.base import Batch, Method
 
 
@@ -19,3 +19,7 @@ class LanguageModel(Method):
     def loss(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits_BLV = language_logits(student, batch)
         return {"ce": next_token_loss(logits_BLV, batch["labels"], is_shifted=student.config.is_encoder_decoder)}
+
+    def weight(self, batch: Batch) -> float:
+        """Gold tokens: the loss is a mean over them, not over texts."""
+        return int((batch["labels"] != UNSCORED).sum())

@@ -134,6 +134,10 @@ class QuantGpt(Method):
             return batch["input_ids"][mask_BL]
         return shift_right(batch["labels"], config.decoder_start_token_id, config.pad_token_id)[mask_BL]
 
+    def weight(self, batch: Batch) -> float:
+        """Taught tokens: every term is a mean over them, not over texts."""
+        return int((batch["labels"] != UNSCORED).sum())
+
     def measures(self, student: PreTrainedModel) -> dict[str, Any]:
         """Learned scales by module (the mean of several), and how much of the bank is filled."""
         measured: dict[str, Any] = {}
