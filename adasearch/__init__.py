@@ -32,6 +32,8 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "prune_vocabulary": "adasearch.prune:prune_vocabulary",
     "bench_folders": "adasearch.bench:bench_folders",
     "best_ratios": "adasearch.bench_ratios:best_ratios",
+    "warm": "adasearch.warm_run:warm",
+    "WarmConfig": "adasearch.warm_config:WarmConfig",
     "tune": "adasearch.tune_study:tune",
     "TuneConfig": "adasearch.tune_config:TuneConfig",
     "speed_tables": "adasearch.speed_table:speed_tables",
@@ -40,14 +42,30 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "load_low_bit": "adasearch.low_bit:load_low_bit",
     "size_table": "adasearch.low_bit_size:size_table",
     "LatencyTable": "adasearch.latency:LatencyTable",
+    "pretrain_sparse": "adasearch.sparse_pretraining_run:pretrain_sparse",
+    "SparsePretrainingConfig": "adasearch.prune_ofa_config:SparsePretrainingConfig",
+    "attach_masks": "adasearch.sparse_model:attach_masks",
+    "lock_pattern": "adasearch.sparse_model:lock_pattern",
+    "sparsity_of": "adasearch.sparse_model:sparsity_of",
+    "bake_masks": "adasearch.sparse_model:bake_masks",
     "quantize_language_model": "adasearch.quantgpt_run:quantize_language_model",
     "QuantGptConfig": "adasearch.quantgpt_config:QuantGptConfig",
+    "from_hugging_face": "adasearch.encoder:from_hugging_face",
+    "GateValues": "adasearch.structure:GateValues",
+    "StructureGates": "adasearch.hard_concrete:StructureGates",
+    "compress_earlybert": "adasearch.earlybert_run:compress_earlybert",
+    "EarlyBertConfig": "adasearch.encoder_config:EarlyBertConfig",
+    "SparseModel": "adasearch.sparse_files:SparseModel",
+    "save_sparse": "adasearch.sparse_files:save_sparse",
+    "sparse_size": "adasearch.sparse_size:sparse_size",
+    "prune_once_for_all": "adasearch.prune_ofa_run:prune_once_for_all",
+    "PruneOfaTaskConfig": "adasearch.prune_ofa_task_config:PruneOfaTaskConfig",
     "Architecture": "adasearch.architecture:Architecture",
     "Progress": "adasearch.progress:Progress",
     "RunConfig": "adasearch.config:RunConfig",
     "SweepConfig": "adasearch.sweep_config:SweepConfig",
 }
-__all__ = ["__version__", "register_low_bit", "register_student", *_PUBLIC]
+__all__ = ["__version__", "register_encoder", "register_low_bit", "register_student", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
@@ -72,16 +90,30 @@ def _is_command_line() -> bool:
 
 
 def register_student() -> None:
-    """Make the student known to AutoConfig and AutoModelForSequenceClassification; calling it again does no harm.
+    """Make the student, and our encoder, known to transformers' Auto classes; calling it again does no harm.
 
     It is not done in ``adasearch.student`` because that file travels with every saved student as its remote code.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    import adasearch.inherited  # these two register their operations
+    import adasearch.pair_operations
     from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 
     AutoConfig.register(AdasearchConfig.model_type, AdasearchConfig, exist_ok=True)
     AutoModelForSequenceClassification.register(AdasearchConfig, AdasearchForSequenceClassification, exist_ok=True)
+    register_encoder()
+
+
+def register_encoder() -> None:
+    """Make our encoder known to AutoConfig, AutoModelForSequenceClassification and AutoModelForQuestionAnswering."""
+    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+    from adasearch.encoder_layers import EncoderConfig, EncoderForQuestionAnswering, EncoderForSequenceClassification
+
+    AutoConfig.register(EncoderConfig.model_type, EncoderConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(EncoderConfig, EncoderForSequenceClassification, exist_ok=True)
+    AutoModelForQuestionAnswering.register(EncoderConfig, EncoderForQuestionAnswering, exist_ok=True)
 
 
 def register_low_bit() -> None:

@@ -31,6 +31,9 @@ class Macro:
     pooling: str = "mean"  # tokens -> vector: "mean", "max" or "attention"
     attention_head_size: int = 32  # heads are width / this: widths are its multiples
     dropout: float = 0.1
+    teacher_size: int | None = None  # the teacher's hidden size, heads and feed-forward neurons, where ``inherited``
+    teacher_heads: int | None = None  # operations take its layers
+    teacher_neurons: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Space:
     @property
     def digest(self) -> str:
         """Fingerprint of everything in the space; an Architecture names the space it was drawn from by it."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        data = dataclasses.asdict(self)
+        # a space without inherited layers keeps the fingerprint it had before there were any
+        data["macro"] = {key: value for key, value in data["macro"].items() if value is not None or not key.startswith("teacher_")}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

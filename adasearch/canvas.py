@@ -25,16 +25,17 @@ from adasearch.report import KINDS
 # Okabe and Ito's palette: told apart by every common kind of colour vision; names in the boxes serve grey print.
 COLOURS = {
     "convolution": "#0072B2", "separable": "#56B4E9", "dilated": "#E69F00", "gated": "#D55E00", "pool": "#009E73",
-    "attention": "#CC79A7", "skip": "#7F7F7F", "other": "#B8A800",
+    "attention": "#CC79A7", "pair": "#882255", "inherited": "#332288", "skip": "#7F7F7F", "other": "#B8A800",
 }  # fmt: skip
 OPERATION_NAMES = {  # name without its kernel -> (family, readable name)
     "conv": ("convolution", "conv"), "sep_conv": ("separable", "separable conv"), "gated_conv": ("gated", "gated conv"),
     "dilated_conv": ("dilated", "dilated conv"), "dilated_sep_conv": ("dilated", "dilated sep. conv"),
     "max_pool": ("pool", "max pool"), "avg_pool": ("pool", "average pool"), "skip": ("skip", "skip"),
     "none": ("skip", "none"), "self_attention": ("attention", "self-attention"),
-    "soft_alignment": ("attention", "soft alignment"),
+    "soft_alignment": ("attention", "soft alignment"), "cross_attention": ("attention", "cross-attention"),
+    "inherited_": ("inherited", "teacher layer"), "pair_compare": ("pair", "pair compare"), "max_matching": ("pair", "max matching"),
 }  # fmt: skip
-KIND_COLOURS = dict(zip(KINDS, ("#000000", "#D55E00", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F")))
+KIND_COLOURS = dict(zip(KINDS, ("#000000", "#D55E00", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F", "#56B4E9", "#B8A800")))
 INK, FAINT, WIRE = "#222222", "#A8A8A8", "#555555"
 PNG_DPI = 150  # 8-point text is 17 pixels high
 LINE_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F")

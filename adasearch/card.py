@@ -57,11 +57,17 @@ def _section(snippet: Snippet) -> str:
 
 def model_card(report: Report, student_name: str, license: str = "other") -> str:
     """README.md of the student's folder for the Hugging Face hub: front matter, use, scores, limits."""
-    student = report.find("student")
+    student, method = report.find("student"), report.method
+    origin = (
+        f"A small, fast text classifier for {report.task}, found by architecture search and taught by a transformer\n"
+        "([AdaBERT](https://arxiv.org/abs/2001.04246)) with `adasearch`."
+    )
+    if method:
+        origin = f"A transformer for {report.task}, made smaller by {method['name']} ({method['paper']}) with `adasearch`."
+    about = ["structured-pruning"] if method else ["neural-architecture-search", "knowledge-distillation"]
     front: dict[str, Any] = {
-        "library_name": "transformers", "pipeline_tag": "text-classification", "license": license,
-        "tags": ["adasearch", "neural-architecture-search", "knowledge-distillation", "text-classification"],
-        "metrics": list(report.metrics),
+        "library_name": "transformers", "pipeline_tag": method.get("pipeline_tag", "text-classification"), "license": license,
+        "tags": ["adasearch", *about, method.get("pipeline_tag", "text-classification")], "metrics": list(report.metrics),
     }  # fmt: skip
     limits = [
         f"It knows one task, {report.task}, and texts like those it was trained on; elsewhere do not trust it.",
@@ -76,8 +82,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
 
 # {student_name}
 
-A small, fast text classifier for {report.task}, found by architecture search and taught by a transformer
-([AdaBERT](https://arxiv.org/abs/2001.04246)) with `adasearch`. {verdict(report)}
+{origin} {verdict(report)}
 
 ## Use
 

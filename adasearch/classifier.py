@@ -20,6 +20,7 @@ from adasearch.calibration import load_calibration, probabilities
 from adasearch.deploy import load_deployed
 from adasearch.errors import ConfigError, ModelError
 from adasearch.progress import Progress
+from adasearch.runtime_base import answers_questions
 from adasearch.runtimes import Runtime, choose_runtime, load_runtime, one_line
 
 Arrays = dict[str, np.ndarray]
@@ -63,6 +64,8 @@ class TextClassifier:
             self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{model_dir}: no tokenizer can be loaded ({one_line(error)})") from error
+        if answers_questions(config):
+            raise ModelError(f"{model_dir}: its model answers questions and has no labels to give; choices: a classifier's folder")
         is_score = config.problem_type == "regression" or config.num_labels == 1
         self.problem_type = "regression" if is_score else config.problem_type or "single_label_classification"
         self.labels = [] if is_score else [str(config.id2label[index]) for index in range(config.num_labels)]

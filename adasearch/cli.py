@@ -54,7 +54,7 @@ def find_verb(name: str) -> Verb:
 
 def methods_overview() -> str:
     """The text of ``adasearch compress --help``."""
-    methods = "\n".join(f"  {name:<9} {method.help}" for name, method in METHODS.items())
+    methods = "\n".join(f"  {name:<18} {method.help}" for name, method in METHODS.items())
     return (
         f"usage: adasearch {COMPRESS} METHOD [--config file.yaml] [--key value ...]\n\n{methods}\n\n"
         f"adasearch {COMPRESS} METHOD --help lists the settings of a method."

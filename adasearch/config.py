@@ -15,7 +15,7 @@ class TaskConfig:
     """Where the examples come from and what their columns mean.
 
     Args:
-        task: a preset (demo, sst2, mrpc, qqp, mnli, qnli, rte, cola, stsb), a hub data set id (``owner/name`` or
+        task: a preset (demo, sst2, mrpc, qqp, mnli, qnli, rte, cola, stsb, squad), a hub data set id (``owner/name`` or
             ``owner/name:configuration``), or the name to give the files below.
         data_dir: a folder with ``<task>/{train,validation,test}.parquet`` to read a preset from instead of the hub.
         train_file: training examples, csv, tsv, jsonl or parquet.
@@ -26,7 +26,8 @@ class TaskConfig:
         text_pair_column: column of the second text of a pair.
         label_column: column of the gold label; in multi-label tasks labels joined by ``|`` or a list.
         soft_label_columns: one column of probabilities per label, from an LLM or an older model; replaces the teacher's logits.
-        problem_type: single_label, multi_label or regression; guessed from the labels when absent.
+        problem_type: single_label, multi_label or regression; guessed from the labels when absent. question_answering for files
+            of questions, contexts and answers as SQuAD has them.
         metric: the metric that counts; the task's own when absent.
         max_seq_length: texts longer than this many word pieces are cut, and counted.
         skip_bad_rows: leave out rows that cannot be read instead of refusing the file.
@@ -131,6 +132,7 @@ class FitConfig:
         batch_size: examples a step.
         learning_rate: peak of the weights' learning rate (linear warm-up, cosine decay).
         embedding_rate: the word table's learning rate as a share of that.
+        inherited_rate: the learning rate of layers inherited from the teacher, as a share of that.
         warmup: share of the steps in which the learning rate rises.
         weight_decay: AdamW's, on matrices only.
         clip_norm: largest gradient norm.
@@ -140,6 +142,7 @@ class FitConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     embedding_rate: float = 0.5
+    inherited_rate: float = 0.05
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip_norm: float = 5.0
@@ -150,6 +153,9 @@ class SearchConfig(FitConfig):
     """The differentiable search (AdaBERT, sections 3-4).
 
     Args:
+        strategy: how architectures are searched: gumbel (AdaBERT on sampled paths), gumbel_all (AdaBERT, every candidate
+            run), darts, darts_second, gdas, proxyless, one_shot (uniform paths, then evolution: a whole Pareto front),
+            random (uniform paths, then random members), or one registered from outside.
         mode: joint (weights and architecture learn from the same batch) or bilevel (architecture from held-out examples).
         beta: weight of the efficiency term.
         efficiency: penalty adds beta times the cost; constraint finds beta itself so that the targets below are met. With a
@@ -175,10 +181,19 @@ class SearchConfig(FitConfig):
             the supernet's weights) or argmax (the most probable of every choice, as AdaBERT).
         candidates: how many members are drawn for ``evaluated``.
         collapse_share: alarm when operations without parameters hold more than this share of the edges.
+        fair_sampling: while paths are drawn uniformly, every candidate of an edge takes its turn once in as many steps as
+            there are candidates, instead of by chance.
+        operation_dropout: chance of an operation without weights to be left out of a draw when the architecture begins to
+            learn; falls to 0 at the last step.
+        entropy_weight: weight of the gates' mean entropy in the loss at the last step; rises from 0 from the end of the warm-up.
+        unroll_rate: step size of the virtual step of ``darts_second``; learning_rate when absent.
+        population: members of a generation of ``one_shot``.
+        generations: generations of ``one_shot`` after the first, random one.
     """
 
     steps: int = 500
     learning_rate: float = 2e-3
+    strategy: str = "gumbel"
     mode: str = "joint"
     beta: float = 4.0
     efficiency: str = "penalty"
@@ -199,6 +214,12 @@ class SearchConfig(FitConfig):
     derive: str = "evaluated"
     candidates: int = 64
     collapse_share: float = 0.8
+    fair_sampling: bool = False
+    operation_dropout: float = 0.0
+    entropy_weight: float = 0.0
+    unroll_rate: float | None = None
+    population: int = 32
+    generations: int = 12
 
     @property
     def is_constrained(self) -> bool:
@@ -327,6 +348,7 @@ class RunConfig(TaskConfig):
         tokenizer: with teacher ``none``: checkpoint whose tokenizer and embedding table the student starts from.
         space: name of a YAML file of ``search_spaces/`` or a path to one.
         architecture: JSON of an earlier search to retrain; the search is then left out.
+        warm_start: folder of `adasearch warm`: search, student and controls (but for student_no_kd) start from its weights.
         output_dir: folder of the run; ``runs/<task>`` when absent.
         seed: of everything.
         data_seed: of what comes before the search (held-out examples, the teacher's fine-tuning, the transfer set, probes);
@@ -349,6 +371,7 @@ class RunConfig(TaskConfig):
     tokenizer: str = "demo"
     space: str = "adasearch"
     architecture: str | None = None
+    warm_start: str | None = None
     output_dir: str | None = None
     seed: int = 42
     data_seed: int | None = None
@@ -453,6 +476,11 @@ def validate(config: RunConfig) -> None:
         ("vocabulary.min_count", config.vocabulary.min_count, 0, float("inf")),
         ("search.steps", config.search.steps, 1, float("inf")),
         ("search.candidates", config.search.candidates, 1, float("inf")),
+        ("search.operation_dropout", config.search.operation_dropout, 0, 0.99),
+        ("search.entropy_weight", config.search.entropy_weight, 0, float("inf")),
+        ("search.unroll_rate", config.search.unroll_rate or 0, 0, 10),
+        ("search.population", config.search.population, 4, 1 << 16),
+        ("search.generations", config.search.generations, 0, 1 << 16),
         ("search.latency_threads", config.search.latency_threads, 1, 1024),
         ("search.latency_batch_size", config.search.latency_batch_size, 1, 1 << 20),
         ("retrain.steps", config.retrain.steps, 1, float("inf")),
@@ -466,6 +494,7 @@ def validate(config: RunConfig) -> None:
         check_range(f"{stage}.weight_decay", settings.weight_decay, 0, 10)
     for stage, settings in (("search", config.search), ("retrain", config.retrain)):
         check_range(f"{stage}.embedding_rate", settings.embedding_rate, 0, 100)
+        check_range(f"{stage}.inherited_rate", settings.inherited_rate, 0, 100)
         check_range(f"{stage}.clip_norm", settings.clip_norm, 1e-9, math.inf)
     for name in ("neighbours", "fragments", "splices", "masked_lm"):
         check_range(f"transfer.{name}", getattr(config.transfer, name), 0, math.inf)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from adasearch.architecture import Architecture
-from adasearch.methods.adabert import AdaBert
 from adasearch.progress import Progress
 from adasearch.shrink import fastest_member, random_architecture, shrink
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
+
+if TYPE_CHECKING:
+    from adasearch.search_method import SearchMethod
 
 TEXTS = 1_024  # on which members are compared; all see the same, so their differences are far less noisy than their losses
 BATCH = 128
@@ -38,7 +41,7 @@ Measure = Callable[[Architecture], float]  # milliseconds that a member really t
 
 
 def derive(
-    supernet: Supernet, method: AdaBert, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
+    supernet: Supernet, method: SearchMethod, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
 ) -> Architecture:
     """The best of the decided member and ``method.config.candidates`` drawn ones, on up to ``TEXTS`` of ``examples``.
 
@@ -50,8 +53,7 @@ def derive(
     if is_argmax and not constrained:
         return decided
     generator = np.random.default_rng((seed, 0xDE21))
-    chosen = generator.permutation(len(examples))[:TEXTS]
-    texts = examples.select(chosen[np.argsort(examples.tokens.lengths[chosen], kind="stable")])
+    texts = comparison_texts(examples, generator)
     losses: dict[Architecture, float] = {}
 
     def best_of(members: list[Architecture]) -> Architecture:
@@ -78,13 +80,19 @@ def derive(
     member = choose(1.0)
     assert member is not None, "a space has members"
     if method.config.latency_target_ms and measure is not None:
-        member = _measured(member, choose, method, measure, progress, 0.0 if is_argmax else USED)
+        member = measured(member, choose, method, measure, progress, 0.0 if is_argmax else USED)
     if method.budget_used(member) > 1 and not (method.config.latency_target_ms and measure):
         progress.warning(f"search: no member within the target was found; the nearest takes {method.budget_used(member):.3g} times it")
     return member
 
 
-def _within(supernet: Supernet, method: AdaBert, factor: float, generator: np.random.Generator, seed: int) -> list[Architecture]:
+def comparison_texts(examples: Examples, generator: np.random.Generator) -> Examples:
+    """At most ``TEXTS`` of the examples, drawn at random and sorted by length."""
+    chosen = generator.permutation(len(examples))[:TEXTS]
+    return examples.select(chosen[np.argsort(examples.tokens.lengths[chosen], kind="stable")])
+
+
+def _within(supernet: Supernet, method: SearchMethod, factor: float, generator: np.random.Generator, seed: int) -> list[Architecture]:
     """Members within the target, at most ``candidates``: those that use it, drawn from the gates, or at random where these
     have few; where there are few at all also the dearest below. The cheapest of all where none is within."""
     count = method.config.candidates
@@ -112,10 +120,10 @@ def _within(supernet: Supernet, method: AdaBert, factor: float, generator: np.ra
     return (chosen + below)[:few] or [min(used, key=used.__getitem__)]
 
 
-def _measured(
+def measured(
     member: Architecture | None,
     choose: Callable[[float, Collection[Architecture]], Architecture | None],
-    method: AdaBert,
+    method: SearchMethod,
     measure: Measure,
     progress: Progress,
     least: float,
@@ -144,7 +152,7 @@ def _measured(
 
 
 @torch.no_grad()
-def member_loss(student: AdasearchForSequenceClassification, method: AdaBert, texts: Examples, widest: int) -> float:
+def member_loss(student: AdasearchForSequenceClassification, method: SearchMethod, texts: Examples, widest: int) -> float:
     """Mean loss of a member against labels and teacher, without dropout, with the batches' own statistics; ``widest`` is the supernet's."""
     student.train()
     for module in student.modules():

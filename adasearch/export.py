@@ -167,7 +167,7 @@ def export_student(student_dir: Path) -> Path:
 def save_student(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, card: str | None = None
 ) -> Path:
-    """Write the student's folder whole: config, safetensors, tokenizer, model card and modelling file; returns it.
+    """Write a student's or an encoder's folder whole: config, safetensors, tokenizer, card, modelling file; returns it.
 
     Where adasearch is not installed it loads with ``trust_remote_code=True``, through ``modeling_adasearch.py``. It is
     filled beside its place and renamed: a kill leaves the old folder or the new one (between two renames, when
@@ -184,7 +184,7 @@ def save_student(
         bundle_modelling(modelling_modules(model), partial / MODELLING_FILE)
         module = MODELLING_FILE.removesuffix(".py")
         auto_map = {"AutoConfig": f"{module}.{type(model.config).__name__}",
-                    "AutoModelForSequenceClassification": f"{module}.{type(model).__name__}"}  # fmt: skip
+                    f"AutoModelFor{type(model).__name__.rpartition('For')[2]}": f"{module}.{type(model).__name__}"}  # fmt: skip
         write_json(partial / "config.json", {**read_json(partial / "config.json"), "auto_map": auto_map})
         if card is not None:
             write_text(partial / "README.md", card)

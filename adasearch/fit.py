@@ -34,8 +34,10 @@ HISTORY_RECORDS = 100  # so many lines a run, each the mean of the steps since t
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Share of the peak learning rate at ``step`` of ``steps``: linear warm-up, then cosine or linear to zero."""
+def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str | Callable[[int], float]) -> float:
+    """Share of the peak learning rate at ``step`` of ``steps``: linear warm-up, then cosine or linear to zero, or as a function says."""
+    if callable(schedule):
+        return schedule(step)
     if schedule == "constant":
         return 1.0
     rising = max(1, round(warmup * steps))
@@ -60,6 +62,7 @@ def fit(
     evaluations: int = 0,
     checkpoint_seconds: float = 60.0,
     is_mixed: bool = False,
+    on_step: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place for ``config.steps`` steps and return the history.
 
@@ -68,11 +71,12 @@ def fit(
         folder: receives ``history.jsonl`` and, while it runs, ``checkpoint.pt``; an interrupted run goes on from it.
         is_mixed: compute in the accelerator's mixed precision; worth it for teachers, too small a gain for students.
         evaluate: called ``evaluations`` times, evenly spread and at the end; its metrics go into the history.
+        on_step: called after every step, when all that belongs to it is done.
 
     Raises ``TrainingError`` when the loss is not finite (the last checkpoint is kept) or the disk is full.
     """
     run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed)
-    return run.train(title, evaluate, evaluations)
+    return run.train(title, evaluate, evaluations, on_step)
 
 
 class Training:
@@ -151,7 +155,9 @@ class Training:
             state["cuda_rng"] = torch.cuda.get_rng_state()
         write_atomically(self._checkpoint, lambda path: torch.save(state, path))
 
-    def train(self, title: str, evaluate: Evaluate | None, evaluations: int) -> list[dict[str, Any]]:
+    def train(
+        self, title: str, evaluate: Evaluate | None, evaluations: int, on_step: Callable[[], None] | None = None
+    ) -> list[dict[str, Any]]:
         """All steps that are left, with records, evaluations and checkpoints; the history."""
         steps = self.config.steps
         log_every = max(1, steps // HISTORY_RECORDS)
@@ -178,6 +184,8 @@ class Training:
             if self.processes.is_main and time.monotonic() - saved > self.checkpoint_seconds and not is_last:
                 self._save()
                 saved = time.monotonic()
+            if on_step is not None:
+                on_step()
         self.processes.leave()
         self.method.finish(self.model)
         self.model.eval()
@@ -190,8 +198,8 @@ class Training:
         self.method.begin_step(self.model, self.step, self.config.steps)
         shown: dict[str, float] = {}
         for learners, split in self.method.phases(self.step):
-            batch = self.splits[split].collate(self.processes.own(self.samplers[split](self.step)))
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            self.method.before_loss(self.model, learners, self._batch)
+            batch = self._batch(split)
             learning = [group for group in self.groups if "all" in learners or group.name in learners]
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
@@ -207,17 +215,23 @@ class Training:
                 )
             self.accelerator.backward(sum(terms.values()))
             self.processes.sum_gradients(tensor for group in learning for params in group.params for tensor in params["params"])
+            self.method.after_backward(self.model, learners, self._batch)
             for group in learning:
                 self._update(group)
             if split == "train":
                 shown = {name: float(value) for name, value in whole.items()}
         return shown
 
+    def _batch(self, split: str) -> dict[str, Tensor]:
+        """This process's share of the step's batch of a split."""
+        batch = self.splits[split].collate(self.processes.own(self.samplers[split](self.step)))
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
     def _update(self, group: Group) -> None:
         factor = learning_rate_factor(self.step, self.config.steps, self.config.warmup, group.schedule)
         optimizer = self.optimizers[group.name]
         for params in optimizer.param_groups:
-            params["lr"] = group.learning_rate * factor
+            params["lr"] = group.learning_rate * factor * params.get("rate", 1.0)
         tensors: list[Tensor] = [tensor for params in group.params for tensor in params["params"]]
         if not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
             nn.utils.clip_grad_norm_(tensors, self.config.clip_norm)

@@ -10,9 +10,10 @@ Dimensions: R rows (independent choices), N choices.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,12 +34,16 @@ class Gate(nn.Module):
     """A learnable choice on ``axis``. ``temperature`` and ``is_frozen`` are set by the method's schedule.
 
     While frozen the choices are drawn uniformly and no gradient reaches the logits: the weights warm up.
+
+    ``forward(act)`` acts in another way than the gate's own: ``act(gate)`` is returned. A strategy of search draws so, and
+    not from the logits by itself, because whatever draws inside ``forward`` draws alike in all processes.
     """
 
     def __init__(self, axis: str):
         super().__init__()
         self.axis = axis
         self.is_frozen = False
+        self.turn: tuple[int, int, int] | None = None  # (seed, the gate's number, step) where frozen choices take turns
         self.register_buffer("temperature", torch.ones(()))
 
     def expected(self) -> Tensor:
@@ -66,22 +71,48 @@ class ChoiceGate(Gate):
     def __init__(self, axis: str, choices: Sequence[Any], rows: int = 1):
         super().__init__(axis)
         self.choices = list(choices)
+        self.drop_N: Tensor | None = None  # chance of each choice to be left out of a draw while the gate learns
         self.logits = nn.Parameter(torch.randn(rows, len(self.choices)) * INIT_STD)
 
-    def forward(self) -> tuple[list[int], Tensor]:
-        """Draw every row: (the picked index of each row, one-hot weights (R, N)).
+    def forward(self, act: Callable[[ChoiceGate], Any] | None = None) -> Any:
+        """Draw every row: (the picked index of each row, one-hot weights (R, N)); or ``act`` in its own way.
 
         The weights are exactly 0 and 1; their gradient is that of softmax((log p + Gumbel noise) / temperature).
         In eval the most probable element is picked, without noise. Picking by Gumbel noise is sampling from p,
         whatever the temperature (Maddison et al. 2017).
         """
+        if act is not None:
+            return act(self)
         if not self.training:
             return self._hard(self.logits.detach())
         if self.is_frozen:
-            return self._hard(gumbel_noise(self.logits))
-        noisy = self.logits.log_softmax(-1) + gumbel_noise(self.logits)
+            return self.uniform()
+        noisy = self.open_logits().log_softmax(-1) + gumbel_noise(self.logits)
         picked, hard = self._hard(noisy.detach())
         return picked, straight_through(hard, (noisy / self.temperature).softmax(-1))
+
+    def uniform(self) -> tuple[list[int], Tensor]:
+        """Every row drawn uniformly. Where choices take turns, each row has every choice once in N consecutive steps.
+
+        That is FairNAS's strict fairness (Chu et al. 2021, section 3.1), over steps instead of within one.
+        """
+        if self.turn is None:
+            return self._hard(gumbel_noise(self.logits))
+        seed, index, step = self.turn
+        rows, count = self.logits.shape
+        order_RN = np.random.default_rng((0xFA1E, seed, index, step // count)).permuted(np.tile(np.arange(count), (rows, 1)), axis=1)
+        return self._hard(torch.from_numpy(order_RN == step % count).to(self.logits))
+
+    def open_logits(self) -> Tensor:
+        """The logits, (R, N), of which some choices are left out (minus infinity) with the chances of ``drop_N``.
+
+        Operation-level dropout against skips and pools, which learn faster than what has weights (P-DARTS, Chen et al.
+        2019, section 3.3, drops their outputs). A row keeps all its choices where it would lose all.
+        """
+        if self.drop_N is None:
+            return self.logits
+        left_out_RN = torch.rand_like(self.logits) < self.drop_N.to(self.logits.device)
+        return self.logits.masked_fill(left_out_RN & ~left_out_RN.all(-1, keepdim=True), -torch.inf)
 
     @staticmethod
     def _hard(scores: Tensor) -> tuple[list[int], Tensor]:
@@ -137,8 +168,10 @@ class SubsetGate(Gate):
         p_O = (scores_N[self.orders] - left_OS).sum(1).exp()
         return torch.zeros_like(scores_N).index_add(0, self.orders.flatten(), p_O.repeat_interleave(self.size))
 
-    def forward(self) -> tuple[list[int], Tensor]:
-        """Draw: (sorted indices of the picked elements, weights (N,) of exactly 0 and 1 with relaxed gradient)."""
+    def forward(self, act: Callable[[SubsetGate], Any] | None = None) -> Any:
+        """Draw: (sorted indices of the picked, weights (N,) of exactly 0 and 1 with relaxed gradient); or ``act``."""
+        if act is not None:
+            return act(self)
         if self.training and not self.is_frozen:
             noisy = self.logits.log_softmax(-1) + gumbel_noise(self.logits)
             soft = self._inclusion(noisy / self.temperature)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,20 +64,23 @@ class OpenvinoRuntime(Runtime):
 
     name = "openvino"
 
-    def __init__(self, path: Path, threads: int, precision: str = "fp32", vocab_size: int = 0):
+    def __init__(
+        self, path: Path, threads: int, precision: str = "fp32", vocab_size: int = 0, settings: Mapping[str, Any] | None = None
+    ):
+        """``settings`` are further properties of OpenVINO's processor plugin, such as CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE."""
         import openvino
 
-        settings = {
+        properties = {
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
             # said in so many words: by itself OpenVINO takes bf16 wherever the processor has it
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", **(settings or {}),
         }  # fmt: skip
         try:
             graph = openvino.Core().read_model(str(path))
             place = ["framework", VOCABULARY_KEY]
             self.metadata = {VOCABULARY_KEY: graph.get_rt_info(place).value} if graph.has_rt_info(place) else {}
-            self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
+            self.compiled = openvino.Core().compile_model(graph, "CPU", properties)
         except Exception as error:  # its own exceptions have no other common base
             raise ModelError(f"{path}: OpenVINO cannot load it ({one_line(error)[:600]})") from error
         self.request = self.compiled.create_infer_request()

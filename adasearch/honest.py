@@ -34,6 +34,8 @@ from adasearch.tokens import Examples
 from adasearch.verdict import compute_ratios
 
 if TYPE_CHECKING:
+    from adasearch.encoder_problem import EncoderProblem
+    from adasearch.encoder_run import EncoderRun
     from adasearch.pipeline import Run
 
 Scorer = Callable[[Examples, str], np.ndarray]  # (examples, name of the split) -> logits (N, C)
@@ -55,25 +57,25 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         held_out = problem.task.held_out
         scores["tfidf"] = [score(problem.task.metrics, tfidf.scores(held_out.texts, held_out.pairs), held_out.labels)]
     systems = timed_systems(run, problem, first, tfidf, scores)
-    calibration = _calibrate(run, problem, student)
+    calibration = calibrate_student(run, problem, student)
     began = read_json(run.folder / "run.json")
     report = Report(
         task=problem.task.name,
         metric=problem.task.metric,
         metrics=list(problem.task.metrics),
-        majority=_majority(problem),
+        majority=majority_of(problem),
         seeds=run.seeds,
         hardware=hardware(),
         systems=systems,
         search=_search_facts(run, architecture),
         ratios=compute_ratios(systems),
         command=began["command"],
-        commit=began["commit"],
+        commit=began.get("commit"),  # a run of an earlier version did not note it
         notes=problem.notes,
         price_per_hour=run.config.bench.price_per_hour,
-        deployments=_deployments(run.folder / "student"),
+        deployments=deployments_of(run.folder / "student"),
         latency=compare_run(run.config.search, problem.labelled, run.folder, run.progress) or {},
-        **_evidence(run, problem, logits, calibration),
+        **evidence_fields(run, problem, logits, calibration),
     )
     card = model_card(report, problem.task.name)
     write_text(run.folder / "student" / "README.md", card)
@@ -102,7 +104,7 @@ def _student_logits(run: Run, student: Trained, forward: Forward, examples: Exam
     return kept_logits(run, forward, examples, f"{student.folder.name}-{split}", student.folder)
 
 
-def _calibrate(run: Run, problem: Problem, student: Scorer) -> Calibration | None:
+def calibrate_student(run: Run | EncoderRun, problem: Problem | EncoderProblem, student: Scorer) -> Calibration | None:
     """The temperature that makes the student's probabilities honest, left in its folder, where the task has any."""
     labels = problem.validation.labels
     if problem.task.problem_type == "regression" or is_known(labels).sum() < FEWEST_EXAMPLES:
@@ -112,7 +114,9 @@ def _calibrate(run: Run, problem: Problem, student: Scorer) -> Calibration | Non
     return calibration
 
 
-def _evidence(run: Run, problem: Problem, logits: dict[str, np.ndarray], calibration: Calibration | None) -> dict[str, Any]:
+def evidence_fields(
+    run: Run | EncoderRun, problem: Problem | EncoderProblem, logits: dict[str, np.ndarray], calibration: Calibration | None
+) -> dict[str, Any]:
     """Confusion, disagreements and cascade as fields of the report, as far as the task and a teacher allow."""
     task = problem.task
     if task.problem_type != "single_label":
@@ -137,14 +141,15 @@ def _tfidf(run: Run, problem: Problem) -> TfidfBaseline | None:
     )
 
 
-def _majority(problem: Problem) -> dict[str, float]:
+def majority_of(problem: Problem | EncoderProblem) -> dict[str, float]:
+    """The constant answer's metrics, and whether one class is much more frequent than the others."""
     task = problem.task
     found = majority_baseline(task.train.labels, task.held_out.labels, task.metrics)
     is_unequal = task.problem_type == "single_label" and is_skewed(task.held_out.labels)
     return {**found, "is_skewed": is_unequal}
 
 
-def _deployments(student: Path) -> dict[str, Any]:
+def deployments_of(student: Path) -> dict[str, Any]:
     """The choice of runtime and precision that `adasearch quantize` has saved, if it has."""
     found = load_deployment(student)
     return {} if found is None else dataclasses.asdict(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from adasearch.baselines import TfidfBaseline
 from adasearch.cold import ColdStart, Deployed, cold_fields, cold_starts
+from adasearch.config import BenchConfig
 from adasearch.export import export_student
 from adasearch.measure import (
     GRAPH_RUNTIMES,
@@ -30,8 +31,10 @@ from adasearch.report import System
 from adasearch.runtimes import Runtime, choose_runtime, load_classifier
 from adasearch.streams import StreamTiming, time_streams
 from adasearch.systems import Trained
+from adasearch.tokens import Examples
 
 if TYPE_CHECKING:
+    from adasearch.encoder_run import EncoderRun
     from adasearch.pipeline import Run
 
 NAMES = {
@@ -46,7 +49,7 @@ TIMED_FIELDS = ("runtime", "precision", "threads", "batch_size", "seq_len", "lat
 
 
 @dataclass
-class _Row:
+class Row:
     """A system on its way into the table: what is called, what is known before it is timed, what a process would load."""
 
     name: str
@@ -63,16 +66,33 @@ def timed_systems(
 
     ``scores`` are the metrics of every seed by kind. Shapes longer than the task's texts may be are cut to that.
     """
-    bench = run.config.bench
-    set_threads(bench.threads)
-    lengths = list(dict.fromkeys(min(length, run.config.max_seq_length) for length in bench.seq_lengths))
-    shapes = [(batch, length) for length in lengths for batch in bench.batch_sizes]
+    set_threads(run.config.bench.threads)
+    lengths = bench_lengths(run.config.bench, run.config.max_seq_length)
     rows = _rows(run, problem, first, tfidf, lengths[0])
+    own = {name: scores.get(row.kind, []) for name, row in rows.items()}
+    return measure_rows(run, problem.held_out, lengths, rows, own, problem.task.metric)
+
+
+def bench_lengths(bench: BenchConfig, longest: int) -> list[int]:
+    """Lengths timed, in word pieces: those of the settings, cut to the ``longest`` that a text of the task may have."""
+    return list(dict.fromkeys(min(length, longest) for length in bench.seq_lengths))
+
+
+def measure_rows(
+    run: Run | EncoderRun, held_out: Examples, lengths: Sequence[int], rows: dict[str, Row],
+    scores: Mapping[str, list[dict[str, float]]], metric: str,
+) -> list[System]:
+    """Time what the rows hold at those lengths, in turns.
+
+    ``scores`` are the metrics of every seed by the rows' keys, ``metric`` the one that counts.
+    """
+    bench = run.config.bench
+    shapes = [(batch, length) for length in lengths for batch in bench.batch_sizes]
     calls = {name: row.call for name, row in rows.items()}
     timings = time_systems(calls, shapes, repeats=bench.repeats, warmup=bench.warmup, threads=bench.threads, progress=run.progress)
     streams: dict[str, list[StreamTiming]] = {}
     if bench.stream_texts:
-        own = problem.held_out.tokens.lengths
+        own = held_out.tokens.lengths
         streams = time_streams(calls, own, bench.batch_sizes, texts=bench.stream_texts, threads=bench.threads, progress=run.progress)
     starts: dict[str, ColdStart | None] = {}
     if bench.cold_starts:
@@ -83,31 +103,40 @@ def timed_systems(
         first_shapes = [(batch, lengths[0]) for batch in sorted(bench.batch_sizes)]
         starts = cold_starts(deployed, first_shapes, starts=bench.cold_starts, progress=run.progress)
     return [
-        _system(row, timings[name], streams.get(name, []), starts.get(name), scores.get(row.kind, []), problem.task.metric)
+        _system(row, timings[name], streams.get(name, []), starts.get(name), scores.get(name, []), metric)
         for name, row in rows.items()
     ]
 
 
+def model_row(
+    run: Run | EncoderRun, name: str, kind: str, model: Any, graph: Path, folder: Path | None, length: int, note: str = ""
+) -> Row:
+    """A model ready in the bench's runtime, exported to ``graph`` first where that reads one, with parameters, MACs at
+    ``length`` and what ``folder`` takes on disk (without one: 4 bytes a parameter)."""
+    bench, runtime = run.config.bench, choose_runtime(run.config.bench.runtime)
+    ready = ready_runtime(model, runtime, bench.threads, graph)
+    params, embedding = count_params(model)
+    on_disk = size_bytes(folder, runtime, graph) if folder is not None and folder.exists() else 4 * params
+    facts = {
+        "params": params, "params_embedding": embedding, "macs": count_macs(model, length), "size_bytes": on_disk, "note": note,
+    }  # fmt: skip
+    deployed = None
+    if folder is not None and folder.exists():
+        deployed = Deployed(folder, runtime, ready.precision, bench.threads, ready.vocab_size, graph if graph.is_file() else None)
+    return Row(name, kind, ready, facts, deployed)
+
+
 def _rows(
     run: Run, problem: Problem, first: Mapping[str, Trained], tfidf: TfidfBaseline | None, length: int
-) -> dict[str, _Row]:
+) -> dict[str, Row]:
     """Every system loaded in the runtime, exported first where that reads a graph."""
     bench, runtime = run.config.bench, choose_runtime(run.config.bench.runtime)
     references = bench.references if bench.reference else []
     run.progress.stage("export", len(first) + 1 + len(references))
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
 
     def add(key: str, name: str, kind: str, model: Any, graph: Path, folder: Path | None, note: str = "") -> None:
-        ready = ready_runtime(model, runtime, bench.threads, graph)
-        params, embedding = count_params(model)
-        on_disk = size_bytes(folder, runtime, graph) if folder is not None and folder.exists() else 4 * params
-        facts = {
-            "params": params, "params_embedding": embedding, "macs": count_macs(model, length), "size_bytes": on_disk, "note": note,
-        }  # fmt: skip
-        deployed = None
-        if folder is not None and folder.exists():
-            deployed = Deployed(folder, runtime, ready.precision, bench.threads, ready.vocab_size, graph if graph.is_file() else None)
-        rows[key] = _Row(name, kind, ready, facts, deployed)
+        rows[key] = model_row(run, name, kind, model, graph, folder, length, note)
         run.progress.step(len(rows))
 
     # the teacher's and the references' graphs are made for the clock only and stay in the cache
@@ -126,7 +155,7 @@ def _rows(
     if tfidf is not None:
         facts = {"params": tfidf.params, "size_bytes": tfidf.size_bytes}
         factory = tfidf.factory(problem.task.held_out.texts, problem.task.held_out.pairs)
-        rows["tfidf"] = _Row(NAMES["tfidf"], "tfidf", factory, facts)
+        rows["tfidf"] = Row(NAMES["tfidf"], "tfidf", factory, facts)
     for name in references:
         graph = run.folder / "cache" / ("reference" if name == "bert_base" else name) / "model.onnx"
         add(name, reference_label(name), "reference", make_reference(name), graph, None)

@@ -43,8 +43,11 @@ from adasearch.verdict import (
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 PAGE_WIDTH = 1080.0  # pixels between the margins of a section
-PICTURES = ("cell", "network")  # taken from figures/ as they are; the page draws the rest itself, to its width
+PICTURES = ("structure", "tickets", "pruning", "cell", "network")  # taken from figures/ as they are; the page draws the rest itself, to its width
 STAND_IN = {  # what is drawn in a picture, for those who do not see it
+    "structure": "The layers of each pruned model: its heads, its feed-forward neurons and its hidden dimensions that are left",
+    "tickets": "Two squares of colours, for heads and for neurons: the share in which the tickets of two steps differ",
+    "pruning": "Over the steps, for each model: target and share saved, open gates of each family, matched layers, multipliers",
     "cell": "The derived cell: its nodes and the operation on every edge",
     "network": "The network from embeddings through the cells to the read-out, with the parameters of each part",
 }

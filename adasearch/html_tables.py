@@ -78,6 +78,8 @@ def honest_table(report: Report) -> Table:
             (Column("size", "× smaller", "the teacher's bytes on disk over the system's"), _ratio(teacher, "size_bytes")),
         ]
     columns += [
+        (Column("encoder sparsity", "%", "share of the dense encoder's parameters that is gone"), _plain("encoder_sparsity", _percent)),
+        (Column("training", "s", "from the pre-trained checkpoint on, mean over the seeds"), _plain("train_seconds", _rate)),
         (Column("latency", "p50, ms", "median of one call"), _plain("latency_ms_p50", format_ms)),
         (Column("latency", "p90, ms", "90th percentile"), _plain("latency_ms_p90", format_ms)),
         (Column("rate", "texts/s", "at the shape the latency is measured at"), _plain("texts_per_s", _rate)),
@@ -101,6 +103,10 @@ def honest_table(report: Report) -> Table:
 
 def _system_row(system: System, cells: list[Cell], note: str = "") -> Row:
     return Row([Cell(system.name, system.name, note, f"k-{system.kind}"), *cells], system.kind == "student")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def _rate(value: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adasearch.architecture import Architecture
+from adasearch.cofi_plots import draw_prunings, read_prunings
 from adasearch.curves import draw_comparison, draw_search, draw_training
 from adasearch.draw import Details, describe, draw_cell, draw_network
 from adasearch.errors import ConfigError
@@ -14,10 +15,12 @@ from adasearch.files import read_json
 from adasearch.layout import Costs
 from adasearch.member_cost import operation_costs
 from adasearch.report import FIGURES
+from adasearch.structure_plots import MODEL_TYPE, describe_structures, draw_structures, read_structures
+from adasearch.ticket_plots import draw_distances, read_distances
 
 DRAWABLE = (
     "a run's folder (search/architecture.json, search/history.jsonl, report.json), an architecture.json,"
-    " a student's folder (config.json with 'architecture')"
+    " a student's folder (config.json with 'architecture'), a pruned encoder's folder"
 )
 
 
@@ -37,6 +40,13 @@ def inspect(path: Path, output_dir: Path | None) -> str:
         if architecture.cells:
             written += draw_cell(architecture, folder / "cell", costs)
         written += draw_network(architecture, folder / "network", details)
+    if structures := read_structures(path):
+        text.append(describe_structures(structures))
+        written += draw_structures(structures, folder / "structure")
+    if distances := read_distances(path):
+        written += draw_distances(distances, folder / "tickets")
+    if prunings := read_prunings(path):
+        written += draw_prunings(prunings, folder / "pruning")
     if path.is_dir():
         if (path / "search" / "history.jsonl").is_file():
             written += draw_search(read_history(path / "search" / "history.jsonl"), folder / "search")
@@ -63,6 +73,8 @@ def _find(path: Path) -> tuple[Architecture | None, dict[str, Any] | None]:
             config = _read_json(candidate)
             if isinstance(config.get("architecture"), dict):
                 break
+            if config.get("model_type") == MODEL_TYPE:
+                return None, None
             raise ConfigError(f"{candidate}: no key 'architecture'; choices: {DRAWABLE}")
     if config is not None:
         return Architecture.from_dict(config["architecture"], where=f"{path}: architecture"), config

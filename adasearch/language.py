@@ -105,19 +105,20 @@ def language_outputs(model: nn.Module, batch: dict[str, Tensor], **options: Any)
 
 def tokenize_blocks(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, block_length: int, *,
-    cache: Path, name: str, progress: Progress | None = None,
+    cache: Path, name: str, progress: Progress | None = None, separator: int | None = None,
 ) -> TokenBlocks:
     """The corpus as one stream of tokens in blocks of ``block_length``, mapped from ``cache``.
 
-    Every text is tokenised by itself, without special tokens. Between texts stands the tokenizer's end-of-text token
-    where it has one, but for a corpus whose rows are one text. Done once: the files' name holds a fingerprint of texts,
+    Every text is tokenised by itself, without special tokens. Between texts stands ``separator``, else the tokenizer's
+    end-of-text token where it has one, but for a corpus whose rows are one text. Done once: the files' name holds a fingerprint of texts,
     tokenizer and length. Raises ``ModelError`` for a tokenizer without a fast version, ``ConfigError`` for a block
     length below 2 (its first token is given, not predicted).
     """
     if block_length < 2:
         raise ConfigError(f"block_length: {block_length} is too short; expected: 2 or more tokens")
-    end = [] if corpus.is_joined or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    name = f"{name}-{fingerprint(corpus.texts, _rules(tokenizer), end, block_length)}"
+    between = tokenizer.eos_token_id if separator is None else separator
+    end = [] if corpus.is_joined or between is None else [between]
+    name = f"{name}-{fingerprint(corpus.texts, language_rules(tokenizer), end, block_length)}"
     pad = _pad_token_id(tokenizer)
     if (store := TokenStore.load(cache, name)) is None:
         chunks: list[np.ndarray] = []
@@ -148,7 +149,7 @@ def tokenize_pairs(
         if length < 2:
             raise ConfigError(f"{side}_length: {length} is too short; expected: 2 or more tokens")
     for side, texts, length in sides:
-        file = f"{name}-{side}-{fingerprint(texts, _rules(tokenizer), length)}"
+        file = f"{name}-{side}-{fingerprint(texts, language_rules(tokenizer), length)}"
         if (store := TokenStore.load(cache, file)) is None:
             chunks, count = [], 0
             for encoded in _encode(texts, tokenizer, f"tokenize {side}s", progress, truncation=True, max_length=length):
@@ -173,7 +174,7 @@ def _encode(
         progress.step(min(start + CHUNK_TEXTS, len(texts)))
 
 
-def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def language_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """All that decides about the tokens of a text. Raises ``ModelError`` for a tokenizer without a fast version."""
     if not tokenizer.is_fast:
         raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")

@@ -5,9 +5,14 @@ Dimensions: B batch, L tokens, V vocabulary, S scored tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+KL_ROWS = 32  # tokens whose predictions are compared at a time: 4 MB of a vocabulary of 30,522, which a cache holds
 UNSCORED = -100  # the label of a token that is not to be predicted, as torch and transformers have it
 
 
@@ -40,6 +45,39 @@ def soft_cross_entropy(student_BLV: Tensor, teacher_BLV: Tensor, mask_BL: Tensor
     student_SV, teacher_SV = student_BLV[is_taught_BL].float(), teacher_BLV[is_taught_BL].float()
     total = F.cross_entropy(student_SV, teacher_SV.softmax(-1), reduction="sum")
     return total / is_taught_BL.sum().clamp(min=1)
+
+
+def softened_kl(student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> Tensor:
+    """Mean over tokens of T^2 KL(teacher || student) of predictions softened by T, a scalar; 0 when there is none.
+
+    ``objectives.kl_loss`` for a vocabulary: the same value and gradient, a few rows at a time, where that one would hold
+    eight tensors of the size of the logits. The teacher gets no gradient. Hinton et al. 2015, section 2.
+    """
+    return _SoftenedKL.apply(student_SV, teacher_SV.detach(), temperature)
+
+
+class _SoftenedKL(torch.autograd.Function):
+    """Loss and gradient in one pass: d loss / d student = T (softmax(student / T) - softmax(teacher / T)) / S."""
+
+    @staticmethod
+    def forward(ctx: Any, student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> Tensor:
+        gradient_SV, total = torch.empty_like(student_SV), student_SV.new_zeros((), dtype=torch.float32)
+        count = max(1, len(student_SV))
+        for start in range(0, len(student_SV), KL_ROWS):
+            rows = slice(start, start + KL_ROWS)
+            own_RV = (student_SV[rows].float() / temperature).log_softmax(-1)
+            other_RV = (teacher_SV[rows].float() / temperature).log_softmax(-1)
+            p_RV = other_RV.exp()
+            total += (p_RV * (other_RV - own_RV)).sum()
+            gradient_SV[rows] = (own_RV.exp_() - p_RV).mul_(temperature / count)
+        ctx.save_for_backward(gradient_SV)
+        return total * temperature**2 / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_SV,) = ctx.saved_tensors
+        return gradient_SV * slope, None, None
 
 
 def shift_right(labels_BL: Tensor, start_token_id: int, pad_token_id: int) -> Tensor:

@@ -29,7 +29,8 @@ from adasearch.verdict import (
 
 def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; figures are linked relative to the run's folder."""
-    parts = [f"# {report.task}: teacher, student and controls", verdict(report)]
+    about = report.method["name"] if report.method else "teacher, student and controls"
+    parts = [f"# {report.task}: {about}", verdict(report)]
     if found := warnings(report):
         parts.append("\n".join(f"> **Warning.** {text}  " for text in found))
     parts += ["## Scores and costs", scores_table(report), how_measured(report)]
@@ -41,6 +42,8 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
         parts += ["## Other shapes", "Batch size x word pieces: median latency, texts a second.", shapes]
     if examples := [text for text in (disagreement_sentence(report), cascade_sentence(report)) if text]:
         parts += ["## Student and teacher", *examples]
+    if report.method:
+        parts += [f"## {report.method['name']}", _method_text(report.method)]
     if report.search:
         parts += ["## Search", _search_text(report.search)]
     if figures:
@@ -90,6 +93,11 @@ def _search_text(search: dict[str, Any]) -> str:
     return text
 
 
+def _method_text(method: dict[str, Any]) -> str:
+    facts = "\n".join(f"- {name}: {value}" for name, value in (method.get("facts") or {}).items())
+    return "\n\n".join(part for part in (method.get("summary"), facts) if part)
+
+
 def _provenance(report: Report) -> str:
     known = {key.replace("_", " "): value for key, value in report.hardware.items() if value is not None}
     machine = ", ".join(f"{key} {value}" for key, value in known.items())
@@ -119,10 +127,14 @@ def scores_table(report: Report) -> str:
     names = [report.metric, *(name for name in report.metrics if name != report.metric)]
     costs = ["parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
     own = [s.task_texts_per_s is not None for s in report.systems]
+    gone, trained = ([getattr(s, name) is not None for s in report.systems] for name in ("encoder_sparsity", "train_seconds"))
     costs += ["texts/s, own lengths"] * any(own) + ["USD per million"] * (any(own) and report.price_per_hour is not None)
+    pruning = ["encoder sparsity"] * any(gone) + ["training s"] * any(trained)
     rows = []
     for s in report.systems:
         extra = ["-" if s.task_texts_per_s is None else f"{s.task_texts_per_s:,.0f}", format_usd(usd_per_million(s, report.price_per_hour))]
+        sparsity = "-" if s.encoder_sparsity is None else f"{100 * s.encoder_sparsity:.1f}%"
+        pruned = [sparsity] * any(gone) + ["-" if s.train_seconds is None else f"{s.train_seconds:,.0f}"] * any(trained)
         share = None if s.params_embedding is None else quotient(s.params_embedding, s.params)
         rate = "-" if s.texts_per_s is None else f"{s.texts_per_s:,.0f}"
         label = f"**{s.name}**" if s.kind == "student" else s.name
@@ -130,12 +142,12 @@ def scores_table(report: Report) -> str:
             f"{label} ({s.note})" if s.note else label, *(_score_cell(s, name, report.metric) for name in names),
             format_count(s.params), "-" if share is None else f"{100 * share:.0f}%", format_count(s.macs),
             format_bytes(s.size_bytes), format_ms(s.latency_ms_p50), format_ms(s.latency_ms_p90), rate,
-            *extra[: len(costs) - 7],
+            *extra[: len(costs) - 7], *pruned,
         ])  # fmt: skip
     if any(report.majority.get(name) is not None for name in names):
         constant = [format_score(report.majority.get(name), name) for name in names]
-        rows.append(["constant answer", *constant, *["-"] * len(costs)])
-    return _table(["system", *map(metric_name, names), *costs], rows)
+        rows.append(["constant answer", *constant, *["-"] * (len(costs) + len(pruning))])
+    return _table(["system", *map(metric_name, names), *costs, *pruning], rows)
 
 
 def _score_cell(system: System, name: str, main: str) -> str:

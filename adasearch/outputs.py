@@ -5,6 +5,7 @@ Dimensions: N texts, B batch, L tokens.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
-from adasearch.files import write_array
+from adasearch.errors import TrainingError
+from adasearch.files import read_json, write_array, write_json
 from adasearch.progress import Progress
 from adasearch.tokens import Examples
 
@@ -42,6 +44,43 @@ def outputs_of(
         for row, output in zip(rows, outputs):
             row[indices] = output.float().cpu().numpy()
     return rows
+
+
+def streamed_outputs(
+    forward: Forward, examples: Examples, path: Path, accelerator: Accelerator, progress: Progress, title: str
+) -> np.ndarray:
+    """The one output of ``forward`` for all examples, (N, ...) float16, in a file that is written in place and mapped back.
+
+    However many examples, memory holds ``CHUNK`` of them and the disk one copy. A killed pass goes on with the chunk it was
+    at. Raises ``TrainingError`` for values that float16 cannot hold, and when the disk is full.
+    """
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    partial, state = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.done.json")
+    done = read_json(state)["done"] if partial.exists() and state.exists() else 0
+    progress.stage(title, len(examples), done)
+    try:
+        rows = np.load(partial, mmap_mode="r+") if done else None
+        while done < len(examples):
+            stop = min(done + CHUNK, len(examples))
+            (values,) = outputs_of(forward, examples.select(np.arange(done, stop)), accelerator, is_mixed=True)
+            with np.errstate(over="ignore"):  # told below
+                half = values.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise TrainingError(f"{path}: an output of texts {done} to {stop} is beyond float16 ({np.abs(values).max():.3g})")
+            if rows is None:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                rows = np.lib.format.open_memmap(partial, "w+", np.float16, (len(examples), *values.shape[1:]))
+            rows[done:stop] = half
+            rows.flush()
+            done = stop
+            write_json(state, {"done": done})
+            progress.step(done)
+        os.replace(partial, path)
+        state.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
+    return np.load(path, mmap_mode="r")
 
 
 def cached_outputs(

@@ -28,7 +28,10 @@ from adasearch.honest import commit, measure_and_report
 from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, make_accelerator, prepare
 from adasearch.progress import Progress
+from adasearch.questions import refuse_questions
 from adasearch.space import load_space
+from adasearch.starts import check_starts
+from adasearch.strategies import find_strategy
 from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 from adasearch.systems import Trained, Trainer, run_search
@@ -104,12 +107,15 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
     space = whole_space.for_task(is_pair=task.is_pair)
     _check_saving(space)
+    check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     return task, space
 
 
 def check_settings(config: RunConfig) -> Space:
     """The part of ``check`` that reads no data; the space."""
+    refuse_questions(config, "the search")
     validate(config)
+    find_strategy(config.search)
     folder = run_folder(config)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir: {folder} is a file; a folder is expected")

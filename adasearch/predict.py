@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedModel
 
+from adasearch.answers_file import SCHEMA, QuestionAnswerer, SpanAnswers, is_reader, question_columns
 from adasearch.cascade import Cascade, check_cascade
 from adasearch.chunks import CHUNK_ROWS, STANDARD_STREAM, Row, RowFile, Values, in_chunks
 from adasearch.classifier import Answers, TextClassifier, check_settings, shortest
@@ -50,12 +51,18 @@ def predict_file(
     precision and threads are those saved with the student unless given. A killed run goes on when it is started again
     with the same input, model and settings. With ``cascade_teacher``, a model's folder, the teacher answers where the
     student's confidence is below the threshold, or the given share of every chunk of 8,192 rows, the least sure; the
-    column ``answered_by`` says who did. Raises ``ConfigError`` and ``DataError`` before the model runs, ``ModelError``
-    when one cannot be loaded.
+    column ``answered_by`` says who did. A folder with a question-answering model reads the columns ``question`` and
+    ``context`` unless others are named, and adds ``prediction``, ``probability`` and the answer's characters. Raises
+    ``ConfigError`` and ``DataError`` before the model runs, ``ModelError`` when one cannot be loaded.
     """
     progress = progress or Progress()
     check_settings(student_dir, runtime, batch_size)
     check_output(input_file, output_file)
+    is_asked = is_reader(student_dir)
+    if is_asked:
+        text_column, text_pair_column = question_columns(text_column, text_pair_column)
+        if cascade_teacher is not None:
+            raise ConfigError(f"cascade_teacher: {cascade_teacher}: a cascade is for single labels; {student_dir} answers questions")
     if cascade_teacher is not None:
         check_cascade(cascade_threshold, cascade_share)
         check_settings(cascade_teacher, "auto", batch_size, "cascade_teacher")
@@ -64,11 +71,10 @@ def predict_file(
     source = RowFile(input_file, (text_column, *((text_pair_column,) if text_pair_column else ())))
     columns, total = _survey(source, skip_bad_rows, progress)
     schema = input_schema(source, columns, output_file)
-    student = TextClassifier(
-        student_dir, runtime=runtime, precision=precision, threads=threads, batch_size=batch_size,
-        is_calibrated=calibrated, progress=progress,
-    )  # fmt: skip
-    answerer: TextClassifier | Cascade = student
+    settings = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size, "progress": progress}
+    student: TextClassifier | QuestionAnswerer
+    student = QuestionAnswerer(student_dir, **settings) if is_asked else TextClassifier(student_dir, is_calibrated=calibrated, **settings)
+    answerer: TextClassifier | Cascade | QuestionAnswerer = student
     if cascade_teacher is not None:
         teacher = TextClassifier(cascade_teacher, threads=threads, batch_size=batch_size, is_calibrated=calibrated, progress=progress)
         answerer = Cascade(student, teacher, cascade_threshold, cascade_share)
@@ -91,7 +97,7 @@ def predict_file(
 class _Work:
     """What is kept while a file is answered. ``parts`` None: JSON lines go to standard output."""
 
-    answerer: TextClassifier | Cascade
+    answerer: TextClassifier | Cascade | QuestionAnswerer
     source: RowFile
     schema: pa.Schema
     parts: Parts | None
@@ -147,8 +153,10 @@ class _Work:
             self.progress.message(f"the teacher answered {counts['escalated']} of {counts['rows']} texts ({share:.1%})")
 
 
-def as_rows(answers: Answers, labels: Sequence[str]) -> list[Values]:
+def as_rows(answers: Answers | SpanAnswers, labels: Sequence[str]) -> list[Values]:
     """Answers as a row of named values each: what predict writes and the server sends."""
+    if isinstance(answers, SpanAnswers):
+        return answers.rows()
     columns: dict[str, Sequence[Any]] = {"prediction": answers.predictions}
     if answers.probabilities_NC is not None:
         columns |= {f"probability_{name}": shortest(answers.probabilities_NC[:, c]) for c, name in enumerate(labels)}
@@ -176,11 +184,12 @@ def _bad_rows(path: Path, count: int, problems: Sequence[str], advice: str = ADV
     return f"input_file: {path}: {count} bad row{'s' * (count > 1)}: {'; '.join(problems)}{more}{advice}"
 
 
-def _with_answers(schema: pa.Schema, answerer: TextClassifier | Cascade, path: Path) -> pa.Schema:
+def _with_answers(schema: pa.Schema, answerer: TextClassifier | Cascade | QuestionAnswerer, path: Path) -> pa.Schema:
     """The columns of the output. Raises ``DataError`` when the input has one of them already."""
     new = [("prediction", pa.string() if answerer.labels else pa.float32())]
     new += [(f"probability_{name}", pa.float32()) for name in answerer.labels]
     new += [(WHO, pa.string())] if isinstance(answerer, Cascade) else []
+    new = list(SCHEMA) if isinstance(answerer, QuestionAnswerer) else new
     if taken := [name for name, _ in new if name in schema.names]:
         raise DataError(f"input_file: {path}: column {taken[0]!r} is there already and would be overwritten; rename it")
     return pa.schema([*schema, *(pa.field(name, kind) for name, kind in new)])

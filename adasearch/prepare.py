@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,17 @@ from adasearch.augment import Pieces, load_masked_lm, neighbours_table
 from adasearch.config import FitConfig, RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import agree, main_first, open_group
+from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, write_array, write_folder
 from adasearch.fit import fit
 from adasearch.methods.distill import Finetune
+from adasearch.methods.reading import FinetuneReader
 from adasearch.metrics import score
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
+from adasearch.reader import Reader, score_reader
+from adasearch.stopwatch import Stopwatch
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
@@ -47,8 +52,8 @@ class Problem:
     ``lesson`` is what students learn from (the labelled texts, repeated, then the transfer set), ``labelled`` the
     training texts alone, ``held_out`` those the scores are taken on. ``made`` is the size of the
     transfer set. ``position`` is the teacher's table; ``word`` is what the student's starts from, the teacher's or, with
-    another vocabulary, rows made of it. Tokenizer and examples are the student's; ``teacher_validation`` and
-    ``teacher_held_out`` are the same texts in the teacher's ids, for the teacher alone.
+    another vocabulary, rows made of it. Tokenizer and examples are the student's; ``teacher_validation``,
+    ``teacher_held_out`` and ``teacher_labelled`` are the same texts in the teacher's ids, for the teacher alone.
     """
 
     task: Task
@@ -65,6 +70,7 @@ class Problem:
     word: Tensor
     position: Tensor | None
     notes: list[str]
+    teacher_labelled: Examples
 
     @property
     def length(self) -> float:
@@ -72,7 +78,7 @@ class Problem:
         return float(self.labelled.tokens.lengths.mean())
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig | EncoderRunConfig) -> Accelerator:
     """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -103,7 +109,7 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
     config = dataclasses.replace(config, seed=config.seed_of_data)
     cache, has_teacher = folder / "cache", config.teacher != "none"
     with main_first():
-        source = _teacher_path(config, cache)
+        source = teacher_path(config, cache)
         is_tuned = (folder / "teacher" / "config.json").exists()
         needs = has_teacher and (is_tuned or needs_finetuning(source, config.finetune.when))
         torch.manual_seed(config.seed)  # a checkpoint without a head is given a random one
@@ -125,7 +131,7 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
         validation = Examples(stores["validation"], pad, task.validation.labels)
         held_out = Examples(stores["held_out"], pad, task.held_out.labels)
     if needs and not is_tuned:
-        _finetune(config, task, teacher, labelled, validation, folder, accelerator, progress)
+        finetune(config, task, teacher, labelled, validation, folder, accelerator, progress)
     with main_first():
         teacher.model.eval().requires_grad_(False).to(accelerator.device)
         word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
@@ -158,6 +164,7 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
         word,
         position,
         notes,
+        labelled,
     )
 
 
@@ -167,15 +174,16 @@ def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(labelled), again), np.arange(labelled, whole)])
 
 
-def _teacher_path(config: RunConfig, cache: Path) -> str:
+def teacher_path(config: RunConfig, cache: Path) -> str:
+    """Where the checkpoint lies that the teacher is made of, or its hub name; the demo's is fetched."""
     name = config.tokenizer if config.teacher == "none" else config.teacher
     if name != "demo":
         return name
     return str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
 
 
-def _finetune(
-    config: RunConfig,
+def finetune(
+    config: RunConfig | EncoderRunConfig,
     task: Task,
     teacher: Teacher,
     labelled: Examples,
@@ -183,7 +191,9 @@ def _finetune(
     folder: Path,
     accelerator: Accelerator,
     progress: Progress,
+    watch: Stopwatch | None = None,
 ) -> None:
+    """Fine-tune the teacher in place and leave it in ``folder/teacher``. ``watch``, if it runs, rests while it is scored."""
     settings = config.finetune
     steps = max(1, round(settings.epochs * len(labelled) / settings.batch_size))
     fit_config = FitConfig(
@@ -197,12 +207,16 @@ def _finetune(
 
     def evaluate(_: torch.nn.Module) -> dict[str, float]:
         teacher.model.eval()
-        (logits,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), validation, accelerator, is_mixed=True)
-        return score(task.metrics, logits, validation.labels)
+        with nullcontext() if watch is None else watch.paused():
+            if isinstance(teacher, Reader):
+                return score_reader(teacher.spans, validation, config.question, accelerator, is_mixed=True)
+            (logits,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), validation, accelerator, is_mixed=True)
+            return score(task.metrics, logits, validation.labels)
 
+    is_reader = isinstance(teacher, Reader)
     fit(
         teacher.model,
-        Finetune(fit_config, task.problem_type, teacher.logits),
+        FinetuneReader(fit_config, teacher.spans) if is_reader else Finetune(fit_config, task.problem_type, teacher.logits),
         {"train": labelled},
         fit_config,
         seed=config.seed,

@@ -23,10 +23,15 @@ KINDS = {  # kind of a system -> what it is called in a sentence
     "bag_of_embeddings": "a bag of embeddings",
     "tfidf": "TF-IDF + logistic regression",
     "reference": "the BERT-base shape",
+    "pruned": "the model pruned to another target",
+    "random_ticket": "a random ticket of the same ratios",
 }
 MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s",
                 "task_texts_per_s")  # fmt: skip
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
+    "structure": (("structure.json",), "What is left in each layer"),
+    "tickets": (("models/*/mask_distances.json",), "How much the tickets drawn in the search differ"),
+    "pruning": (("models/cofi-*/history.json",), "The pruning: what was to be saved, what is open, who learned from whom"),
     "cell": (("search/architecture.json",), "The derived cell"),
     "network": (("search/architecture.json",), "The whole network"),
     "search": (("search/history.jsonl",), "The search"),
@@ -41,7 +46,9 @@ class System:
     ``{"mean", "sd"}``; ``timings`` the same fields at every shape timed, of which the row carries the first.
     ``seq_len`` is in word pieces, 0 where a system reads raw texts. ``task_texts_per_s`` is the rate over a stream of
     texts as long as the task's own, ``streams`` the fields of ``streams.StreamTiming`` for each way of batching them;
-    ``import_s`` to ``peak_rss_bytes`` are those of ``cold.ColdStart``. None = not known or not applicable.
+    ``import_s`` to ``peak_rss_bytes`` are those of ``cold.ColdStart``. ``encoder_sparsity`` is the share of the dense model's
+    prunable encoder parameters that is gone, ``train_seconds`` and ``train_cpu_seconds`` the mean over the seeds of what the
+    whole way from the pre-trained checkpoint took, scoring left out. None = not known or not applicable.
     """
 
     name: str
@@ -71,6 +78,9 @@ class System:
     first_inference_ms: float | None = None
     import_rss_bytes: int | None = None
     peak_rss_bytes: int | None = None
+    encoder_sparsity: float | None = None
+    train_seconds: float | None = None
+    train_cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,8 @@ class Report:
     ``cascade`` has ``temperature``, ``fitted_on`` (how many validation examples; ``is_held_out``: they are also those of
     the curve) and ``curve``, a list of threshold, share_escalated and score; ``latency`` is what
     ``latency_target.compare_run`` says; ``deployments`` is the student's deploy.json. ``price_per_hour`` is
-    what one core is assumed to cost, in US dollars.
+    what one core is assumed to cost, in US dollars. ``method`` is of a compression that is no search: ``name``, ``summary``
+    and ``facts``, numbers as text by what they say.
     """
 
     task: str
@@ -104,6 +115,7 @@ class Report:
     latency: dict[str, Any] = field(default_factory=dict)
     deployments: dict[str, Any] = field(default_factory=dict)
     price_per_hour: float | None = None
+    method: dict[str, Any] = field(default_factory=dict)
 
     def find(self, kind: str) -> System | None:
         """The first system of that kind."""

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel,
+)  # fmt: skip
 
 import adasearch
 from adasearch.errors import ConfigError, ModelError
@@ -38,7 +40,7 @@ class Runtime(ABC):
     def __call__(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
     ) -> np.ndarray:
-        """Logits (B, C) float32 of ids and mask, (B, L) int64.
+        """Logits (B, C) float32 of ids and mask, (B, L) int64; start and end logits (B, L, 2) of a question answering model.
 
         ``token_type_ids`` (0 first text, 1 second) are for pairs and for models that have such embeddings; None means
         one text, all zeros, as in transformers. A model without them is not fed any.
@@ -101,19 +103,25 @@ def require_runtime(name: str) -> None:
 def load_classifier(model_dir: Path) -> PreTrainedModel:
     """A sequence classifier from a folder, in float32 and eval mode. Nothing is downloaded, no foreign code is run.
 
-    Raises ``ModelError`` when the folder holds none that can be loaded.
+    A folder of a question answering model gives that one. Raises ``ModelError`` when neither can be loaded.
     """
     if not (Path(model_dir) / "config.json").is_file():
         raise ModelError(f"{model_dir}: no model folder (config.json is missing)")
     adasearch.register_student()
     try:
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        auto = AutoModelForQuestionAnswering if answers_questions(config) else AutoModelForSequenceClassification
+        model = auto.from_pretrained(
             model_dir, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{model_dir}: no sequence classifier can be loaded ({one_line(error)})") from error
     return model.eval()
+
+
+def answers_questions(config: PreTrainedConfig) -> bool:
+    """Whether a folder's model marks answers in texts (``...ForQuestionAnswering``) instead of labelling them."""
+    return any(name.endswith("ForQuestionAnswering") for name in config.architectures or [])
 
 
 def one_line(error: BaseException) -> str:

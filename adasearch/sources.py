@@ -39,6 +39,7 @@ PRESETS = {
     "rotten_tomatoes": Preset("cornell-movie-review-data/rotten_tomatoes", "text", None, ("neg", "pos")),
     "imdb": Preset("stanfordnlp/imdb", "text", None, ("neg", "pos")),
     "snli": Preset("stanfordnlp/snli", "premise", "hypothesis", _ENTAILMENT),
+    "squad": Preset("rajpurkar/squad", "question", "context", ("start", "end"), ("f1", "exact_match"), "question_answering"),
     "ag_news": Preset("fancyzhx/ag_news", "text", None, ("World", "Sports", "Business", "Sci/Tech")),
 }
 # What the parts are called in the wild; MNLI's are its matched ones, IMDB's unlabelled reviews are "unsupervised"

@@ -12,6 +12,7 @@ import yaml
 from adasearch.architecture import Macro, Space
 from adasearch.config import check_choice
 from adasearch.errors import ConfigError
+from adasearch.inherit_layers import check_macro, inherited_operations
 from adasearch.member_cost import learned_operations
 from adasearch.operations import OPERATIONS
 
@@ -97,6 +98,7 @@ def _check_types(data: dict[str, Any], where: str) -> None:
 
 def _check_macro(data: dict[str, Any], where: str) -> None:
     kinds: dict[str, tuple[type, ...]] = {"dropout": (int, float), "attention_head_size": (int,), "embedding_size": (int, type(None))}
+    kinds |= dict.fromkeys(("teacher_size", "teacher_heads", "teacher_neurons"), (int, type(None)))
     kinds |= dict.fromkeys(("position_embeddings", "zero_cls", "norm_affine"), (bool,))
     for key, kind in kinds.items():
         is_wrong_bool = bool not in kind and isinstance(data.get(key), bool)
@@ -114,6 +116,8 @@ def _check_space(space: Space, where: str) -> None:
     twice = set(space.operations) & set(space.pair_operations)
     if twice:
         raise ConfigError(f"{where}: pair_operations: {sorted(twice)} are among operations already")
+    if inherited_operations(space):
+        check_macro(space.macro, space.widths, where)
     if space.learned_per_node and not left & learned_operations(space):
         raise ConfigError(f"{where}: learned_per_node: {space.learned_per_node}, but none of {sorted(left)} has weights to learn")
     if len(space.cells) != 2 or not 1 <= space.cells[0] <= space.cells[1]:

@@ -5,6 +5,7 @@ Dimensions: B batch, L tokens, D width, C labels, K depth.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,22 @@ class SupernetOutput:
     depth_weights: Tensor
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What one forward pass runs. A strategy of search makes it; ``Supernet.draw`` is the default's.
+
+    ``depth`` is the index of the depth drawn, ``depth_weights`` (K,) what each depth weighs, ``keep_D`` the weight of each
+    channel (None: all), ``paths`` one for every cell's gates. A path may hold several weighted candidates an edge.
+    ``every_exit`` runs the cells beyond the drawn depth too, without gradient.
+    """
+
+    depth: int
+    depth_weights: Tensor
+    keep_D: Tensor | None
+    paths: list[CellPath]
+    every_exit: bool
+
+
 class CellGates(nn.Module):
     """The choices inside one cell: an operation for every edge and, where edges are drawn, the edges of every node."""
 
@@ -52,17 +69,25 @@ class CellGates(nn.Module):
     def draw(self) -> CellPath:
         """One member's path. Operations are picked on all edges, then only kept edges are run."""
         picked, weights = self.operations()
-        path: list[list[Step]] = [[] for _ in range(self.space.nodes)]
         kept = None if self.edges is None else [gate() for gate in self.edges]
+        steps = []
         for row, (node, source) in enumerate(self.pairs):
-            name = self.space.operations[picked[row]]
-            if name == "none" or (kept is not None and source not in kept[node][0]):
+            if kept is not None and source not in kept[node][0]:
                 continue
             scale = None
             if weights.requires_grad:
                 scale = weights[row, picked[row]]
                 scale = scale if kept is None else scale * kept[node][1][source]
-            path[node].append(Step(source, name, scale))
+            steps.append((row, picked[row], scale))
+        return self.path(steps)
+
+    def path(self, steps: Iterable[tuple[int, int, Tensor | None]]) -> CellPath:
+        """A path of (row of ``pairs``, index of the operation, weight or None for 1); "none" adds nothing and is left out."""
+        path: list[list[Step]] = [[] for _ in range(self.space.nodes)]
+        for row, choice, scale in steps:
+            node, source = self.pairs[row]
+            if self.space.operations[choice] != "none":
+                path[node].append(Step(source, self.space.operations[choice], scale))
         return path
 
     def expected_share(self) -> Tensor:
@@ -153,24 +178,27 @@ class Supernet(nn.Module):
         """Every gate, for optimiser groups and schedules."""
         return gates_of(self)
 
-    def _draw_width(self) -> Tensor | None:
-        if self.width_gate is None:
-            return None
-        _, weights = self.width_gate()
-        sizes = torch.tensor(self.space.widths, device=weights.device)
-        alive_ND = torch.arange(max(self.space.widths), device=weights.device) < sizes[:, None]
-        return weights[0] @ alive_ND.to(weights.dtype)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SupernetOutput:
-        """Draw a member and run it (in eval: the decided one)."""
-        depths: list[int] = self.depth_gate.choices
+    def draw(self) -> Draw:
+        """Draw a member (in eval: the decided one)."""
         (drawn,), depth_weights = self.depth_gate()
-        keep_D = self._draw_width()
+        keep_D = None if self.width_gate is None else self.channels(self.width_gate()[1][0])
         paths = [gates.draw() for gates in self.cell_gates]
-        first, second, context = self.trunk.inputs(input_ids, attention_mask, keep_D)
+        return Draw(drawn, depth_weights[0], keep_D, paths, depth_weights.requires_grad)
+
+    def channels(self, weights_W: Tensor) -> Tensor:
+        """The weight of each channel, (D,), where each width weighs so much: widths are prefixes."""
+        sizes = torch.tensor(self.space.widths, device=weights_W.device)
+        alive_WD = torch.arange(max(self.space.widths), device=weights_W.device) < sizes[:, None]
+        return weights_W @ alive_WD.to(weights_W.dtype)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, draw: Draw | None = None) -> SupernetOutput:
+        """Run what is drawn; without ``draw`` a member drawn here (in eval: the decided one)."""
+        draw = self.draw() if draw is None else draw
+        depths, drawn, paths = self.depth_gate.choices, draw.depth, draw.paths
+        first, second, context = self.trunk.inputs(input_ids, attention_mask, draw.keep_D)
         levels = [self.trunk.pool(0, first if first is second else (first + second) / 2, context)]
         logits = []
-        run = len(self.trunk.cells) if depth_weights.requires_grad else depths[drawn]
+        run = len(self.trunk.cells) if draw.every_exit else depths[drawn]
         for k in range(1, run + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and k <= depths[drawn]):
                 path = paths[0 if len(paths) == 1 else k - 1]
@@ -178,7 +206,14 @@ class Supernet(nn.Module):
                 levels.append(self.trunk.pool(k, second, context))
                 if k >= depths[0]:
                     logits.append(self.trunk.read_out(levels, exit_index=k - depths[0]))
-        return SupernetOutput(levels, logits, depths[: len(logits)], drawn, depth_weights[0])
+        return SupernetOutput(levels, logits, depths[: len(logits)], drawn, draw.depth_weights)
+
+    def member_of(self, draw: Draw, seed: int = 0) -> Architecture:
+        """The member that a draw runs; its paths must hold one candidate an edge."""
+        depth = self.depth_gate.choices[draw.depth]
+        width = max(self.space.widths) if draw.keep_D is None else int(draw.keep_D.detach().sum().round())
+        cells = [tuple(tuple(Edge(step.source, step.operation) for step in node) for node in path) for path in draw.paths]
+        return self._member(cells, depth, width, seed)
 
     def expected_cost(self, length: float) -> Cost:
         """E[cost] of a drawn member, its folded embedding table and read-out included, for one text; differentiable."""

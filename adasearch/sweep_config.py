@@ -20,7 +20,7 @@ ENGINES = ("local", "ray")
 BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``
 # what the teacher, its texts and its labels do not depend on: runs that differ here alone share them
 AFTER_PREPARATION: dict[str, Any] = {
-    "space": "adasearch", "architecture": None, "controls": [], "seeds": None, "search": SearchConfig(), "distill": DistillConfig(),
+    "space": "adasearch", "architecture": None, "warm_start": None, "controls": [], "seeds": None, "search": SearchConfig(), "distill": DistillConfig(),
     "retrain": RetrainConfig(), "bench": BenchConfig(), "report_to": "none",
 }  # fmt: skip
 

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import DistillConfig, RunConfig, SearchConfig
-from adasearch.derive import derive
 from adasearch.distributed import main_first
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
@@ -26,13 +25,15 @@ from adasearch.fit import fit
 from adasearch.latency_bench import measure_architecture
 from adasearch.latency_target import check_targets, known_latency, open_table, target_lengths
 from adasearch.member_cost import learned_operations
-from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
 from adasearch.metrics import score
 from adasearch.outputs import outputs_of
 from adasearch.prepare import Problem
 from adasearch.progress import Progress
-from adasearch.shrink import build_student, inherit_embeddings, random_architecture_like, shrink
+from adasearch.search_plots import draw_front
+from adasearch.shrink import random_architecture_like, shrink
+from adasearch.starts import start_student, start_supernet
+from adasearch.strategies import find_strategy, remark
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
@@ -52,13 +53,17 @@ def student_logits(model: AdasearchForSequenceClassification, examples: Examples
 def run_search(
     config: RunConfig, problem: Problem, space: Space, folder: Path, accelerator: Accelerator, progress: Progress
 ) -> tuple[Supernet, Architecture]:
-    """Search, or read back a finished search. Leaves ``architecture.json`` and ``supernet.pt`` in ``folder``."""
+    """Search, or read back a finished search. Leaves ``architecture.json`` and ``supernet.pt`` in ``folder``.
+
+    A strategy that finds a whole Pareto front leaves it as ``front.json`` and as a figure too.
+    """
+    strategy = find_strategy(config.search)
     torch.manual_seed(config.seed)
     supernet = Supernet(space, problem.student_config)
     path, weights = folder / "architecture.json", folder / "supernet.pt"
     if path.exists():
         return _read_search(supernet, weights, path)
-    inherit_embeddings(supernet.trunk, problem.word, problem.position)
+    start_supernet(supernet, config, problem, folder.parent / "cache", progress)
     settings = _capped(config.search, config.max_steps)
     lengths = target_lengths(config.search, problem.labelled)
     with main_first():
@@ -75,7 +80,9 @@ def run_search(
         repeats = (len(lesson) - problem.made) // count
         hidden = np.concatenate([held + turn * count for turn in range(repeats)])
         splits = {"train": lesson.select(np.setdiff1d(np.arange(len(lesson)), hidden)), "valid": lesson.select(np.sort(held))}
-    method = AdaBert(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
+    if remark(settings):
+        progress.message(remark(settings))
+    method = strategy(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
     fit(
         supernet,
         method,
@@ -94,7 +101,11 @@ def run_search(
     supernet.cpu().trunk.embeddings.word.sparse = False
     held = splits.get("valid", problem.labelled)
     measure = None if table is None else partial(measure_architecture, table, lengths=lengths, progress=progress)
-    architecture = derive(supernet, method.cpu(), held, config.seed, progress, measure)
+    derived = method.cpu().derive(supernet, held, config.seed, progress, measure)
+    architecture = derived.architecture
+    if derived.front is not None:
+        write_json(folder / "front.json", derived.front)
+        draw_front(derived.front, folder / "front")
     _alarm(architecture, settings, space, progress)
     write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
     write_json(path, architecture.to_dict())
@@ -180,8 +191,9 @@ class Trainer:
         if self.supernet is not None and config.retrain.inherit and with_teacher and architecture.cells:
             student = shrink(self.supernet, architecture)
         else:
-            student = build_student(architecture, problem.student_config)
-            inherit_embeddings(student.trunk, problem.word, problem.position)
+            student = start_student(
+                architecture, self.space, config, problem, self.folder / "cache", self.progress, is_warm=with_teacher
+            )
         steps = config.retrain.steps
         settings = dataclasses.replace(config.retrain, steps=min(steps, config.max_steps or steps))
         examples = problem.lesson

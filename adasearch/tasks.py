@@ -1,4 +1,4 @@
-"""A task: labelled texts or text pairs from a preset, the hub or files, checked row by row before any work begins.
+"""A task: labelled texts, pairs or questions from a preset, the hub or files, checked row by row before any work begins.
 
 Three steps: a source is read into tables that know the line of every row, the tables' columns are checked and turned
 into splits (every bad row is collected, not just the first), and what is missing is held out.
@@ -20,7 +20,9 @@ from adasearch.demo_assets import fetch_demo_reviews
 from adasearch.errors import ConfigError, DataError
 from adasearch.labels import Schema, check_learnable, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
+from adasearch.questions import PROBLEM_TYPE, asks_questions, read_questions
 from adasearch.sources import Source, find_preset, find_source
+from adasearch.squad_metrics import METRICS_OF_QUESTIONS
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
 from adasearch.texts import Split
 
@@ -30,8 +32,9 @@ DEMO_SPLIT_SEED = 42  # the demo's split is part of the task: it does not move w
 
 @dataclass
 class Task:
-    """A text-classification or regression task, whole and checked.
+    """A text-classification, regression or question-answering task, whole and checked.
 
+    In question answering the splits are ``Questions`` and the labels' names "start" and "end".
     ``metrics``: the first is the one that counts. ``notes``: what was left out, held out or guessed, for the user.
     """
 
@@ -73,12 +76,21 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
     Raises ``ConfigError`` when the request cannot be met, ``DataError`` when the data are not fit to learn from.
     """
     if config.problem_type is not None:
-        check_choice("problem_type", config.problem_type, ("single_label", "multi_label", "regression"))
+        check_choice("problem_type", config.problem_type, ("single_label", "multi_label", "regression", PROBLEM_TYPE))
+    if asks_questions(config):
+        return _question_task(config, seed)
     is_demo = config.task == "demo" and not config.train_file
     task = _load_demo(config, cache) if is_demo else _build(find_source(config), config, seed)
     if config.unlabeled_file:
         task.unlabeled = _read_unlabeled(config, task)
     return task
+
+
+def _question_task(config: TaskConfig, seed: int) -> Task:
+    notes: list[str] = []
+    name, splits = read_questions(config, seed, notes)
+    metrics = tuple(dict.fromkeys([config.metric or METRICS_OF_QUESTIONS[0], *METRICS_OF_QUESTIONS]))
+    return Task(name, PROBLEM_TYPE, ("start", "end"), metrics, **splits, notes=notes)
 
 
 def _load_demo(config: TaskConfig, cache: Path | None) -> Task:

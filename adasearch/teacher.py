@@ -76,12 +76,12 @@ class Teacher:
         return logits, probes
 
 
-def needs_finetuning(path: str, when: str) -> bool:
-    """Whether a checkpoint is to be fine-tuned: ``auto`` says no to those saved as sequence classifiers."""
+def needs_finetuning(path: str, when: str, head: str = "ForSequenceClassification") -> bool:
+    """Whether a checkpoint is to be fine-tuned: ``auto`` says no to those saved with a ``head`` for the task already."""
     if when != "auto":
         return when == "always"
     config = _config(path, False)
-    return not any("ForSequenceClassification" in name for name in (config.architectures or []))
+    return not any(head in name for name in (config.architectures or []))
 
 
 def _config(path: str, trust_remote_code: bool) -> PreTrainedConfig:

@@ -6,6 +6,7 @@ Dimensions: N examples, T tokens of all examples, B batch, L tokens of the longe
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from adasearch.files import write_array
 
+ARRAYS = ("labels", "teacher_logits", "probe_logits", "teacher_states")  # what an example may have beside its text
 BUCKET_BATCHES = 50  # so many batches are shuffled, then sorted by length, together: little padding, still random
 
 
@@ -28,10 +30,12 @@ class TokenStore:
     @classmethod
     def from_lists(cls, sequences: Iterable[Sequence[int]]) -> TokenStore:
         """Pack a stream of id sequences."""
-        arrays = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
-        offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-        np.cumsum([len(array) for array in arrays], out=offsets[1:])
-        return cls(np.concatenate(arrays) if arrays else np.zeros(0, np.int32), offsets)
+        # typed buffers that grow: 4 bytes a word piece and 8 a text, where a list of arrays takes 100 a text besides
+        ids, ends = array("i"), array("q", [0])
+        for sequence in sequences:
+            ids.frombytes(np.ascontiguousarray(sequence, dtype=np.int32).tobytes())
+            ends.append(len(ids))
+        return cls(np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32), np.frombuffer(ends, np.int64))
 
     @classmethod
     def concatenate(cls, stores: Sequence[TokenStore]) -> TokenStore:
@@ -65,7 +69,16 @@ class TokenStore:
 
     def select(self, indices: np.ndarray) -> TokenStore:
         """The named texts, in that order."""
-        return TokenStore.from_lists(self[index] for index in indices)
+        indices = np.arange(len(self))[indices]
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids = np.empty(offsets[-1], np.int32)
+        # runs of texts that follow one another are copied at once: most selections are a few of them
+        cuts = np.flatnonzero(np.diff(indices) != 1) + 1
+        for first, last in zip(np.r_[0, cuts], np.r_[cuts, len(indices)]):
+            if first < last:
+                ids[offsets[first] : offsets[last]] = self.ids[self.offsets[indices[first]] : self.offsets[indices[last - 1] + 1]]
+        return TokenStore(ids, offsets)
 
     def pad(self, indices: Sequence[int], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of a batch, both (B, L) int64, padded on the right to its longest text."""
@@ -86,6 +99,7 @@ class Examples:
     labels: np.ndarray | None = None  # (N,) int64, -100 = unknown; multi-label (N, C), regression (N,) float32, NaN = unknown
     teacher_logits: np.ndarray | None = None  # (N, C) float32
     probe_logits: np.ndarray | None = None  # (N, P, C) float32 or float16
+    teacher_states: np.ndarray | None = None  # (N, P, D) float16: the teacher's pooled levels, for a student without a task
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -94,24 +108,24 @@ class Examples:
         """A batch: ``input_ids``, ``attention_mask`` (B, L) and, where known, the arrays above under their names."""
         ids_BL, mask_BL = self.tokens.pad(indices, self.pad_token_id)
         batch = {"input_ids": ids_BL, "attention_mask": mask_BL}
-        for name in ("labels", "teacher_logits", "probe_logits"):
-            array = getattr(self, name)
-            if array is not None:
-                values = torch.from_numpy(np.ascontiguousarray(array[np.asarray(indices)]))
+        for name in ARRAYS:
+            known = getattr(self, name)
+            if known is not None:
+                values = torch.from_numpy(np.ascontiguousarray(known[np.asarray(indices)]))
                 batch[name] = values.float() if values.dtype == torch.float16 else values
         return batch
 
     def select(self, indices: np.ndarray) -> Examples:
         """The named examples, in that order."""
-        arrays = {name: getattr(self, name) for name in ("labels", "teacher_logits", "probe_logits")}
-        picked = {name: None if array is None else np.asarray(array)[indices] for name, array in arrays.items()}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        picked = {name: None if known is None else np.asarray(known)[indices] for name, known in arrays.items()}
         return dataclasses.replace(self, tokens=self.tokens.select(indices), **picked)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Examples]) -> Examples:
         """All examples in one; the parts must know the same arrays."""
         arrays = {}
-        for name in ("labels", "teacher_logits", "probe_logits"):
+        for name in ARRAYS:
             values = [getattr(part, name) for part in parts]
             assert all(v is None for v in values) or all(v is not None for v in values), f"{name}: known in some parts only"
             arrays[name] = None if values[0] is None else np.concatenate(values)

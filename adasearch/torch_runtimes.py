@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from adasearch.errors import ModelError
 from adasearch.runtime_base import Runtime, load_classifier, one_line, register_runtime, uses_token_types
-from adasearch.trace import input_names, trace
+from adasearch.trace import input_names, logits_of, trace
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -43,7 +43,7 @@ class TorchRuntime(Runtime):
         if self._takes_types and token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         with torch.inference_mode():
-            logits = self.model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits
+            logits = logits_of(self.model(**{name: torch.from_numpy(array) for name, array in inputs.items()}))
         return logits.float().numpy()
 
     def _set_threads(self) -> None:

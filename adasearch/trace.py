@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from adasearch.runtime_base import uses_token_types
 
@@ -100,7 +101,12 @@ class Logits(nn.Module):
         self.settings = {"use_cache": False} if takes_cache else {}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, inputs)), return_dict=True, **self.settings).logits
+        return logits_of(self.model(**dict(zip(self.names, inputs)), return_dict=True, **self.settings))
+
+
+def logits_of(output: ModelOutput) -> Tensor:
+    """A classifier's logits (B, C); of a model that answers questions, each token's start and end logit, (B, L, 2)."""
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import yaml
 from accelerate import Accelerator
 
 from adasearch.config import RunConfig, to_dict
+from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.tracking import numbers
 
@@ -22,14 +23,14 @@ FOLDERS = {
 }
 
 
-def check_trackers(config: RunConfig) -> None:
+def check_trackers(config: RunConfig | EncoderRunConfig) -> None:
     """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"report_to: {name!r} is not installed; pip install {name}, or 'adasearch[tracking]' for tensorboard")
 
 
-def start_trackers(config: RunConfig, folder: Path, accelerator: Accelerator) -> None:
+def start_trackers(config: RunConfig | EncoderRunConfig, folder: Path, accelerator: Accelerator) -> None:
     """Give the accelerator the trackers of ``config.report_to``, with the run's settings told; they write to ``folder/tracking``."""
     accelerator.trackers.clear()
     if not config.trackers or not accelerator.is_main_process:

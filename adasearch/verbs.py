@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from adasearch.config import REFERENCE_SHAPES, BenchConfig, QuantizeConfig, RunConfig, check_bench, check_range
+from adasearch.cofi_config import CofiConfig
+from adasearch.encoder_config import EarlyBertConfig
 from adasearch.errors import ConfigError, TrainingError
 from adasearch.progress import Progress
+from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.tune_config import TuneConfig
+from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.sweep_config import SweepConfig
+from adasearch.warm_config import WarmConfig
 
 
 @dataclass
@@ -36,7 +41,7 @@ class StudentSettings:
 
 @dataclass
 class PredictSettings(StudentSettings):
-    """Label a file of texts.
+    """Label a file of texts; with a question-answering model's folder, answer a file of questions on contexts.
 
     Args:
         input_file: texts as csv, tsv, jsonl, parquet or txt (one a line); ``-`` reads lines from standard input.
@@ -291,6 +296,12 @@ def _sweep(config: SweepConfig, progress: Progress) -> str:
     return text
 
 
+def _warm(config: WarmConfig, progress: Progress) -> str:
+    from adasearch.warm_run import warm
+
+    return str(warm(config, progress))
+
+
 def _export(settings: StudentSettings, progress: Progress) -> str:
     from adasearch.export import export_student
 
@@ -410,12 +421,44 @@ def _env(settings: EnvSettings, progress: Progress) -> str:
     return "\n".join(f"{name:<20} {'-' if value is None else value}" for name, value in facts.items())
 
 
+def _prune_ofa_pretrain(config: SparsePretrainingConfig, progress: Progress) -> str:
+    from adasearch.sparse_pretraining_report import scores_table
+    from adasearch.sparse_pretraining_run import pretrain_sparse, run_folder
+
+    report = pretrain_sparse(config, progress)
+    return f"{Path(config.model).name}, {100 * report['sparsity']:.2f}% sparse\n\n{scores_table(report)}\n\n{run_folder(config)}"
+
+
 def _quantgpt(config: QuantGptConfig, progress: Progress) -> str:
     from adasearch.quantgpt_report import scores_table
     from adasearch.quantgpt_run import quantize_language_model, run_folder
 
     report = quantize_language_model(config, progress)
     return f"{Path(config.model).name} at {config.bits}, {report['split']} split\n\n{scores_table(report)}\n\n{run_folder(config)}"
+
+
+def _earlybert(config: EarlyBertConfig, progress: Progress) -> str:
+    from adasearch.earlybert_run import compress_earlybert
+
+    return _told(compress_earlybert(config, progress))
+
+
+def _cofi(config: CofiConfig, progress: Progress) -> str:
+    from adasearch.cofi_run import compress_cofi
+
+    return _told(compress_cofi(config, progress))
+
+
+def _told(run_dir: Path) -> str:
+    """A run's report, and where it lies."""
+    return f"{(run_dir / 'report.md').read_text(encoding='utf-8')}\n{run_dir}"
+
+
+def _prune_ofa(config: PruneOfaTaskConfig, progress: Progress) -> str:
+    from adasearch.prune_ofa_report import report_text
+    from adasearch.prune_ofa_run import prune_once_for_all, run_folder
+
+    return f"{report_text(prune_once_for_all(config, progress))}\n{run_folder(config)}"
 
 
 @dataclass(frozen=True)
@@ -435,6 +478,7 @@ VERBS: dict[str, Verb] = {
     "retrain": Verb("train the student of an architecture found before", RunConfig, _retrain, "task"),
     "tune": Verb("look for the best settings of a run by many trials", TuneConfig, _tune, "task"),
     "sweep": Verb("tasks x teachers x budgets x seeds, and one table", SweepConfig, _sweep, "tasks"),
+    "warm": Verb("teach a space's supernet on unlabelled texts once, for searches to start from", WarmConfig, _warm),
     "export": Verb("write and check the ONNX model of a student", StudentSettings, _export, "student"),
     "bench": Verb("time models side by side", BenchSettings, _bench, "models"),
     "prune": Verb("cut a student's vocabulary to what its task needs", PruneSettings, _prune, "student"),
@@ -448,7 +492,11 @@ VERBS: dict[str, Verb] = {
 }
 
 METHODS: dict[str, Verb] = {  # of ``adasearch compress METHOD``: published methods other than the search
+    "cofi": Verb("structured pruning of a transformer on a task: layers, heads, neurons, hidden dimensions", CofiConfig, _cofi, "task"),
+    "earlybert": Verb("an early-bird ticket: heads and neurons cut early in training, a smaller network trained", EarlyBertConfig, _earlybert, "task"),
     "quantgpt": Verb("a GPT-2 or BART with weights of 2, 4 or 8 bits", QuantGptConfig, _quantgpt, needs_student=False),
+    "prune-ofa-pretrain": Verb("a masked language model made sparse once, for all tasks", SparsePretrainingConfig, _prune_ofa_pretrain, needs_student=False),
+    "prune-ofa": Verb("a sparse model on a task: fine-tuned under lock, then int8", PruneOfaTaskConfig, _prune_ofa, "task"),
 }
 
 

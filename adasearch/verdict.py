@@ -89,7 +89,7 @@ def verdict(report: Report) -> str:
             sentence += f" in {format_ms(student.latency_ms_p50)} ms ({how})"
     if student.params is not None:
         sentence += f" with {format_count(student.params)} parameters"
-    beside = [text for kind in ("tfidf", "random_architecture") if (text := _beside(report, kind))]
+    beside = [text for kind in ("tfidf", "random_architecture", "random_ticket") if (text := _beside(report, kind))]
     return f"{sentence}{'; it is ' if beside else ''}{' and '.join(beside)}."
 
 
@@ -98,7 +98,7 @@ def _beside(report: Report, kind: str) -> str | None:
     difference = ratio.get("score_difference")
     if difference is None:
         return None
-    spread = format_spread(ratio.get("pooled_sd"), report.metric) if kind == "random_architecture" else ""
+    spread = format_spread(ratio.get("pooled_sd"), report.metric) if kind.startswith("random") else ""
     side = "below" if difference < 0 else "above"
     return f"{format_score(abs(difference), report.metric)}{spread} points {side} {KINDS[kind]}"
 
@@ -131,7 +131,7 @@ def _not_better(report: Report, student: System, kind: str) -> str | None:
     if kind == "teacher":
         speed = ratio.get("speed")
         return None if speed is None or speed > 1 else f"The student is not faster than its teacher ({speed:.2f}x)."
-    if difference is None:
+    if difference is None or kind == "pruned":  # smaller or larger on purpose
         return None
     own, others = (format_score(system.score_mean, report.metric) for system in (student, other))
     pair = f"({own} against {others})"
@@ -141,6 +141,7 @@ def _not_better(report: Report, student: System, kind: str) -> str | None:
             "random_architecture": "the search gained nothing",
             "student_no_kd": "the teacher gained nothing",
             "bag_of_embeddings": "the cells gained nothing",
+            "random_ticket": "the choice of heads and neurons gained nothing",
         }
         return f"The student is not better than {KINDS[kind]} {pair}: {ends[kind]}."
     if error is not None and difference < NOISE_ERRORS * error:

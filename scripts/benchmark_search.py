@@ -1,12 +1,16 @@
 """What a search step costs: against a fixed network of the same depth, and with ten candidates against three.
 
     python scripts/benchmark_search.py [--batch 128] [--length 32] [--steps 60]     # about five minutes, one thread
+    python scripts/benchmark_search.py --strategies all --steps 10                  # what a step of each strategy costs; ten minutes
 
 Times are taken in one process, the systems in turns, all with the same random numbers in the same turn (so the same
 depth); memory is the peak of a process of its own. The fixed networks are random members at the space's largest depth
 and width. Operations differ in cost, so three candidates are measured as ten different triples in which every
 operation of the ten stands three times: on the mean only their number differs. The gates are held still for the same
 reason. Expected: step ratio <= 1.5, ten against three <= 1.1 in time and memory.
+
+With --strategies (names, or all) each strategy of search is timed instead, in its published mode, past its warm-up (darts
+about ten times gumbel, darts_second five times darts, gdas and one_shot about as gumbel); written to search_strategies.json.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
 from adasearch.progress import Progress
 from adasearch.shrink import build_student, random_architecture
+from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.space import load_space
+from adasearch.strategies import find_strategy
 from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples, TokenStore
@@ -64,10 +70,10 @@ def student_config() -> AdasearchConfig:
     return AdasearchConfig(vocab_size=VOCABULARY, embedding_rank=RANK, num_labels=2)
 
 
-def training(model: torch.nn.Module, method: AdaBert | Distill, examples: Examples) -> Training:
+def training(model: torch.nn.Module, method: SearchMethod | Distill, examples: Examples) -> Training:
     """Ready to step, nothing saved."""
     folder = Path(tempfile.mkdtemp())
-    return Training(model, method, {"train": examples}, method.config, 1, folder, Accelerator(cpu=True), Progress(), 1e9, False)
+    return Training(model, method, {"train": examples, "valid": examples}, method.config, 1, folder, Accelerator(cpu=True), Progress(), 1e9, False)
 
 
 def triples(space: Space) -> list[Space]:
@@ -85,6 +91,45 @@ def search_training(space: Space, examples: Examples, batch: int, steps: int) ->
     config = SearchConfig(steps=10 * steps, batch_size=batch, arch_warmup=0.0, arch_learning_rate=0.0)
     method = AdaBert(config, DistillConfig(), "single_label", 2, float(examples.tokens.lengths.mean()))
     return training(Supernet(space, student_config()), method, examples)
+
+
+def strategy_training(space: Space, examples: Examples, batch: int, steps: int, name: str) -> Training:
+    """The same of a strategy by name, in its published mode; its gates learn, but stay where they are."""
+    torch.manual_seed(0)
+    mode = STRATEGIES[name].published_mode or STRATEGIES[name].modes[0]
+    config = SearchConfig(steps=10 * steps, batch_size=batch, arch_warmup=0.0, arch_learning_rate=0.0, strategy=name, mode=mode)
+    method = find_strategy(config)(config, DistillConfig(), "single_label", 2, float(examples.tokens.lengths.mean()))
+    return training(Supernet(space, student_config()), method, examples)
+
+
+def measure_strategies(arguments: argparse.Namespace, names: list[str]) -> dict:
+    """Seconds of a step of each strategy, in turns, and its peak memory in a process of its own."""
+    space = load_space(arguments.space).for_task(is_pair=False)
+    examples = texts(arguments.batch, arguments.length)
+    runs = {name: strategy_training(space, examples, arguments.batch, arguments.steps, name) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1, arguments.steps):
+        for name, run in runs.items():
+            run.step = abs(turn)
+            took = step(run)
+            if turn >= 0:
+                seconds[name].append(took)
+    command = [sys.executable, __file__, *(f"--{k}={getattr(arguments, k)}" for k in ("space", "batch", "length", "steps"))]
+    memory = {
+        name: json.loads(subprocess.run([*command, "--memory", f"strategy:{name}"], capture_output=True, text=True, check=True).stdout)
+        for name in names
+    }
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    first = names[0]
+    return {
+        "command": " ".join(["python", "scripts/benchmark_search.py", *sys.argv[1:]]), "commit": commit(),
+        "what": "one step of each strategy of search, in its published mode", "space": arguments.space, "candidates": len(space.operations),
+        "batch_size": arguments.batch, "seq_len": arguments.length, "steps": arguments.steps, "threads": 1,
+        "modes": {name: run.method.config.mode for name, run in runs.items()}, "step_seconds_mean": means,
+        "step_seconds_median": {name: float(np.median(values)) for name, values in seconds.items()}, "peak_rss_bytes": memory,
+        "ratios": {name: {f"time_to_{first}": means[name] / means[first], f"memory_to_{first}": memory[name] / memory[first]} for name in names},
+        "hardware": hardware(),
+    }  # fmt: skip
 
 
 def fixed_training(space: Space, examples: Examples, batch: int, seed: int) -> Training:
@@ -148,7 +193,9 @@ def peak_of(arguments: argparse.Namespace) -> int:
     """Peak memory of this process after the steps."""
     space = load_space(arguments.space).for_task(is_pair=False)
     examples = texts(arguments.batch, arguments.length)
-    if arguments.memory == "fixed":
+    if arguments.memory.startswith("strategy:"):
+        run = strategy_training(space, examples, arguments.batch, arguments.steps, arguments.memory.partition(":")[2])
+    elif arguments.memory == "fixed":
         run = fixed_training(space, examples, arguments.batch, 0)
     else:
         chosen = space if arguments.memory == "ten" else triples(space)[int(arguments.memory)]
@@ -165,14 +212,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--strategies", nargs="+", help="time these strategies instead; all: every one there is")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory:
         print(peak_of(arguments))
         return
-    found = measure(arguments)
-    write_json(Path(__file__).resolve().parent.parent / "results" / "runs" / "search_cost.json", found)
+    results = Path(__file__).resolve().parent.parent / "results" / "runs"
+    if arguments.strategies:
+        names = list(STRATEGIES) if arguments.strategies == ["all"] else arguments.strategies
+        found = measure_strategies(arguments, names)
+        write_json(results / "search_strategies.json", found)
+    else:
+        found = measure(arguments)
+        write_json(results / "search_cost.json", found)
     print(json.dumps(found["ratios"], indent=2))
 
 

@@ -10,19 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "adasearch"
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("architecture", "bit_widths", "config", "errors", "files", "latency", "progress", "quantgpt_config", "registry", "sweep_config", "tune_config"),  # F0: plain data; knows no torch
-    ("contrastive", "cost", "gates", "language_objectives", "objectives", "packing", "quantizers", "rounding", "sparsity", "weight_quantizer"),  # F1: tensors; knows no BERT
-    ("cell", "encoder", "low_bit", "low_bit_size", "member_cost", "operations", "packed_modules", "quantize_model", "shrink", "student", "supernet"),  # F2: modules; knows no task
+    ("architecture", "prune_ofa_config", "sparse_pattern", "sparsity_schedule", "bit_widths", "cofi_config", "config", "encoder_config", "encoder_latency", "errors", "files", "latency", "progress", "prune_ofa_task_config", "quantgpt_config", "question_config", "registry", "stopwatch", "sweep_config", "tune_config", "warm_config"),  # F0: plain data; knows no torch
+    ("contrastive", "teaching", "cost", "activation_quantizers", "sparse_storage", "gates", "language_objectives", "objectives", "packing", "pareto", "quantizers", "rounding", "sparsity", "tickets", "weight_quantizer", "span_objectives", "structure", "gate_values", "hard_concrete", "budget", "lagrangian", "layer_matching"),  # F1: tensors; knows no BERT
+    ("cell", "sparse_model", "gradual_pruning", "encoder", "encoder_layers", "encoder_parts", "shrink_encoder", "low_bit", "low_bit_size", "member_cost", "operations", "packed_modules", "inherit_layers", "inherited", "pair_operations", "quantize_model", "quantize_aware", "int8_modules", "sparse_files", "sparse_size", "shrink", "student", "supernet"),  # F2: modules; knows no task
     (
-        "augment", "calibration", "corpora", "demo_assets", "known_labels", "labels", "language", "language_task", "metrics", "outputs", "perplexity", "rouge", "sources", "space", "tables", "tasks", "teacher",
-        "texts", "tokens", "transfer", "vocabulary", "student_vocabulary",
+        "augment", "masked_language", "masked_model", "masked_task", "calibration", "corpora", "demo_assets", "known_labels", "labels", "language", "language_task", "metrics", "outputs", "perplexity", "rouge", "sources", "space", "tables", "tasks", "teacher",
+        "texts", "tokens", "transfer", "vocabulary", "student_vocabulary", "warm_start", "answers", "question_answering", "questions", "reader", "squad_metrics",
     ),  # F3: the problem
-    ("derive", "distributed", "fit", "methods", "tracking"),  # F4: the one loop and the methods (a folder stands for all its files)
+    ("derive", "distributed", "evolution", "search_method", "strategies", "fit", "methods", "tracking", "turns"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
-        "__init__", "__main__", "arguments", "baselines", "bench", "bench_ratios", "cold", "references", "speed_table", "streams", "table_files", "bundle", "canvas", "card", "cascade", "chunks", "classifier", "cli", "console", "curves", "draw",
+        "__init__", "__main__", "sparse_pretraining_run", "sparse_pretraining_report", "arguments", "baselines", "bench", "bench_ratios", "cold", "references", "speed_table", "streams", "table_files", "bundle", "canvas", "card", "cascade", "chunks", "classifier", "cli", "console", "curves", "draw",
         "environment", "evidence", "export", "finished", "formats", "honest", "honest_rows", "html", "html_charts", "html_tables", "inspect_run", "latency_bench", "latency_target", "layout", "markdown", "measure", "pipeline",
-        "parts", "predict", "prepare", "prune", "prune_files", "report", "report_files", "svg", "graph_runtimes", "runtime_base", "runtimes", "torch_runtimes", "systems", "serve", "verbs", "verdict", "web", "web_page",
-        "sweep", "sweep_engines", "sweep_jobs", "sweep_table", "quantgpt_plots", "quantgpt_report", "quantgpt_run", "deploy", "int8", "quantize", "quantize_texts", "trace", "trackers", "tune_plots", "tune_report", "tune_space", "tune_storage", "tune_study", "tune_trial",
+        "answers_file", "parts", "predict", "prepare", "prune", "prune_files", "question_problem", "report", "report_files", "svg", "graph_runtimes", "runtime_base", "runtimes", "torch_runtimes", "starts", "systems", "warm_run", "serve", "verbs", "verdict", "web", "web_page",
+        "diagnosis", "diagnosis_run", "search_plots", "sweep", "sweep_engines", "sweep_jobs", "sweep_table", "cofi_plots", "cofi_run", "encoder_latency_bench", "encoder_problem", "encoder_report", "encoder_run", "encoder_training", "earlybert_run", "run_files", "structure_plots", "ticket_plots", "quantgpt_plots", "quantgpt_report", "quantgpt_run", "deploy", "int8", "qdq_export", "prune_ofa_run", "prune_ofa_report", "prune_ofa_systems", "prune_ofa_bench", "quantize", "quantize_texts", "trace", "trackers", "tune_plots", "tune_report", "tune_space", "tune_storage", "tune_study", "tune_trial",
     ),  # F5: the ways out
 )  # fmt: skip
 TOP = len(FLOORS) - 1

@@ -188,3 +188,16 @@ def test_companions_in_a_batch_change_from_epoch_to_epoch(lengths: np.ndarray, m
         return {(a, b) for step in steps for a in sampler(step).tolist() for b in sampler(step).tolist() if a < b}
 
     assert len(pairs(0) & pairs(1)) < most * len(pairs(0))
+
+
+def test_selections_are_those_of_lists_whatever_their_runs() -> None:
+    """Runs of neighbours are copied at once: single texts, runs, repeats, jumps back and empty texts among them."""
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(0, 9, generator.integers(0, 4)).tolist() for _ in range(30)]
+    store = TokenStore.from_lists(texts)
+    for _ in range(50):
+        parts = [np.arange(start, min(30, start + length)) for start, length in generator.integers(0, 30, (4, 2))]
+        picked = np.concatenate(parts)
+        assert texts_of(store.select(picked)) == [texts[n] for n in picked]
+    assert texts_of(store.select(np.zeros(0, np.int64))) == []
+    assert texts_of(store.select(np.array([-1, 3]))) == [texts[-1], texts[3]]

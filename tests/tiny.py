@@ -23,7 +23,8 @@ WIDTHS = (8, 12)
 
 def tiny_macro(**changes: Any) -> Macro:
     """A macro shape with heads small enough for tiny widths; dropout off, so that training mode is deterministic."""
-    return Macro(**{"attention_head_size": HEAD_SIZE, "dropout": 0.0, **changes})
+    teacher = {"teacher_size": 10, "teacher_heads": 5, "teacher_neurons": 14}
+    return Macro(**{"attention_head_size": HEAD_SIZE, "dropout": 0.0, **teacher, **changes})
 
 
 def tiny_space(macro: dict[str, Any] | None = None, **changes: Any) -> Space:

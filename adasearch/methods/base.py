@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from adasearch.config import FitConfig
+from adasearch.inherited import Inherited
 from adasearch.objectives import task_loss
 
 Batch = dict[str, Tensor]
+BatchOf = Callable[[str], "dict[str, Tensor]"]  # the name of a split -> this step's batch of it
 Phase = tuple[Sequence[str], str]  # (which groups learn, from which split); see ``Method.phases``
 
 
@@ -21,13 +23,14 @@ class Group:
     """Parameters that learn alike, with an optimiser of their own.
 
     ``params`` are torch parameter groups (weight decay differs between matrices and vectors); ``schedule`` is
-    "cosine" or "linear" (both after a linear warm-up, down to zero) or "constant"; ``settings`` go to the optimiser.
+    "cosine" or "linear" (both after a linear warm-up, down to zero) or "constant", or a function of the step that gives the
+    share of the learning rate; ``settings`` go to the optimiser.
     """
 
     name: str
     params: list[dict[str, Any]]
     learning_rate: float
-    schedule: str = "cosine"
+    schedule: str | Callable[[int], float] = "cosine"
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -69,7 +72,12 @@ class Method(nn.Module):
         of a small student would else be spent on filling a gradient of millions of zeros.
         """
         word_table.sparse = True
-        weights = weight_groups([student, self], self.config.weight_decay, [*exclude, word_table.weight])
+        blocks = [part for module in student.modules() if isinstance(module, Inherited) for part in module.block]
+        inherited = [parameter for part in blocks for parameter in part.parameters()]
+        weights = weight_groups([student, self], self.config.weight_decay, [*exclude, word_table.weight, *inherited])
+        if inherited:  # the rate at which convolutions learn from nothing would wipe out what a layer of the teacher knows
+            slow = weight_groups(blocks, self.config.weight_decay)
+            weights += [{**params, "rate": self.config.inherited_rate} for params in slow]
         rate = self.config.learning_rate
         table = [{"params": [word_table.weight]}]
         return [
@@ -84,10 +92,16 @@ class Method(nn.Module):
         """Which groups (by name; "all") learn from which split in this step, in order."""
         return [(("all",), "train")]
 
+    def before_loss(self, student: nn.Module, learners: Sequence[str], batch_of: BatchOf) -> None:
+        """Before each phase's loss. A method that moves weights here puts them back in ``after_backward``."""
+
     def loss(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Contributions to the loss by name, scalars; their sum is minimised."""
         logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return {"ce": task_loss(logits, batch["labels"], self.problem_type).mean()}
+
+    def after_backward(self, student: nn.Module, learners: Sequence[str], batch_of: BatchOf) -> None:
+        """Between a phase's gradients and the step they make: correct them here."""
 
     def weight(self, batch: Batch) -> float:
         """How many things in this batch the loss is a mean over; examples. Processes that share a batch count with it."""

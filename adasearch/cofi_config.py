@@ -1,0 +1,221 @@
+"""Settings of CoFi: coarse- and fine-grained structured pruning of a transformer, taught by its dense self."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from adasearch.config import FinetuneConfig, FitConfig, check_choice, check_range
+from adasearch.encoder_config import EncoderRunConfig
+from adasearch.errors import ConfigError
+
+FAMILIES = ("heads", "neurons", "layers", "hidden")
+MATCHINGS = ("paper", "any", "ordered", "fixed")
+DEFAULT_TARGET = 0.8  # of the sparsity, where no target is given
+PHASES = ("prefinetune", "prune", "finetune")
+
+
+@dataclass
+class LatencyTargetConfig:
+    """What a target in milliseconds is for, and the table it is predicted from.
+
+    Args:
+        table: file with the measured times of this kind of encoder on this machine; measured first, into the run's folder,
+            when absent.
+        runtime: onnxruntime, openvino or torch; auto takes onnxruntime where it is installed.
+        threads: threads of that runtime.
+        batch_size: texts a call.
+        lengths: lengths in word pieces, each as frequent as the others; those of the task's training texts when absent.
+        networks: encoders of random structure that are exported and timed for the table.
+    """
+
+    table: str | None = None
+    runtime: str = "auto"
+    threads: int = 1
+    batch_size: int = 1
+    lengths: list[int] | None = None
+    networks: int = 36
+
+    def check(self, longest: int) -> None:
+        """Raise ``ConfigError`` for values out of range; ``longest`` is the longest text there may be."""
+        check_choice("latency.runtime", self.runtime, ("auto", "onnxruntime", "openvino", "torch"))
+        for name, low, high in (("threads", 1, 1024), ("batch_size", 1, 1 << 20), ("networks", 16, 10_000)):
+            check_range(f"latency.{name}", getattr(self, name), low, high)
+        if self.lengths == []:
+            raise ConfigError("latency.lengths: the list is empty; choices: one or more whole numbers, or leave it out")
+        for index, length in enumerate(self.lengths or []):
+            check_range(f"latency.lengths[{index}]", length, 1, longest)
+
+
+@dataclass
+class CofiConfig(EncoderRunConfig):
+    """CoFi on a task (Xia et al. 2022): prefinetune (distil the dense model), prune (gates under a constraint), finetune.
+
+    Defaults are those of the published script for GLUE but for the epochs. Published, for the large tasks (SST-2, MNLI, QQP,
+    QNLI): 1, 2, 20, 20; for the small ones: 4, 20, 100, 20. Ours fit one or two processor cores.
+
+    Args:
+        finetune: the dense fine-tuning.
+        target_sparsity: shares of the encoder's parameters that go, embeddings not counted; one model is made for each.
+            0.8 when there is no target at all.
+        target_latency_ms: instead: milliseconds that one call may take, one model for each; see ``latency``.
+        latency: what milliseconds are measured of.
+        families: what is gated: heads, neurons, layers (attention and feed-forward sublayers), hidden.
+        prefinetune_epochs: distillation before there are gates.
+        warmup_epochs: of those of pruning, so many in which the target rises linearly.
+        prune_epochs: pruning.
+        finetune_epochs: distillation of the physically smaller model.
+        min_prune_steps: where ``prune_epochs`` are fewer steps than this, all phases are longer by the same factor: gates move
+            at most ``gate_learning_rate`` a step, so that small tasks would end before they have moved.
+        batch_size: examples a step.
+        learning_rate: peak for the weights before and while pruning (linear to zero).
+        finetune_learning_rate: for the smaller model.
+        finetune_schedule: of that: constant, as published, or linear.
+        gate_learning_rate: for the gates' log alpha and the multipliers; constant, no weight decay.
+        warmup: share of a phase in which the weights' learning rate rises.
+        weight_decay: AdamW's, on matrices.
+        clip_norm: largest gradient norm of the weights.
+        train_embeddings: learn the embeddings too; the published code keeps them.
+        layer_weight: of the layers' distances to the teacher's.
+        prediction_weight: of the distance between predictions.
+        gold_weight: of the loss on gold labels; published 0.
+        temperature: of the predictions' distillation.
+        teacher_layers: layers of the teacher that teach, counted from 0; up to four, evenly spaced, the last among them, when
+            absent (2 5 8 11 of twelve).
+        matching: which student layer learns from each: paper (the nearest that is alive), ordered (the same, but never two
+            crosswise), any (the nearest, dead or alive), fixed (the one at the same height).
+        alive: with paper and ordered: a layer is alive while it has its ffn, or either of its sublayers.
+        gap: of the constraint: signed or absolute.
+        sparsity_epsilon: how far the expected sparsity (or saved share of the time) may stay short of the target for a model to
+            be taken; the best of these on the validation examples is.
+        neuron_drop: drop rate that neurons start with; published 0.5.
+        exact_target: close or open the least certain neurons so that a model that is scored or cut has the target's
+            sparsity exactly, and not only on average.
+        start: pretrained (``model``, into which the dense model is distilled first, as published) or dense (a copy of the dense
+            model, which needs no prefinetuning: ``prefinetune_epochs`` may then be 0).
+        keep_best: take the model of finetune's best evaluation, as published, not its last. Without a test file the validation
+            examples are those of the final score too.
+        evaluations: evaluations while pruning, and with ``keep_best`` in finetune, from which the best is chosen.
+    """
+
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=3.0, learning_rate=5e-5))
+    target_sparsity: list[float] | None = None
+    target_latency_ms: list[float] | None = None
+    latency: LatencyTargetConfig = field(default_factory=LatencyTargetConfig)
+    families: list[str] = field(default_factory=lambda: list(FAMILIES))
+    prefinetune_epochs: float = 1.0
+    warmup_epochs: float = 1.0
+    prune_epochs: float = 4.0
+    finetune_epochs: float = 3.0
+    min_prune_steps: int = 2_000
+    batch_size: int = 32
+    learning_rate: float = 2e-5
+    finetune_learning_rate: float = 2e-5
+    finetune_schedule: str = "constant"
+    gate_learning_rate: float = 0.01
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    train_embeddings: bool = False
+    layer_weight: float = 0.9
+    prediction_weight: float = 0.1
+    gold_weight: float = 0.0
+    temperature: float = 2.0
+    teacher_layers: list[int] | None = None
+    matching: str = "paper"
+    alive: str = "ffn"
+    gap: str = "signed"
+    sparsity_epsilon: float = 0.01
+    neuron_drop: float = 0.5
+    exact_target: bool = True
+    start: str = "pretrained"
+    keep_best: bool = True
+    evaluations: int = 20
+
+    @property
+    def targets(self) -> list[tuple[str, float]]:
+        """("sparsity", share) or ("latency", milliseconds), one for each model to be made."""
+        if self.target_latency_ms is not None:
+            return [("latency", ms) for ms in self.target_latency_ms]
+        return [("sparsity", share) for share in self.target_sparsity or [DEFAULT_TARGET]]
+
+    def steps(self, examples: int) -> dict[str, int]:
+        """Steps of each phase and, of pruning, of the target's rise ("warmup"), for a task of so many training examples."""
+        epoch = max(1, examples // min(self.batch_size, examples))
+        longer = max(1.0, self.min_prune_steps / (self.prune_epochs * epoch))
+        epochs = {"prefinetune": self.prefinetune_epochs, "prune": self.prune_epochs, "finetune": self.finetune_epochs}
+        found = {name: self.capped(round(count * epoch * longer)) if count else 0 for name, count in epochs.items()}
+        return {**found, "warmup": round(found["prune"] * self.warmup_epochs / self.prune_epochs)}
+
+    def fit_config(self, phase: str, steps: int) -> FitConfig:
+        """What the training loop reads in one of ``PHASES``."""
+        rate = self.finetune_learning_rate if phase == "finetune" else self.learning_rate
+        return FitConfig(
+            steps=steps, batch_size=self.batch_size, learning_rate=rate, warmup=self.warmup, weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )  # fmt: skip
+
+    def schedule(self, phase: str) -> str:
+        """How the weights' learning rate falls in a phase."""
+        return self.finetune_schedule if phase == "finetune" else "linear"
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for whatever is wrong without looking at model or data."""
+        super().check()
+        self.latency.check(self.max_seq_length)
+        for name, choices in (
+            ("matching", MATCHINGS), ("alive", ("ffn", "either")), ("gap", ("signed", "absolute")),
+            ("start", ("pretrained", "dense")),
+            ("finetune_schedule", ("constant", "linear")),
+        ):  # fmt: skip
+            check_choice(name, getattr(self, name), choices)
+        for name, low, high in (
+            ("prefinetune_epochs", 0, 1e6), ("prune_epochs", 1e-6, 1e6), ("finetune_epochs", 0, 1e6),
+            ("warmup_epochs", 0, self.prune_epochs), ("min_prune_steps", 0, 1e9), ("batch_size", 1, math.inf),
+            ("learning_rate", 0, 10), ("finetune_learning_rate", 0, 10), ("gate_learning_rate", 1e-9, 10), ("warmup", 0, 1),
+            ("weight_decay", 0, 10), ("clip_norm", 1e-9, math.inf), ("layer_weight", 0, 1e6), ("prediction_weight", 0, 1e6),
+            ("gold_weight", 0, 1e6), ("temperature", 1e-3, 1e3), ("sparsity_epsilon", 0, 1), ("neuron_drop", 1e-6, 1 - 1e-6),
+            ("evaluations", 1, 1e6),
+        ):  # fmt: skip
+            check_range(name, getattr(self, name), low, high)
+        self._check_targets()
+        self._check_lists()
+        if not self.layer_weight + self.prediction_weight + self.gold_weight:
+            raise ConfigError("layer_weight, prediction_weight, gold_weight: all are 0, so nothing is learned; choices: one above 0")
+
+    def _check_targets(self) -> None:
+        if self.target_sparsity is not None and self.target_latency_ms is not None:
+            raise ConfigError("target_sparsity, target_latency_ms: both are given; choices: one of the two")
+        for name, low, high in (("target_sparsity", 0, 0.99), ("target_latency_ms", 1e-6, 1e9)):
+            found = getattr(self, name)
+            if found == []:
+                raise ConfigError(f"{name}: the list is empty; choices: one or more numbers, or leave it out")
+            for index, target in enumerate(found or []):
+                check_range(f"{name}[{index}]", target, low, high)
+            if found and len(set(found)) < len(found):
+                raise ConfigError(f"{name}: {found}: one is named twice; name every target once")
+
+    def _check_lists(self) -> None:
+        for index, family in enumerate(self.families):
+            check_choice(f"families[{index}]", family, FAMILIES)
+        if not self.families:
+            raise ConfigError(f"families: none is named; choices: {', '.join(FAMILIES)}")
+        if self.exact_target and "neurons" not in self.families:
+            raise ConfigError(
+                "exact_target: neurons are what is closed or opened, but families leaves them out; choices: --exact_target false"
+            )
+        layers = self.teacher_layers
+        if layers is not None and (not layers or layers != sorted(set(layers)) or layers[0] < 0):
+            raise ConfigError(f"teacher_layers: {layers}; choices: ascending numbers from 0, such as 2 5 8 11, or leave it out")
+
+    def for_phase(self, examples: int) -> dict[str, FitConfig]:
+        """The training loop's settings of every phase that there is."""
+        steps = self.steps(examples)
+        return {phase: self.fit_config(phase, steps[phase]) for phase in PHASES if steps[phase]}
+
+
+def with_target(config: CofiConfig, kind: str, target: float) -> CofiConfig:
+    """The same settings for one target alone."""
+    names = {"sparsity": "target_sparsity", "latency": "target_latency_ms"}
+    return dataclasses.replace(config, **{name: [target] if key == kind else None for key, name in names.items()})

@@ -1,0 +1,76 @@
+"""CoFi's pruning as a picture: what was to be saved and what was, what is open, who learned from whom, the multipliers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.files import read_json
+
+FAMILIES = {"mha_N": "attention sublayers", "ffn_N": "feed-forward sublayers", "heads": "heads", "neurons": "neurons", "hidden_D": "hidden"}
+
+
+def read_prunings(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Records of the pruning of a run's CoFi models by folder, those of each target's first seed; none where there are none."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    seen: set[str] = set()
+    for file in sorted((path / "models").glob("cofi-*/history.json"), key=lambda file: file.stat().st_mtime_ns):
+        target = file.parent.name.rsplit("-", 1)[0]
+        records = [record for record in read_json(file) if "expected_saved" in record]
+        if target not in seen and records:
+            found[file.parent.name] = records
+        seen.add(target)
+    return found
+
+
+def prunings_figure(prunings: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
+    """A row for each model, four panels over the steps: share saved, share open, matching, multipliers."""
+    figure = Figure(figsize=(15, 0.3 + 2.9 * len(prunings)), facecolor="white", layout="constrained")
+    rows = figure.subplots(len(prunings), 4, squeeze=False)
+    for row, (name, records) in zip(rows, prunings.items()):
+        row[0].set_title(name, size=10, weight="bold", loc="left", color=INK)
+        _draw_row(row, records)
+    return figure
+
+
+def _draw_row(row: Sequence[Axes], records: Sequence[dict[str, Any]]) -> None:
+    saved, opened, matched, multipliers = row
+    steps = [record["step"] for record in records]
+    for name, label, style in (("target", "target", "--"), ("expected_saved", "on average", "-"), ("saved", "as the gates would be cut", ":")):
+        colour = INK if name == "target" else LINE_COLOURS[0] if name == "saved" else LINE_COLOURS[4]
+        saved.plot(steps, [100 * record[name] for record in records], style, color=colour, label=label)
+    _finish(saved, "saved, %")
+    for colour, (name, label) in zip(LINE_COLOURS, FAMILIES.items()):
+        shares = [record["open"].get(name) for record in records]
+        if shares[0] is not None:
+            opened.plot(steps, [100 * share for share in shares], color=colour, label=label)
+    _finish(opened, "open on average, %")
+    for colour, layer in zip(LINE_COLOURS, records[0]["match"]):
+        pairs = [(record["step"], record["match"].get(layer)) for record in records]
+        known = [(step, student) for step, student in pairs if student is not None]
+        matched.plot([step for step, _ in known], [student for _, student in known], ".", color=colour, markersize=4, label=f"teacher's {layer}")
+    _finish(matched, "student's layer that learns from")
+    for index, name in enumerate(("λ1", "λ2")):
+        multipliers.plot(steps, [record["multipliers"][index] for record in records], color=LINE_COLOURS[index], label=name)
+    _finish(multipliers, "multipliers")
+
+
+def _finish(ax: Axes, label: str) -> None:
+    ax.set_ylabel(label, size=9, color=INK)
+    ax.set_xlabel("step", size=9, color=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8.5, colors=INK)
+    ax.grid(True, color="#E4E4E4", linewidth=0.8)
+    ax.set_axisbelow(True)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8, frameon=False)
+
+
+def draw_prunings(prunings: Mapping[str, Sequence[dict[str, Any]]], target: Path) -> list[Path]:
+    """Write ``target``.svg and .png."""
+    return save_figure(prunings_figure(prunings), target)

@@ -1,0 +1,290 @@
+"""CoFi on a task: the dense model distilled, pruned under a constraint, cut and distilled again; one model for each target.
+
+    pretrained -> prefinetune -> prune -> shrink -> finetune
+
+Each phase is one call of ``fit`` with optimisers of its own and leaves its result, so a run goes on after a kill. All
+targets of a seed share one prefinetune, which lies in the run's ``cache/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adasearch.budget import Budget
+from adasearch.cofi_config import CofiConfig
+from adasearch.encoder import axes_of
+from adasearch.encoder_latency import EncoderLatencyTable
+from adasearch.encoder_latency_bench import build_encoder_table, compare_encoder, shape_of
+from adasearch.encoder_layers import EncoderPreTrainedModel
+from adasearch.encoder_problem import EncoderProblem
+from adasearch.encoder_run import About, run_encoders
+from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
+from adasearch.errors import ConfigError
+from adasearch.files import write_atomically
+from adasearch.latency import Lengths, knots_for, length_histogram
+from adasearch.latency_bench import deployment_here
+from adasearch.layer_matching import LayerDistillation, spread
+from adasearch.methods.cofi import CofiDistill, CofiPrune, Guide
+from adasearch.metrics import METRICS
+from adasearch.progress import Progress
+from adasearch.shrink_encoder import shrink_encoder
+from adasearch.structure import GateValues
+
+TEACHER_LAYERS = 4  # so many of the teacher's teach, as published
+
+
+def compress_cofi(config: CofiConfig, progress: Progress | None = None) -> Path:
+    """CoFi on one task, a model for each target and seed; returns the run's folder.
+
+    A finished run may be given more targets; its first stays the first, whose model is ``student/``. Raises
+    ``ConfigError``, ``DataError`` or ``ModelError`` before any training when request, data or models are wrong.
+    """
+    return run_encoders(config, cofi_recipes(config), ABOUT, progress, free=("target_sparsity", "target_latency_ms"))
+
+
+def cofi_recipes(config: CofiConfig) -> list[Recipe]:
+    """One recipe for each target; the first one's model becomes the run's ``student/``."""
+    return [
+        Recipe(
+            "pruned" if index else "student", f"cofi-{kind}-{target:g}", target_name(kind, target), partial(train_cofi, config, kind, target)
+        )
+        for index, (kind, target) in enumerate(config.targets)
+    ]
+
+
+def target_name(kind: str, target: float) -> str:
+    """A target in words: "CoFi 95%" or "CoFi 3 ms"."""
+    return f"CoFi {100 * target:g}%" if kind == "sparsity" else f"CoFi {target:g} ms"
+
+
+def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -> Outcome:
+    """The three phases for one target and seed; ``facts`` say what was asked for, reached and chosen."""
+    problem = place.problem
+    steps, guide = config.steps(len(problem.train)), Guide(problem.teacher.model, problem.forward, problem.loss)
+    with place.watch.paused():
+        table, lengths = open_table(config, problem) if kind == "latency" else (None, {})
+    shared = dataclasses.replace(place, folder=problem.cache / f"cofi-prefinetune-{place.seed}", title=f"CoFi, seed {place.seed}")
+    student = _prefinetune(config, shared, guide, steps["prefinetune"])
+    budget = _budget(config, student, target, table, lengths)
+    pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps))
+    if table is not None and "latency" not in place.facts:
+        with place.watch.paused():
+            place.note(latency=compare_encoder(table, pruned, lengths, problem.progress, target))
+    final = place.stage("finetune", lambda: _finetune(config, place, guide, pruned, steps["finetune"])) if steps["finetune"] else pruned
+    stages = [name for name in ("prune", "finetune") if steps[name]]
+    return Outcome(final, tuple(stages), {"method": "cofi", "target": {kind: target}, "steps": steps, **shared.facts, **place.facts})
+
+
+def _prefinetune(config: CofiConfig, place: Workplace, guide: Guide, steps: int) -> EncoderPreTrainedModel:
+    """The dense student, distilled from its teacher without gates; also ``layers.pt``, the map between their layers."""
+    problem = place.problem
+
+    def train() -> EncoderPreTrainedModel:
+        model = problem.pretrained(place.seed) if config.start == "pretrained" else problem.dense()
+        layers = _new_layers(config, model, guide)
+        if steps:
+            is_whole, before = not (place.folder / "prefinetune" / "checkpoint.pt").exists(), place.watch.wall_s
+            method = CofiDistill(
+                config, config.fit_config("prefinetune", steps), config.schedule("prefinetune"), problem.task.problem_type, guide, layers
+            )
+            place.fit(model, method, "prefinetune")
+            if is_whole:  # else only the last part is known
+                place.note(prefinetune_seconds=place.watch.wall_s - before)
+        _save(place.folder / "layers.pt", layers.state_dict())
+        return model
+
+    return place.stage("prefinetune", train)
+
+
+def _new_layers(config: CofiConfig, student: EncoderPreTrainedModel, guide: Guide) -> LayerDistillation:
+    theirs, depth = guide.model.config, guide.model.config.num_hidden_layers
+    chosen = teacher_layers(config, depth)
+    ours = student.config
+    return LayerDistillation(ours.hidden_size, theirs.hidden_size, ours.num_hidden_layers, depth, chosen, config.matching)
+
+
+def teacher_layers(config: CofiConfig, depth: int) -> list[int]:
+    """The teacher's layers that teach. Raises ``ConfigError`` for one that it has not."""
+    if config.teacher_layers is None:
+        return spread(min(TEACHER_LAYERS, depth), depth)
+    if config.teacher_layers[-1] >= depth:
+        raise ConfigError(f"teacher_layers: {config.teacher_layers[-1]}: the teacher has {depth} layers; choices: 0 to {depth - 1}")
+    return config.teacher_layers
+
+
+def _prune(
+    config: CofiConfig, place: Workplace, shared: Workplace, guide: Guide, student: EncoderPreTrainedModel, budget: Budget,
+    steps: dict[str, int],
+) -> EncoderPreTrainedModel:
+    """The student under gates until the target is met; the best of the models that meet it, cut to what is left of it."""
+    problem = place.problem
+    layers = _new_layers(config, student, guide)
+    layers.load_state_dict(_load(shared.folder / "layers.pt"))
+    method = CofiPrune(
+        config, config.fit_config("prune", steps["prune"]), config.schedule("prune"), problem.task.problem_type, guide, layers, budget,
+        steps["warmup"],
+    )  # fmt: skip
+    best = Best(place, "prune")
+
+    def evaluate(model: EncoderPreTrainedModel) -> dict[str, float]:
+        values = method.decide()
+        scores = problem.scores(shrink_encoder(model, values), problem.validation)
+        expected = method.expected_saved()
+        if method.target == budget.target and expected >= budget.target - config.sparsity_epsilon:
+            best.offer(scores, model, layers, values=values.to_plain(), expected_saved=expected)
+        return {**scores, "saved": float(budget.saved(values.kept()))}
+
+    place.fit(student, method, "prune", evaluate=evaluate, evaluations=config.evaluations)
+    with place.watch.paused():
+        found = best.take()
+        if found is None:
+            problem.progress.warning(
+                f"{place.title}: the target was not met: {method.expected_saved():.1%} is saved on average, {budget.target:.1%} asked for;"
+                " choices: more prune_epochs or min_prune_steps, a larger gate_learning_rate, a smaller target"
+            )
+            found = {"values": method.decide().to_plain(), "expected_saved": method.expected_saved(), "validation": None}
+        else:
+            student.load_state_dict(found.pop("model"))
+            layers.load_state_dict(found.pop("layers"))
+    values = GateValues.from_plain(found["values"]).map(lambda tensor: tensor.to(student.device))
+    pruned, saved = shrink_encoder(student, values), float(budget.saved(values.kept()))
+    with place.watch.paused():
+        if abs(saved - budget.target) > config.sparsity_epsilon:
+            problem.progress.warning(f"{place.title}: {saved:.1%} is saved, {budget.target:.1%} was asked for; nothing nearer could be cut")
+        kept_D = torch.arange(len(layers.projection.weight[0])) if values.hidden_D is None else values.hidden_D.nonzero().flatten().cpu()
+        _save(place.folder / "layers.pt", layers.narrowed(kept_D.tolist()).state_dict())
+        config_left = pruned.config
+        place.note(
+            expected_saved=found["expected_saved"], saved=saved, asked_for=budget.target,
+            sparsity=float(budget.axes.sparsity(values.kept())), validation_after_prune=found["validation"],
+            left={"hidden": config_left.hidden_size, "heads": list(config_left.heads), "neurons": list(config_left.neurons)},
+        )  # fmt: skip
+        best.discard()
+    return pruned
+
+
+def _finetune(config: CofiConfig, place: Workplace, guide: Guide, pruned: EncoderPreTrainedModel, steps: int) -> EncoderPreTrainedModel:
+    """The physically smaller model, distilled again without gates."""
+    problem, state = place.problem, _load(place.folder / "layers.pt")
+    whole, theirs = problem.teacher.model.config.num_hidden_layers, guide.model.config.hidden_size
+    depth = pruned.config.num_hidden_layers
+    layers = LayerDistillation(pruned.config.hidden_size, theirs, depth, whole, teacher_layers(config, whole), config.matching)
+    layers.load_state_dict(state)
+    method = CofiDistill(config, config.fit_config("finetune", steps), config.schedule("finetune"), problem.task.problem_type, guide, layers)
+    best = Best(place, "finetune")
+
+    def evaluate(model: EncoderPreTrainedModel) -> dict[str, float]:
+        scores = problem.scores(model, problem.validation)
+        if config.keep_best:
+            best.offer(scores, model, layers)
+        return scores
+
+    place.fit(pruned, method, "finetune", evaluate=evaluate, evaluations=config.evaluations if config.keep_best else None)
+    with place.watch.paused():
+        found = best.take()
+        if found is not None:
+            pruned.load_state_dict(found["model"])
+            place.note(validation=found["validation"])
+        best.discard()
+    return pruned
+
+
+class Best:
+    """The best model of a phase by the task's metric on the validation examples, in ``<phase>/best.pt``.
+
+    A phase that goes on after a kill evaluates the same models again, so what was kept before it stays right.
+    """
+
+    def __init__(self, place: Workplace, phase: str):
+        self.path, self.metric = place.folder / phase / "best.pt", place.problem.task.metric
+
+    def offer(self, scores: dict[str, float], model: nn.Module, layers: nn.Module, **facts: Any) -> None:
+        """Keep this one, with what is known of it, if it is better than the one kept."""
+        higher = METRICS[self.metric].higher_is_better if self.metric in METRICS else True
+        score = scores[self.metric] if higher else -scores[self.metric]
+        kept = self.take()
+        if kept is None or score > kept["score"]:
+            _save(self.path, {"score": score, "validation": scores, "model": model.state_dict(), "layers": layers.state_dict(), **facts})
+
+    def take(self) -> dict[str, Any] | None:
+        """The one kept; None where there is none."""
+        return _load(self.path) if self.path.exists() else None
+
+    def discard(self) -> None:
+        """It is needed no more."""
+        self.path.unlink(missing_ok=True)
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True, map_location="cpu")  # weights_only: tensors and plain data, never code
+
+
+def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLatencyTable, Lengths]:
+    """The latency table of the unpruned encoder, read or measured first, and the lengths that the target is for.
+
+    Raises ``ConfigError`` for a table of another machine, runtime or encoder, or one that ends before the texts.
+    """
+    asked = config.latency
+    lengths = length_histogram(asked.lengths or problem.train.tokens.lengths)
+    here = deployment_here(asked.runtime, asked.threads, asked.batch_size)
+    unpruned = problem.pretrained(config.seed).config
+    path = Path(asked.table) if asked.table else problem.cache / "encoder-latency.json"
+    if asked.table is None and not path.exists():
+        return build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress), lengths
+    table = EncoderLatencyTable.load(path)
+    table.check(here, shape_of(unpruned), str(path))
+    table.at(lengths)
+    return table, lengths
+
+
+def _budget(config: CofiConfig, student: EncoderPreTrainedModel, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
+    """What is to be saved. Raises ``ConfigError`` for milliseconds that cannot be reached or need no pruning."""
+    axes = axes_of(student)
+    if table is None:
+        return Budget(axes, target)
+    latency = table.at(lengths)
+    budget = Budget.of_time(axes, target, latency)
+    whole_ms = budget.milliseconds(GateValues())
+    least = axes.ones(config.families).map(torch.zeros_like)
+    if least.hidden_D is not None:
+        least.hidden_D[0] = 1.0
+    least_ms = float(budget.milliseconds(least))
+    if not least_ms < target < float(whole_ms):
+        raise ConfigError(
+            f"target_latency_ms: {target:g}: the dense encoder takes {float(whole_ms):.4g} ms a call, and nearly nothing of it"
+            f" {least_ms:.4g} ms ({table.deployment.describe()}); choices: between the two"
+        )
+    return budget
+
+
+def _facts(trained: Sequence[Compressed]) -> dict[str, str]:
+    """Asked for and reached, of every target; a latency's prediction beside its measurement."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(item.recipe.name for item in trained):
+        facts = [item.facts for item in trained if item.recipe.name == name]
+        reached = ", ".join(f"{100 * one['sparsity']:.1f}%" for one in facts)
+        found[f"{name}: encoder parameters gone"] = reached
+        times = [one["latency"] for one in facts if "latency" in one]
+        if times:
+            found[f"{name}: predicted, measured"] = ", ".join(f"{one['predicted_ms']:.3g}, {one['measured_ms']:.3g} ms" for one in times)
+    return found
+
+
+ABOUT = About(
+    "CoFi", "cofi", "[Xia et al. 2022](https://arxiv.org/abs/2204.00408)",
+    "Attention and feed-forward sublayers, heads, neurons and hidden dimensions are gated; the gates learn, under a constraint on"
+    " what they keep, beside the weights, which learn the dense model's predictions and layers. What is left is cut out and"
+    " distilled once more.",
+    _facts,
+)  # fmt: skip

@@ -1,0 +1,264 @@
+"""The runs behind a diagnosis: searches with several seeds, members ranked before and after training, controls.
+
+Everything lies in ``diagnosis/`` of the run's folder: ``seed-<s>/search`` is a search, ``seed-<s>/models`` holds what was
+trained with its supernet, one folder a system. What is finished there is read back, so that a diagnosis goes on after a
+kill, and a larger one begins with what a smaller one has done. Teacher, tokens and transfer set are the run's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from adasearch.architecture import Architecture, Space
+from adasearch.config import RunConfig, to_dict
+from adasearch.derive import BATCH, member_loss
+from adasearch.diagnosis import (
+    against_controls, agreement, chance_agreement, conv3_stack_like, discretisation_gap, last_entropy, loss_shares, rank_correlation,
+)  # fmt: skip
+from adasearch.errors import ConfigError
+from adasearch.files import write_json
+from adasearch.honest import commit
+from adasearch.latency import LatencyModel
+from adasearch.latency_target import known_latency
+from adasearch.measure import hardware
+from adasearch.member_cost import architecture_cost
+from adasearch.pipeline import check, run_folder
+from adasearch.prepare import Problem, make_accelerator, prepare
+from adasearch.progress import Progress
+from adasearch.runtime_base import load_classifier
+from adasearch.search_method import SearchMethod
+from adasearch.search_plots import draw_controls, draw_ranking
+from adasearch.shrink import random_architecture, random_architecture_like, shrink
+from adasearch.strategies import find_strategy
+from adasearch.supernet import Supernet
+from adasearch.systems import Trainer, run_search, scores_of, student_logits
+from adasearch.tokens import Examples
+
+PASSES = 4  # over the validation texts with the supernet's own path, which is drawn anew for every batch
+# of the settings, those that the findings repeat: no places of files
+TOLD = ("seed", "max_steps", "search_seeds", "members", "random_cells", "equal_cost", "search", "retrain", "distill", "transfer")
+WIDTH_STEP = 8  # between the widths tried for the conv3 stack
+
+
+@dataclass
+class DiagnosisConfig(RunConfig):
+    """A run's settings and, beside them, how much is diagnosed.
+
+    Args:
+        search_seeds: seeds of the searches; two or more, for the agreement of their cells.
+        members: random members that are scored with the first seed's supernet, trained, and scored again.
+        random_cells: random members at the searched one's cost, as controls.
+        equal_cost: draw ``members`` at the cost of the searched one, so that size alone cannot rank them.
+    """
+
+    search_seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    members: int = 20
+    random_cells: int = 5
+    equal_cost: bool = False
+
+    def run_config(self) -> RunConfig:
+        """The run's part."""
+        return RunConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)})
+
+
+@dataclass
+class Searched:
+    """One finished search: its folder, its supernet, the architecture it chose, and what trains with it."""
+
+    seed: int
+    supernet: Supernet
+    architecture: Architecture
+    folder: Path
+    trainer: Trainer
+
+
+class Diagnosis:
+    """All parts of a diagnosis on one problem."""
+
+    def __init__(self, config: DiagnosisConfig, progress: Progress):
+        self.options, self.config, self.progress = config, config.run_config(), progress
+        if not config.search_seeds or len(set(config.search_seeds)) < len(config.search_seeds):
+            raise ConfigError(f"search_seeds: {config.search_seeds!r}; choices: one or more different whole numbers")
+        for name, least in (("members", 3), ("random_cells", 0)):
+            if getattr(config, name) < least:
+                raise ConfigError(f"{name}: {getattr(config, name)!r} is out of range; choices: {least} or more")
+        self.task, self.space = check(self.config)
+        self.folder = run_folder(self.config)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The device and precision of everything."""
+        return make_accelerator(self.config)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The task made ready, in the run's own cache."""
+        return prepare(self.config, self.task, self.folder, self.accelerator, self.progress)
+
+    def run(self) -> dict[str, Any]:
+        """Do what is left to do; the findings, which are also written as ``diagnosis/diagnosis.json`` with figures."""
+        first, cells, seeds, controls = None, [], [], {name: [] for name in ("searched", "random", "conv3_stack", "bag_of_embeddings")}
+        for seed in self.options.search_seeds:
+            this = self.search(seed)
+            first = first or this
+            cells.append(this.architecture.cells[0])
+            seeds.append(self.of_seed(this))
+            controls["searched"].append(seeds[-1]["held_out"])
+            controls["conv3_stack"].append(self.conv3_stack(this))
+            controls["bag_of_embeddings"].append(self.score(this.trainer.train("bag_of_embeddings", this.architecture, seed).scores))
+        for index in range(self.options.random_cells):
+            trained = first.trainer.train("random_architecture", first.architecture, index)
+            controls["random"].append(self.score(trained.scores))
+        members = self.ranking(first)
+        after = [member["retrained_score"] for member in members]
+        found = {
+            "task": self.task.name, "metric": self.task.metric, "commit": commit(), "space": self.space.name,
+            "strategy": self.config.search.strategy, "config": {name: to_dict(self.options)[name] for name in TOLD}, "seeds": seeds,
+            "agreement": {"searched": agreement(cells), "chance": chance_agreement(self.space)},
+            "ranking": {
+                "equal_cost": self.options.equal_cost, "members": members,
+                "by_score": rank_correlation([member["supernet_score"] for member in members], after),
+                "by_loss": rank_correlation([-member["supernet_loss"] for member in members], after),
+                "by_macs": rank_correlation([member["macs"] for member in members], after),
+            },
+            "controls": against_controls(controls), "hardware": hardware(),
+        }  # fmt: skip
+        folder = self.folder / "diagnosis"
+        draw_ranking(members, found["ranking"]["by_score"], self.task.metric, folder / "ranking")
+        draw_controls({name: scores for name, scores in controls.items()}, self.task.metric, folder / "controls")
+        write_json(folder / "diagnosis.json", found)
+        return found
+
+    def search(self, seed: int) -> Searched:
+        """A search with that seed, in a folder of its own."""
+        folder = self.folder / "diagnosis" / f"seed-{seed}"
+        config = dataclasses.replace(self.config, seed=seed, data_seed=self.config.seed_of_data)
+        supernet, architecture = run_search(config, self.problem, self.space, folder / "search", self.accelerator, self.progress)
+        trainer = Trainer(config, self.problem, self.space, supernet, folder, self.accelerator, self.progress)
+        return Searched(seed, supernet, architecture, folder, trainer)
+
+    def of_seed(self, this: Searched) -> dict[str, Any]:
+        """One search: the gap between what it trained and what it gave (on the validation texts), its last records, its architecture."""
+        history = [json.loads(line) for line in (this.folder / "search" / "history.jsonl").read_text().splitlines()]
+        trained = this.trainer.train("student", this.architecture, this.seed)
+        logits_NC = student_logits(load_classifier(trained.folder).to(self.accelerator.device), self.problem.validation, self.accelerator)
+        retrained = self.score(scores_of(self.problem, logits_NC, self.problem.validation))
+        derived = self.member_score(this.supernet, this.architecture)
+        return {
+            "seed": this.seed, "architecture": this.architecture.to_dict(), "macs": self.macs(this.architecture),
+            "held_out": self.score(trained.scores), "gap": discretisation_gap(self.path_score(this), derived, retrained),
+            "loss_shares": loss_shares(history), "entropy": last_entropy(history),
+        }  # fmt: skip
+
+    def method(self, this: Searched) -> SearchMethod:
+        """The search's method as it was in its last step. Its probes were not kept: its loss is that of the final logits."""
+        settings, task = self.config.search, self.problem.task
+        distill = dataclasses.replace(self.config.distill, probe_weight=0.0)
+        latency = self.latency(this)
+        method = find_strategy(settings)(settings, distill, task.problem_type, task.num_labels, self.problem.length, latency)
+        method.attach(this.supernet)
+        method.begin_step(this.supernet, settings.steps - 1, settings.steps)
+        return method
+
+    def latency(self, this: Searched) -> LatencyModel | None:
+        """What the search read its latency target from."""
+        return known_latency(self.config.search, self.problem.labelled, this.folder)
+
+    def path_score(self, this: Searched) -> float:
+        """Mean validation score of what the search trained: a draw, or the mixture, for every batch."""
+        method = self.method(this)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(this.seed)
+            scores = [
+                self.score(self.batch_scores(this.supernet, lambda batch: method.predict(this.supernet, batch))) for _ in range(PASSES)
+            ]
+        return float(np.mean(scores))
+
+    def member_score(self, supernet: Supernet, member: Architecture) -> float:
+        """Validation score of a member with the supernet's weights."""
+        student = shrink(supernet, member)
+        return self.score(self.batch_scores(student, lambda batch: student(batch["input_ids"], batch["attention_mask"]).logits))
+
+    @torch.no_grad()
+    def batch_scores(self, model: nn.Module, predict: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float]:
+        """Validation metrics without dropout and with each batch's own statistics, as a supernet has no others that fit."""
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        validation = self.problem.validation
+        order = np.argsort(validation.tokens.lengths, kind="stable")
+        parts = np.array_split(order, max(1, round(len(order) / BATCH)))
+        logits_NC = np.concatenate([predict(validation.collate(indices)).numpy() for indices in parts])
+        model.eval()
+        return scores_of(self.problem, logits_NC, validation.select(order))
+
+    def score(self, scores: dict[str, float]) -> float:
+        """The metric that counts."""
+        return scores[self.task.metric]
+
+    def macs(self, member: Architecture) -> float:
+        """Multiply-accumulates of the whole student for a text of mean length."""
+        return float(architecture_cost(member, self.problem.length, self.problem.student_config).macs)
+
+    def conv3_stack(self, this: Searched) -> float:
+        """Held-out score of the stack of conv3 that costs as much. Where the space has no conv3, it starts without the supernet."""
+        latency = self.latency(this)
+        widths = None if latency else range(WIDTH_STEP, max(self.space.widths) + 1, WIDTH_STEP)
+        stack = conv3_stack_like(this.architecture, self.space, latency.predict if latency else self.macs, widths)
+        trainer = this.trainer
+        if "conv3" not in self.space.operations:
+            trainer = Trainer(trainer.config, self.problem, self.space, None, this.folder, self.accelerator, self.progress)
+        return self.score(trainer.train("conv3_stack", stack, this.seed).scores)
+
+    def ranking(self, this: Searched) -> list[dict[str, Any]]:
+        """Members with their scores before and after training, each trained alike."""
+        method, validation = self.method(this), self.problem.validation
+        order = np.argsort(validation.tokens.lengths, kind="stable")
+        texts: Examples = validation.select(order)
+        found = []
+        for index, member in enumerate(self.drawn_members(this)):
+            trained = this.trainer.train(f"member_{index:03d}", member, self.config.seed)
+            found.append(
+                {
+                    "supernet_score": self.member_score(this.supernet, member),
+                    "supernet_loss": member_loss(shrink(this.supernet, member), method, texts, max(self.space.widths)),
+                    "retrained_score": self.score(trained.scores), "macs": self.macs(member), "architecture": member.to_dict(),
+                }
+            )  # fmt: skip
+        return found
+
+    def drawn_members(self, this: Searched) -> list[Architecture]:
+        """Different members, drawn at random; the first of a larger number are those of a smaller one."""
+        generator = np.random.default_rng((self.config.seed, 0xD1A6))
+        found: dict[Architecture, None] = {}
+        for index in range(100 * self.options.members):
+            if self.options.equal_cost:
+                latency = self.latency(this)
+                seed, length = self.config.seed + index, self.problem.length
+                member = random_architecture_like(this.architecture, self.space, length, seed, latency=latency)
+                member = dataclasses.replace(member, seed=0)
+            else:
+                member = random_architecture(self.space, generator)
+            found[member] = None
+            if len(found) == self.options.members:
+                return list(found)
+        raise ConfigError(
+            f"members: the space {self.space.name!r} gave {len(found)} different ones; choices: at most so many, or another space"
+        )
+
+
+def diagnose(config: DiagnosisConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Everything; see ``Diagnosis``. Raises ``ConfigError`` or ``DataError`` before any training when the request is wrong."""
+    return Diagnosis(config, progress or Progress()).run()

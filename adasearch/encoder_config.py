@@ -1,0 +1,233 @@
+"""Settings that all compressions of a transformer on a task share, and EarlyBERT's own.
+
+A method adds its settings in a dataclass of its own on top of ``EncoderRunConfig``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from adasearch.config import BenchConfig, FinetuneConfig, FitConfig, TaskConfig, check_bench, check_choice, check_range
+from adasearch.errors import ConfigError
+from adasearch.question_config import QuestionConfig, check_questions
+
+SCOPES = ("layerwise", "global")
+DRAWS = ("detector", "fixed")
+
+
+@dataclass
+class EncoderRunConfig(TaskConfig):
+    """A task, a pre-trained transformer that is made smaller on it, and its dense self.
+
+    Args:
+        model: name or path of the pre-trained checkpoint that is pruned: BERT, DistilBERT, RoBERTa, MiniLM; ``demo`` is the
+            packaged MiniLM.
+        teacher: folder or name of the dense model, fine-tuned on this task: teacher of those methods that have one, and the
+            table's baseline. When absent ``model`` is fine-tuned here. Runs share one by ``--teacher runs/<name>/teacher``.
+        output_dir: folder of the run; ``runs/<method>-<task>`` when absent.
+        seed: of everything that comes before the method: held-out examples, the teacher's fine-tuning.
+        seeds: every model is trained once per seed; ``[seed]`` when absent.
+        max_steps: caps the steps of every stage of training (for a quick look).
+        mixed_precision: no, bf16, fp16, or auto: bf16 where the processor computes in it and it was measured faster. Dense and
+            pruned models train in the same.
+        threads: threads of training; all cores when absent.
+        cpu: stay on the processor even where an accelerator is present.
+        checkpoint_seconds: time between checkpoints.
+        evaluate: score on the validation examples so many times in each stage; what that takes is not counted as training time.
+        report_to: where the curves go as well: none, or any of tensorboard, trackio, wandb; in ``tracking/`` of the run's folder.
+        report_examples: held-out texts shown in the report where pruned model and teacher disagree; 0 keeps texts out of it.
+        quiet: plain log lines instead of progress bars.
+        finetune: the dense fine-tuning.
+        bench: how speed is measured.
+        question: question answering: windows over the context (``max_seq_length`` above is for other tasks), and the answers.
+    """
+
+    model: str = "demo"
+    teacher: str | None = None
+    output_dir: str | None = None
+    seed: int = 42
+    seeds: list[int] | None = None
+    max_steps: int | None = None
+    mixed_precision: str = "auto"
+    threads: int | None = None
+    cpu: bool = False
+    checkpoint_seconds: float = 60.0
+    evaluate: int = 4
+    report_to: str | list[str] = "none"
+    report_examples: int = 50
+    quiet: bool = False
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    question: QuestionConfig = field(default_factory=QuestionConfig)
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers reported to."""
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [] if names == ["none"] else list(dict.fromkeys(names))
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of every model."""
+        return self.seeds or [self.seed]
+
+    def capped(self, steps: int) -> int:
+        """Steps of a stage under ``max_steps``."""
+        return max(1, steps if self.max_steps is None else min(steps, self.max_steps))
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for whatever is wrong without looking at model or data. Methods check theirs on top."""
+        if self.soft_label_columns:
+            raise ConfigError(
+                "soft_label_columns: these methods learn from labels and from a teacher model; choices: leave it out, or adasearch run"
+            )
+        if self.unlabeled_file:
+            raise ConfigError("unlabeled_file: these methods learn from the labelled texts alone; choices: leave it out, or adasearch run")
+        choices = ("single_label", "multi_label", "regression", "question_answering")
+        check_choice("problem_type", self.problem_type or choices[0], choices)
+        check_choice("finetune.when", self.finetune.when, ("auto", "always", "never"))
+        check_choice("mixed_precision", self.mixed_precision, ("auto", "no", "bf16", "fp16"))
+        check_choice("bench.runtime", self.bench.runtime, ("auto", "torch", "torch_compile", "onnxruntime", "openvino"))
+        for name in self.trackers:
+            check_choice("report_to", name, ("tensorboard", "trackio", "wandb", *(("none",) if not self.trackers[1:] else ())))
+        for name, low, high in (
+            ("max_seq_length", 4, 1 << 20), ("evaluate", 0, 1e6), ("report_examples", 0, 50), ("checkpoint_seconds", 0, 1e9),
+        ):  # fmt: skip
+            check_range(name, getattr(self, name), low, high)
+        for name, low, high in (("threads", 1, 1024), ("max_steps", 1, math.inf)):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low, high)
+        check_fit("finetune", self.finetune)
+        check_range("finetune.epochs", self.finetune.epochs, 1e-6, 1e6)
+        check_bench(self.bench, "bench.")
+        check_questions(self.question, "question.")
+        if self.bench.runtimes or self.bench.precisions != ["fp32"]:
+            raise ConfigError(
+                "bench.runtimes, bench.precisions: a run times its systems in one runtime at fp32; choices: bench.runtime here, "
+                "these lists in `adasearch bench` and `adasearch quantize`"
+            )
+        if self.seeds is not None and not self.seeds:
+            raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds: {self.seeds}: one is named twice; name every seed once")
+
+
+def check_fit(where: str, settings: FitConfig | FinetuneConfig) -> None:
+    """Check the numbers of one stage of training; raises ``ConfigError``."""
+    check_range(f"{where}.batch_size", settings.batch_size, 1, math.inf)
+    check_range(f"{where}.learning_rate", settings.learning_rate, 0, 10)
+    check_range(f"{where}.warmup", settings.warmup, 0, 1)
+    check_range(f"{where}.weight_decay", settings.weight_decay, 0, 10)
+
+
+@dataclass
+class TicketConfig:
+    """The search for an early-bird ticket, and how it is drawn (EarlyBERT; Chen et al. 2021).
+
+    Args:
+        learning_rate: of weights and coefficients.
+        batch_size: examples a step.
+        schedule_epochs: the learning rate falls linearly as if the search took so many epochs.
+        epochs: the search ends after so many epochs at the latest.
+        warmup: share of the schedule in which the learning rate rises.
+        weight_decay: AdamW's, on matrices; the coefficients have none.
+        lambda_heads: weight of the sum of the heads' coefficients' magnitudes in the loss.
+        lambda_neurons: the same for the neurons'.
+        draw: detector (as soon as the mask has settled) or fixed (at ``draw_step``).
+        draw_step: with fixed: steps, or below 1 a share of the first epoch.
+        check_every: with detector: steps between two masks; a 25th of an epoch when absent, so that a full window can be
+            seen within a fifth of the first epoch.
+        window: so many masks, the newest among them, must be alike.
+        threshold: the largest share of differing elements at which two masks are alike; heads and neurons must both be.
+        head_ratio: share of the heads that go.
+        neuron_ratio: share of the neurons that go.
+        head_scope: layerwise (the same share in every layer) or global (the weakest of all; one a layer stays).
+        neuron_scope: the same for neurons.
+        absolute: rank by magnitude instead of the signed coefficient.
+    """
+
+    learning_rate: float = 2e-5
+    batch_size: int = 32
+    schedule_epochs: float = 3.0
+    epochs: float = 1.0
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    lambda_heads: float = 1e-4
+    lambda_neurons: float = 1e-4
+    draw: str = "detector"
+    draw_step: float = 0.2
+    check_every: int | None = None
+    window: int = 5
+    threshold: float = 0.1
+    head_ratio: float = 1 / 3
+    neuron_ratio: float = 0.4
+    head_scope: str = "layerwise"
+    neuron_scope: str = "global"
+    absolute: bool = False
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for values out of range."""
+        check_fit("ticket", self)
+        for name, choices in (("draw", DRAWS), ("head_scope", SCOPES), ("neuron_scope", SCOPES)):
+            check_choice(f"ticket.{name}", getattr(self, name), choices)
+        for name, low, high in (
+            ("schedule_epochs", 1e-6, 1e6), ("epochs", 1e-6, self.schedule_epochs), ("lambda_heads", 0, 1e3), ("lambda_neurons", 0, 1e3),
+            ("draw_step", 1e-9, 1e9), ("window", 2, 1000), ("threshold", 0, 1), ("head_ratio", 0, 0.99), ("neuron_ratio", 0, 0.99),
+        ):  # fmt: skip
+            check_range(f"ticket.{name}", getattr(self, name), low, high)
+        if self.check_every is not None:
+            check_range("ticket.check_every", self.check_every, 1, 1e9)
+        if not self.head_ratio and not self.neuron_ratio:
+            raise ConfigError("ticket.head_ratio, ticket.neuron_ratio: both are 0, so nothing is pruned; choices: one above 0")
+
+
+@dataclass
+class TrainConfig:
+    """The efficient training of the ticket, a network that is physically smaller.
+
+    Args:
+        epochs: passes over the training examples.
+        learning_rate: peak of AdamW's linear decay.
+        batch_size: examples a step.
+        warmup: share of the steps in which the learning rate rises.
+        weight_decay: AdamW's, on matrices.
+        start: rewind (the pre-trained weights) or continue (the weights at the end of the search, coefficients folded in).
+    """
+
+    epochs: float = 2.0
+    learning_rate: float = 4e-5
+    batch_size: int = 32
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    start: str = "rewind"
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for values out of range."""
+        check_fit("train", self)
+        check_range("train.epochs", self.epochs, 1e-6, 1e6)
+        check_choice("train.start", self.start, ("rewind", "continue"))
+
+
+@dataclass
+class EarlyBertConfig(EncoderRunConfig):
+    """EarlyBERT on a task: slimming coefficients, an early ticket, efficient training of what it leaves.
+
+    Args:
+        finetune: the dense fine-tuning it is compared with; EarlyBERT's authors train three epochs.
+        ticket: search and drawing.
+        train: efficient training.
+        random_ticket: train a random ticket of the same ratios as well.
+    """
+
+    finetune: FinetuneConfig = field(
+        default_factory=lambda: FinetuneConfig(epochs=3.0, learning_rate=2e-5, warmup=0.0, weight_decay=0.0)
+    )
+    ticket: TicketConfig = field(default_factory=TicketConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    random_ticket: bool = True
+
+    def check(self) -> None:
+        super().check()
+        self.ticket.check()
+        self.train.check()

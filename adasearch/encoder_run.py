@@ -1,0 +1,120 @@
+"""A transformer made smaller on a task, whatever the method: from a request to models, table, report and figures.
+
+    task + dense model -> recipes x seeds -> models/<key>-<seed> -> student/ -> export, measure, report
+
+The method is a list of recipes. Every stage leaves its result in the run's folder and is skipped when that is there, so
+the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from adasearch.config import to_dict
+from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_problem import EncoderProblem, open_problem
+from adasearch.encoder_report import report_encoders
+from adasearch.encoder_training import Compressed, Recipe, train_recipe
+from adasearch.files import write_folder
+from adasearch.prepare import make_accelerator
+from adasearch.progress import Progress
+from adasearch.run_files import begin_run, check_reopening, note_stage
+from adasearch.tasks import Task, load_task
+from adasearch.trackers import check_trackers, start_trackers, stop_trackers
+
+# settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
+FREE = (
+    "quiet", "bench", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets",
+    "report_examples", "report_to",
+)  # fmt: skip
+
+
+def no_facts(trained: Sequence[Compressed]) -> dict[str, str]:
+    """Of a method that has nothing to add."""
+    return {}
+
+
+@dataclass(frozen=True)
+class About:
+    """What is said of a method: its name, the word that its runs' folders begin with, its paper, one or two sentences; and
+    what ``facts`` makes of the trained models, values as text by what they say."""
+
+    name: str
+    slug: str
+    paper: str
+    summary: str
+    facts: Callable[[Sequence[Compressed]], dict[str, str]] = no_facts
+
+
+@dataclass
+class EncoderRun:
+    """A run's folder and its parts."""
+
+    config: EncoderRunConfig
+    about: About
+    folder: Path
+    task: Task
+    accelerator: Accelerator
+    progress: Progress
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of every model."""
+        return self.config.all_seeds
+
+
+def run_encoders(
+    config: EncoderRunConfig, recipes: Sequence[Recipe], about: About, progress: Progress | None = None, free: Sequence[str] = ()
+) -> Path:
+    """Train every recipe with every seed and report; returns the run's folder: student/, models/, report.md, figures/.
+
+    The first recipe, of kind "student", becomes ``student/`` with its first seed: picked by its number, not by its score.
+    ``free`` are settings of the method that may differ when a run goes on. Raises ``ConfigError`` or ``DataError`` before
+    any training when the request or the data are wrong.
+    """
+    assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
+    run, problem = open_encoders(config, about, progress, free)
+    trained = [train_recipe(recipe, problem, config, seed) for recipe in recipes for seed in run.seeds]
+    _hand_over(run, trained[0])
+    note_stage(run.folder, "train")
+    stop_trackers(run.accelerator)
+    report_encoders(run, problem, trained)
+    note_stage(run.folder, "report")
+    return run.folder
+
+
+def open_encoders(
+    config: EncoderRunConfig, about: About, progress: Progress | None = None, free: Sequence[str] = (),
+    with_teacher: bool = True,
+) -> tuple[EncoderRun, EncoderProblem]:  # fmt: skip
+    """Check all that can be checked, make or reopen the run's folder, and have the dense model ready (``with_teacher``)."""
+    progress = progress or Progress()
+    config.check()
+    check_trackers(config)
+    folder = run_folder(config, about.slug)
+    check_reopening(folder, to_dict(config), to_dict(type(config)()), (*FREE, *free))
+    task = load_task(config, seed=config.seed, cache=folder / "cache")
+    for note in task.notes:
+        progress.message(note)
+    accelerator = make_accelerator(config)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision)
+    start_trackers(config, folder, accelerator)
+    problem = open_problem(config, task, folder, accelerator, progress, with_teacher)
+    note_stage(folder, "prepare")
+    return EncoderRun(config, about, folder, task, accelerator, progress), problem
+
+
+def run_folder(config: EncoderRunConfig, slug: str) -> Path:
+    """Where a run lies: ``output_dir``, else ``runs/<method>-<task>``."""
+    return Path(config.output_dir or Path("runs") / f"{slug}-{config.task.replace('/', '--').replace(':', '-')}")
+
+
+def _hand_over(run: EncoderRun, main: Compressed) -> None:
+    target = run.folder / "student"
+    if not (target / "config.json").exists():
+        write_folder(target, lambda partial: shutil.copytree(main.folder, partial, dirs_exist_ok=True))

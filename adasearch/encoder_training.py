@@ -1,0 +1,198 @@
+"""How one compressed model of a run is trained: a recipe, given a place to work in, returns a model and what is known of it.
+
+    Recipe.train(place) -> Outcome
+
+A recipe trains by ``place.fit`` and keeps the result of a stage by ``place.stage``; both go on after a kill. Time spent on
+scoring, saving and waiting does not count as training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from adasearch.config import FitConfig
+from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_problem import EncoderProblem
+from adasearch.export import save_student
+from adasearch.files import read_json, write_folder, write_json
+from adasearch.fit import Evaluate, fit
+from adasearch.methods.base import Method
+from adasearch.methods.finetune_encoder import FinetuneEncoder
+from adasearch.stopwatch import Stopwatch
+from adasearch.tokens import Examples
+
+CLIP_NORM = 1.0  # of the gradient, as BERT's authors
+
+
+@dataclass
+class Workplace:
+    """Where one model is trained: the problem, a seed, a folder for what is under way, a watch that runs meanwhile.
+
+    ``tick`` is called after every step, with the watch at rest: trainings that share a process take turns by it.
+    """
+
+    problem: EncoderProblem
+    config: EncoderRunConfig
+    seed: int
+    folder: Path
+    title: str
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    tick: Callable[[], None] | None = None
+
+    def fit(
+        self, model: PreTrainedModel, method: Method, stage: str, *, examples: Examples | None = None,
+        evaluate: Evaluate | None = None, evaluations: int | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Train ``model`` in place by ``method`` with the method's own settings, and return the history.
+
+        Args:
+            stage: name of the stage, in ``folder/<stage>/``.
+            examples: what is learned from; the training texts with their labels when absent.
+            evaluate: metrics on the validation examples for the history; the task's metrics of the model when absent.
+            evaluations: how often; ``config.evaluate`` when absent.
+
+        An interrupted stage goes on from its checkpoint, which stays until ``stage`` has kept the result.
+        """
+        problem, config = self.problem, self.config
+        evaluate = evaluate or (lambda model: problem.scores(model, problem.validation))
+
+        def evaluate_unwatched(trained: PreTrainedModel) -> dict[str, float]:
+            with self.watch.paused():
+                return evaluate(trained)
+
+        return fit(
+            model, method, {"train": problem.train if examples is None else examples}, method.config, seed=self.seed,
+            folder=self.folder / stage, accelerator=problem.accelerator, progress=problem.progress, title=f"{self.title}: {stage}",
+            evaluate=evaluate_unwatched, evaluations=config.evaluate if evaluations is None else evaluations,
+            checkpoint_seconds=config.checkpoint_seconds, is_mixed=True, on_step=self._on_step,
+        )  # fmt: skip
+
+    def _on_step(self) -> None:
+        if self.tick is not None:
+            with self.watch.paused():
+                self.tick()
+
+    def stage(self, name: str, train: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """The model that ``train`` returns, or that it returned before a kill; kept until the whole recipe is done."""
+        target = self.folder / f"{name}-model"
+        if (target / "config.json").exists():
+            return self.problem.load(target)
+        model = train()
+        with self.watch.paused():
+            write_folder(target, model.save_pretrained)
+            (self.folder / name / "checkpoint.pt").unlink(missing_ok=True)
+        return model
+
+    def note(self, **facts: Any) -> None:
+        """Keep plain data of a finished stage for the time after a kill, and for the report."""
+        write_json(self.folder / "facts.json", {**self.facts, **facts})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ``note`` kept."""
+        path = self.folder / "facts.json"
+        return read_json(path) if path.exists() else {}
+
+    def fit_config(self, steps: int, settings: Any) -> FitConfig:
+        """``FitConfig`` of so many steps (under ``max_steps``) with batch size, rates and decay of ``settings``."""
+        return FitConfig(
+            steps=self.config.capped(steps), batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+            warmup=settings.warmup, weight_decay=settings.weight_decay, clip_norm=CLIP_NORM,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained model; ``stages`` are those whose histories make its own, in order; ``facts`` are plain data for the
+    report; ``files`` of the work folder go with the model."""
+
+    model: PreTrainedModel
+    stages: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the table that is trained here.
+
+    Args:
+        kind: of ``report.KINDS``; the first recipe is of kind "student" and becomes ``student/``.
+        key: of the folders ``models/<key>-<seed>``.
+        name: in the table.
+        train: trains one model.
+    """
+
+    kind: str
+    key: str
+    name: str
+    train: Callable[[Workplace], Outcome]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One trained model: its recipe and seed, its folder, the metrics on the held-out examples, what is known of it."""
+
+    recipe: Recipe
+    seed: int
+    folder: Path
+    scores: dict[str, float]
+    facts: dict[str, Any]
+
+
+def train_recipe(
+    recipe: Recipe, problem: EncoderProblem, config: EncoderRunConfig, seed: int, tick: Callable[[], None] | None = None
+) -> Compressed:
+    """Train one model into ``models/<key>-<seed>``, or read it back when it is there.
+
+    ``facts`` gain ``train_seconds`` and ``train_cpu_seconds``; they are absent where the training was interrupted.
+    """
+    target, work = (problem.folder / part / f"{recipe.key}-{seed}" for part in ("models", "work"))
+    if not (target / "scores.json").exists():
+        is_whole = not work.exists()
+        work.mkdir(parents=True, exist_ok=True)
+        place = Workplace(problem, config, seed, work, f"{recipe.name}, seed {seed}", tick=tick)
+        with place.watch.running():
+            outcome = recipe.train(place)
+        took = {"train_seconds": place.watch.wall_s, "train_cpu_seconds": place.watch.cpu_s} if is_whole else {}
+        held_out = problem.scores(outcome.model, problem.held_out)
+        shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
+        save_student(outcome.model.cpu(), problem.tokenizer, target)
+        write_json(target / "history.json", _history(work, outcome.stages))
+        write_json(target / "facts.json", {**outcome.facts, **took})
+        for name in outcome.files:
+            shutil.copyfile(work / name, target / name)
+        write_json(target / "scores.json", held_out)  # last: it says that all is there
+    for left in (*work.glob("*-model"), *work.glob("*/checkpoint.pt")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return Compressed(recipe, seed, target, read_json(target / "scores.json"), read_json(target / "facts.json"))
+
+
+def _history(work: Path, stages: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The stages' histories end to end, with steps counted on and the stage named."""
+    found: list[dict[str, Any]] = []
+    for stage in stages:
+        before = found[-1]["step"] if found else 0
+        lines = (work / stage / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        found += [{**record, "step": before + record["step"], "stage": stage} for record in map(json.loads, lines)]
+    return found
+
+
+def dense_recipe(config: EncoderRunConfig) -> Recipe:
+    """Dense fine-tuning by the settings of ``config.finetune``, as our encoder: a baseline with a seed and a time of its own."""
+    def train(place: Workplace) -> Outcome:
+        problem, settings = place.problem, config.finetune
+        model = problem.pretrained(place.seed)
+        fit_config = place.fit_config(problem.steps(settings.epochs, settings.batch_size), settings)
+        place.fit(model, FinetuneEncoder(fit_config, problem.forward, problem.loss), "finetune")
+        return Outcome(model, ("finetune",))
+
+    return Recipe("dense", "dense", "dense fine-tuning", train)

@@ -1,0 +1,107 @@
+"""Calling any Hugging Face masked language model: logits of chosen tokens alone, its loss, its head.
+
+Dimensions: B batch, L tokens, V vocabulary, S chosen tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from adasearch.errors import ModelError
+from adasearch.language_objectives import UNSCORED
+from adasearch.masked_language import MaskedBlocks, Masking
+from adasearch.outputs import autocast
+
+EVALUATION_STEP = 2**31  # of the masking when a model is scored: a step that no training has
+
+
+def load_masked_model(name: str, dropout: float | None = None) -> tuple[PreTrainedModel, bool]:
+    """A masked language model in float32 from a folder or the hub, and whether its head is new.
+
+    A checkpoint without that head (MiniLM, any sentence encoder) is given the one of its family: a transform, fresh, and the
+    word table as the decoder. ``dropout`` replaces that of hidden states and attention. Raises ``ModelError``.
+    """
+    try:
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model: {name!r} cannot be loaded as a masked language model ({reason}); choices: a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ...") from error
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"model: {name!r} ({type(model).__name__}) has no output embeddings; expected: a masked language model's")
+    prefix = f"{model.base_model_prefix}."
+    missing = [key for key in loading["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
+    if missing:
+        raise ModelError(f"model: {name!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
+    if dropout is not None:
+        set_dropout(model, dropout)
+    is_new = any(not key.startswith(prefix) for key in loading["missing_keys"])
+    return model, is_new
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Set every dropout of a model in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        if isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's attention has a number instead
+            module.attention_dropout = share
+
+
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters outside of the body, the tied decoder not among them."""
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in body]
+
+
+def token_logits(model: PreTrainedModel, batch: Mapping[str, Tensor], chosen_BL: Tensor) -> Tensor:
+    """Logits of the chosen tokens, (S, V), in the order of ``input_ids[chosen_BL]``.
+
+    The product with the vocabulary is as dear as the layers of a small model; it is made for these tokens only.
+    """
+    decoder = model.get_output_embeddings()
+    handle = decoder.register_forward_pre_hook(lambda module, inputs: (inputs[0][chosen_BL], *inputs[1:]))
+    try:
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    finally:
+        handle.remove()
+
+
+def masked_loss(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
+    """Mean cross-entropy of the hidden tokens in nats, a scalar; 0 when there is none."""
+    return F.cross_entropy(logits_SV.float(), labels_S, reduction="sum") / max(1, len(labels_S))
+
+
+@torch.inference_mode()
+def score_masked(
+    model: PreTrainedModel, blocks: MaskedBlocks, masking: Masking, accelerator: Accelerator, *, batch_size: int = 32, is_mixed: bool = False
+) -> dict[str, float]:
+    """Loss in nats, perplexity and accuracy on hidden tokens, the same ones in every call."""
+    was_training = model.training
+    model.eval()
+    total, right, tokens = 0.0, 0, 0
+    try:
+        for _, batch in blocks.in_order(batch_size):
+            batch = {name: tensor.to(accelerator.device) for name, tensor in masking(batch, EVALUATION_STEP).items()}
+            is_hidden_BL = batch["labels"] != UNSCORED
+            labels_S = batch["labels"][is_hidden_BL]
+            with autocast(accelerator, is_mixed):
+                logits_SV = token_logits(model, batch, is_hidden_BL).float()
+            total += float(F.cross_entropy(logits_SV, labels_S, reduction="sum"))
+            right += int((logits_SV.argmax(-1) == labels_S).sum())
+            tokens += len(labels_S)
+    finally:
+        model.train(was_training)
+    loss = total / max(1, tokens)
+    return {"mlm_loss": loss, "mlm_perplexity": math.exp(min(loss, 700)), "mlm_accuracy": right / max(1, tokens), "tokens": tokens}

@@ -1,0 +1,71 @@
+"""Question answering for transformers that are made smaller on it: ``EncoderProblem`` with windows, spans and answers.
+
+Dimensions: W windows, T tokens of all windows, B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from adasearch.answers import score_answers
+from adasearch.encoder import from_hugging_face
+from adasearch.encoder_layers import EncoderForQuestionAnswering
+from adasearch.encoder_problem import Batch, EncoderProblem
+from adasearch.files import fingerprint
+from adasearch.question_answering import QuestionExamples
+from adasearch.question_config import QuestionConfig
+from adasearch.reader import Reader, cached_spans, load_reader, spans_of
+from adasearch.span_objectives import span_loss
+
+
+@dataclass
+class QuestionProblem(EncoderProblem):
+    """A task of questions. Its splits are ``QuestionExamples``, one example a window, and logits are a token's, (T, 2).
+
+    ``validation`` is a part of the validation questions, enough for a glance; ``held_out`` is whole. ``windows`` says how
+    contexts were cut and answers are picked.
+    """
+
+    windows: QuestionConfig
+
+    def pretrained(self, seed: int) -> EncoderForQuestionAnswering:
+        """The pre-trained encoder with a fresh head, drawn by ``seed``."""
+        torch.manual_seed(seed)
+        return from_hugging_face(load_reader(self.checkpoint, is_finetuned=False).model)
+
+    def load(self, folder: Path) -> EncoderForQuestionAnswering:
+        """A reader of ours that was saved in ``folder``, in float32."""
+        return EncoderForQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
+
+    def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """Mean of start's and end's cross-entropy over the batch, scalar."""
+        logits_B2L = torch.stack([output.start_logits, output.end_logits], 1)
+        return span_loss(logits_B2L, batch["labels"], batch["attention_mask"]).mean()
+
+    def logits(self, model: PreTrainedModel, examples: QuestionExamples, is_mixed: bool = False) -> np.ndarray:
+        """Start and end logits (T, 2) of all windows' tokens."""
+        return spans_of(Reader(model.eval(), self.tokenizer).spans, examples, self.accelerator, is_mixed=is_mixed)
+
+    def scores(self, model: PreTrainedModel, examples: QuestionExamples) -> dict[str, float]:
+        """F1 and exact match as fractions, in float32."""
+        return score_answers(self.logits(model, examples), examples, self.windows)
+
+    def teacher_logits(self) -> np.ndarray:
+        """The teacher's logits (T, 2) of the training windows, computed once and mapped from files."""
+        tokens = self.train.tokens
+        name = f"teacher-{fingerprint(tokens.ids, tokens.offsets)}"
+        forward = Reader(self.teacher.model, self.tokenizer).spans
+        title = f"teacher reads {len(tokens):,} windows"
+        return cached_spans(forward, self.train, self.cache, name, self.accelerator, self.progress, title)
+
+    def taught(self) -> QuestionExamples:
+        """The training windows with the teacher's logits."""
+        return dataclasses.replace(self.train, teacher_logits_T2=self.teacher_logits())

@@ -1,0 +1,102 @@
+"""The reader: any extractive question-answering model, and what it says of every token of every window.
+
+Dimensions: W windows, T tokens of all windows, B batch, L tokens of the longest window in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+from adasearch.answers import score_answers
+from adasearch.errors import ModelError
+from adasearch.files import write_array
+from adasearch.outputs import CHUNK, autocast
+from adasearch.progress import Progress
+from adasearch.question_answering import QuestionExamples
+from adasearch.question_config import QuestionConfig
+from adasearch.teacher import Teacher, needs_finetuning
+
+SpanForward = Callable[[Tensor, Tensor], Tensor]  # (input_ids, attention_mask), both (B, L) -> start and end logits (B, 2, L)
+
+
+class Reader(Teacher):
+    """A question-answering model with its tokenizer: frozen it teaches, else it is fine-tuned."""
+
+    def spans(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Start and end logits of every token, (B, 2, L); those of padding mean nothing."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.token_types(input_ids))
+        return torch.stack([output.start_logits, output.end_logits], 1)
+
+
+def needs_answers(path: str, when: str) -> bool:
+    """Whether a checkpoint is to be fine-tuned: ``auto`` says no to those saved as question-answering models."""
+    return needs_finetuning(path, when, "ForQuestionAnswering")
+
+
+def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = False) -> Reader:
+    """Load checkpoint and tokenizer. Raises ``ModelError`` when that cannot be done.
+
+    One that ``is_finetuned`` must have been saved as a question-answering model; any other is given a fresh head.
+    """
+    if is_finetuned and needs_answers(path, "auto"):
+        raise ModelError(f"teacher: {path!r} has no head for question answering; choices: another teacher, or --finetune.when always")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForQuestionAnswering.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"teacher: {path!r} cannot be loaded as a question-answering model ({reason})") from error
+    return Reader(model.float(), tokenizer)
+
+
+@torch.inference_mode()
+def spans_of(
+    forward: SpanForward, examples: QuestionExamples, accelerator: Accelerator, *, batch_size: int = 32, is_mixed: bool = False
+) -> np.ndarray:
+    """Start and end logits of all windows' tokens, (T, 2) float32, window after window without padding."""
+    offsets = examples.tokens.offsets
+    logits_T2 = np.empty((int(offsets[-1]), 2), np.float32)
+    for indices, batch in examples.in_order(batch_size):
+        with autocast(accelerator, is_mixed):
+            logits_B2L = forward(batch["input_ids"].to(accelerator.device), batch["attention_mask"].to(accelerator.device))
+        logits_BL2 = logits_B2L.mT.float().cpu().numpy()
+        for row, index in enumerate(indices):
+            logits_T2[offsets[index] : offsets[index + 1]] = logits_BL2[row, : offsets[index + 1] - offsets[index]]
+    return logits_T2
+
+
+def cached_spans(
+    forward: SpanForward, examples: QuestionExamples, folder: Path, name: str, accelerator: Accelerator, progress: Progress,
+    title: str, *, is_mixed: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """The same from the memory-mapped file ``folder/<name>.npy``, made when it is absent.
+
+    Saved every ``outputs.CHUNK`` windows, so that a killed pass goes on where it was.
+    """
+    target = folder / f"{name}.npy"
+    if not target.exists():
+        parts = {start: folder / f"{name}.{start}.npy" for start in range(0, len(examples), CHUNK)}
+        progress.stage(title, len(examples))
+        for start, part in parts.items():
+            stop = min(start + CHUNK, len(examples))
+            if not part.exists():
+                write_array(part, spans_of(forward, examples.select(np.arange(start, stop)), accelerator, is_mixed=is_mixed))
+            progress.step(stop)
+        write_array(target, np.concatenate([np.load(part) for part in parts.values()]))
+        for part in parts.values():
+            part.unlink()
+    return np.load(target, mmap_mode="r")
+
+
+def score_reader(
+    forward: SpanForward, examples: QuestionExamples, config: QuestionConfig, accelerator: Accelerator, *, is_mixed: bool = False
+) -> dict[str, float]:
+    """F1 and exact match of a model on questions, shares."""
+    return score_answers(spans_of(forward, examples, accelerator, is_mixed=is_mixed), examples, config)

@@ -1,0 +1,250 @@
+"""What all strategies of search share: the supernet, the objective, the terms of cost, warm-up, deriving.
+
+L = (1 - gamma) CE + gamma KD + beta E. E is the expected share of the whole supernet's parameters and MACs that a
+member keeps, half and half: linear in what an operation really costs, and of the paper's size (an average operation
+costs 1/N of its edge). The paper's own constants pass costs through a softmax, which makes all of them nearly equal.
+
+A strategy says how the gates act (``draw``), what the losses of the exits make together (``mix``) and how one member
+comes out (``derive``). It is registered by name and found by ``search.strategy``.
+
+Dimensions: B batch, C labels, K depths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adasearch.architecture import Architecture
+from adasearch.config import DistillConfig, SearchConfig
+from adasearch.cost import Cost, Number
+from adasearch.derive import Measure, derive
+from adasearch.errors import ConfigError
+from adasearch.gates import ChoiceGate, gates_of
+from adasearch.lagrangian import penalty
+from adasearch.latency import LatencyModel
+from adasearch.member_cost import architecture_cost
+from adasearch.methods.base import Batch, Group, Method, Phase
+from adasearch.objectives import Distillation
+from adasearch.progress import Progress
+from adasearch.registry import Registry
+from adasearch.supernet import Draw, Supernet, SupernetOutput
+from adasearch.tokens import Examples
+
+MULTIPLIER_LEARNING_RATE = 0.05  # of the Lagrange multiplier; the gap it integrates is a share of the target
+WEIGHTS = ("weights", "embeddings")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The architecture that a search chose and, where the strategy finds one, a whole Pareto front as plain data."""
+
+    architecture: Architecture
+    front: dict[str, Any] | None = None
+
+
+class SearchMethod(Method):
+    """Weights and architecture of a supernet, from one batch (joint) or two (bilevel). The base class draws as AdaBERT.
+
+    Args:
+        config: the search's settings.
+        distill: gamma and the kind of distillation.
+        length: mean tokens of a text of the task, at which MACs are counted.
+        latency: what members take on the machine they are for; needed for a latency target.
+    """
+
+    modes: ClassVar[tuple[str, ...]] = ("joint", "bilevel")
+    published_mode: ClassVar[str | None] = None  # of ``modes``, where the publication knows one alone
+    learns_architecture: ClassVar[bool] = True  # else the gates stay uniform, and the choice is made when deriving
+    one_process: ClassVar[bool] = False
+    arch_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # Adam's, as DARTS and AdaBERT
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        """Raise ``ConfigError`` for settings that make no sense with this strategy."""
+        name = config.strategy
+        if config.mode not in cls.modes:
+            raise ConfigError(f"search.mode: {config.mode!r} does not work with search.strategy {name!r}; choices: {', '.join(cls.modes)}")
+        if not cls.learns_architecture:
+            for setting in ("entropy_weight", "operation_dropout"):
+                if getattr(config, setting):
+                    raise ConfigError(
+                        f"search.{setting}: {getattr(config, setting)!r} has no effect with search.strategy {name!r}, whose architecture"
+                        " does not learn by gradients; choices: 0, or another search.strategy"
+                    )
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        distill: DistillConfig,
+        problem_type: str,
+        num_labels: int,
+        length: float,
+        latency: LatencyModel | None = None,
+    ):
+        super().__init__(config, problem_type)
+        assert latency is not None or not config.latency_target_ms, "a latency target needs a latency model"
+        self.config: SearchConfig = config
+        self.distill, self.num_labels, self.length, self.latency = distill, num_labels, length, latency
+        self.multiplier = nn.Parameter(torch.zeros(()), requires_grad=config.is_constrained and self.learns_architecture)
+        self.is_warm = self.is_learning = False
+
+    def attach(self, student: Supernet) -> None:
+        self.order_seed = torch.initial_seed()  # of fair draws; the loop has seeded just before, and does so on resuming
+        self.student_config = student.config
+        width, deepest = max(student.space.widths), student.space.cells[1]
+        self.objective = Distillation(self.distill, self.problem_type, self.num_labels, width, deepest)
+        full = student.full_cost(self.length)
+        self.full_params, self.full_macs = float(full.params), float(full.macs)
+
+    def groups(self, student: Supernet) -> list[Group]:
+        gates = [gate.logits for gate in gates_of(student)]
+        groups = self.student_groups(student, student.trunk.embeddings.word, exclude=[*gates, self.multiplier])
+        if not self.learns_architecture:
+            return groups
+        settings = {"betas": self.arch_betas, "weight_decay": self.config.arch_weight_decay}
+        groups.append(Group("arch", [{"params": gates}], self.config.arch_learning_rate, "constant", torch.optim.Adam, settings))
+        if self.config.is_constrained:
+            params = [{"params": [self.multiplier]}]
+            groups.append(Group("multiplier", params, MULTIPLIER_LEARNING_RATE, "constant", torch.optim.SGD, {"maximize": True}))
+        return groups
+
+    def begin_step(self, student: Supernet, step: int, steps: int) -> None:
+        config = self.config
+        self.is_warm = self.learns_architecture and step >= config.arch_warmup * steps
+        self.is_learning = self.is_warm
+        left = (steps - step) / max(1.0, (1 - config.arch_warmup) * steps)  # of the part in which the architecture learns
+        self.entropy_weight = config.entropy_weight * (1 - left) if self.is_warm else 0.0
+        temperature = self.temperature(step / max(1, steps - 1))
+        for index, gate in enumerate(gates_of(student)):
+            gate.is_frozen = not self.is_warm
+            gate.temperature.fill_(temperature)
+            gate.turn = (self.order_seed, index, step) if config.fair_sampling else None
+        for gates in student.cell_gates:
+            dropped = config.operation_dropout * left if self.is_warm else 0.0
+            gates.operations.drop_N = dropped * (~gates.learns).float() if dropped else None
+
+    def temperature(self, done: float) -> float:
+        """Of the gates, when that share of the search (0 to 1) is done."""
+        start, end = self.config.temperature_start, self.config.temperature_end
+        return start * (end / start) ** done
+
+    def phases(self, step: int) -> list[Phase]:
+        if not self.is_warm:
+            return [(WEIGHTS, "train")]
+        if self.config.mode == "joint":
+            return [(("all",), "train")]
+        return [(("arch", "multiplier"), "valid"), (WEIGHTS, "train")]
+
+    def before_loss(self, student: Supernet, learners: tuple[str, ...], batch_of: Any) -> None:
+        self.is_learning = self.is_warm and ("all" in learners or "arch" in learners)
+
+    def draw(self, student: Supernet) -> Draw:
+        """How the gates act in this phase; past the warm-up ``is_learning`` says whether the architecture learns in it."""
+        return student.draw()
+
+    def loss(self, student: Supernet, batch: Batch) -> dict[str, Tensor]:
+        output = student(batch["input_ids"], batch["attention_mask"], self.draw(student))
+        exits = [
+            self.objective(logits, output.levels[:depth], batch) for depth, logits in zip(output.depths, output.logits)
+        ]
+        terms = self.mix(exits, output)
+        if not self.is_warm:
+            return terms
+        terms["efficiency"] = self._efficiency(student)
+        if self.config.entropy_weight:
+            open_gates = [gate for gate in gates_of(student) if gate.logits.shape[-1] > 1]
+            terms["entropy"] = self.entropy_weight * torch.stack([gate.entropy() for gate in open_gates]).mean()
+        return terms
+
+    def mix(self, exits: list[dict[str, Tensor]], output: SupernetOutput) -> dict[str, Tensor]:
+        """The terms of the loss from those of every exit that was run.
+
+        The drawn depth trains the weights. To the depth's own choice every exit tells its loss: the paper's dot
+        product of a straight-through one-hot with the losses of all depths.
+        """
+        terms = dict(exits[output.drawn])
+        if self.is_warm:
+            losses = torch.stack([sum(exit_terms.values()).detach() for exit_terms in exits])
+            weights = output.depth_weights[: len(exits)]
+            terms["depth"] = ((weights - weights.detach()) * losses).sum()
+        return terms
+
+    def predict(self, student: Supernet, batch: Batch) -> Tensor:
+        """Logits (B, C) of what the search trains, drawn as in a step: the supernet's own path, not a derived member's."""
+        output = student(batch["input_ids"], batch["attention_mask"], self.draw(student))
+        return output.logits[output.drawn]
+
+    def derive(
+        self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
+    ) -> Derived:
+        """One architecture, from the trained supernet. A pure function of weights, examples, seed and what is measured."""
+        return Derived(derive(student, self, examples, seed, progress, measure))
+
+    def _efficiency(self, student: Supernet) -> Tensor:
+        if not self.config.is_constrained:
+            return self._penalty(student.expected_cost(self.length))
+        # Lagrangian of "cost <= target": the multiplier rises while the target is missed and falls when it is met.
+        cost = student.expected_cost(self.length)
+        latency = student.expected_latency(self.latency) if self.config.latency_target_ms else None
+        gap = torch.stack([spent / target - 1 for spent, target in self._spending(cost, latency)]).amax()
+        return penalty(gap, self.multiplier, self.config.beta, is_one_sided=True)
+
+    def _spending(self, cost: Cost, latency_ms: Number | None) -> list[tuple[Number, float]]:
+        """What is spent and what may be, for each target there is."""
+        config = self.config
+        pairs = ((latency_ms, config.latency_target_ms), (cost.macs, config.target_macs), (cost.params, config.target_params))
+        return [(spent, target) for spent, target in pairs if target]
+
+    def _penalty(self, cost: Cost) -> Number:
+        return self.config.beta * 0.5 * (cost.params / self.full_params + cost.macs / self.full_macs)
+
+    def member_penalty(self, member: Architecture) -> float:
+        """What a member's cost adds to its loss: the penalty; nothing under a constraint, which is met or not."""
+        if self.config.is_constrained:
+            return 0.0
+        return float(self._penalty(architecture_cost(member, self.length, self.student_config)))
+
+    def budget_used(self, member: Architecture, latency_factor: float = 1.0) -> float:
+        """Share of the tightest target that a member takes; above 1 it misses. ``latency_factor`` mends predictions."""
+        latency = latency_factor * self.latency.predict(member) if self.latency and self.config.latency_target_ms else None
+        needs_cost = self.config.target_macs or self.config.target_params
+        cost = architecture_cost(member, self.length, self.student_config) if needs_cost else Cost()
+        return max(float(spent) / target for spent, target in self._spending(cost, latency))
+
+    def after_step(self, student: Supernet, step: int) -> bool:
+        with torch.no_grad():
+            self.multiplier.clamp_(min=0.0)  # being below the target is no merit
+        return False
+
+    @torch.no_grad()
+    def measures(self, student: Supernet) -> dict[str, Any]:
+        """Temperature, entropies, operation shares and expected cost, as the search's curves show them."""
+        cost = student.expected_cost(self.length)
+        first = student.cell_gates[0]
+        p_N = torch.stack([gates.operations.expected().mean(0) for gates in student.cell_gates]).mean(0)
+        entropy = {"operations": float(torch.stack([g.operations.entropy() for g in student.cell_gates]).mean())}
+        if first.edges is not None:
+            entropy["edges"] = float(torch.stack([e.entropy() for g in student.cell_gates for e in g.edges]).mean())
+        sizes: dict[str, ChoiceGate | None] = {"depth": student.depth_gate, "width": student.width_gate}
+        measured: dict[str, Any] = {} if self.latency is None else {"latency_ms": float(student.expected_latency(self.latency))}
+        for name, gate in sizes.items():
+            if gate is not None and len(gate.choices) > 1:
+                entropy[name] = float(gate.entropy())
+                measured[name] = {str(size): float(p) for size, p in zip(gate.choices, gate.expected()[0])}
+        return {
+            **measured,
+            "phase": "search" if self.is_warm or not self.learns_architecture else "warmup",
+            "temperature": float(student.depth_gate.temperature),
+            "entropy": entropy,
+            "operations": {name: float(p) for name, p in zip(student.space.operations, p_N)},
+            "params": float(cost.params),
+            "macs": float(cost.macs),
+            "multiplier": float(self.multiplier),
+        }
+
+
+STRATEGIES: Registry[type[SearchMethod]] = Registry("search strategy")

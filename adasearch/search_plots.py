@@ -1,0 +1,105 @@
+"""Pictures of a search: the Pareto front that one training gave, and what a diagnosis found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from adasearch.canvas import FAINT, INK, save_figure
+from adasearch.formats import format_count
+
+FRONT, SEARCHED, CONTROL, BASE = "#D55E00", "#0072B2", "#7F7F7F", "#CC79A7"
+COST_NAMES = {"latency_ms": "predicted milliseconds a call", "macs": "multiply-accumulates a text", "params": "parameters"}
+SYSTEM_NAMES = {"searched": "searched", "random": "random cells", "conv3_stack": "conv3 stack", "bag_of_embeddings": "bag of embeddings"}
+
+
+def _axes(title: str, size: tuple[float, float] = (8.4, 4.8)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
+    axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9, colors=INK)
+    return figure, axes
+
+
+def front_figure(front: dict[str, Any]) -> Figure:
+    """Loss against cost of every member that was weighed; the front as steps, the chosen one marked."""
+    cost = front["objectives"][1]
+    figure, axes = _axes(f"{front['evaluated']} members of one supernet: loss against cost")
+    losses, costs = zip(*front["others"])
+    points = [(point[cost], point["loss"]) for point in front["front"]]
+    axes.scatter(costs, losses, s=16, color=FAINT, alpha=0.7, label="weighed", zorder=2)
+    axes.step(*zip(*points), where="post", color=FRONT, linewidth=1.4, zorder=3)
+    axes.scatter(*zip(*points), s=36, color=FRONT, edgecolor="white", label="front", zorder=4)
+    chosen = front["chosen"]
+    axes.scatter([chosen[cost]], [chosen["loss"]], s=130, facecolor="none", edgecolor=INK, linewidth=1.6, label="chosen", zorder=5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if cost == "latency_ms" else format_count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(COST_NAMES[cost], size=9, color=INK)
+    axes.set_ylabel("loss with the supernet's weights", size=9, color=INK)
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
+    return figure
+
+
+def draw_front(front: dict[str, Any], path: Path) -> list[Path]:
+    """Write ``front_figure`` as ``path``.svg and .png."""
+    return save_figure(front_figure(front), path)
+
+
+def ranking_figure(members: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str) -> Figure:
+    """Each member's score with the supernet's weights against its score after retraining; both in points."""
+    figure, axes = _axes(f"{len(members)} members: Spearman {format_rank(correlation)}", (6.2, 5.2))
+    sizes = [member["macs"] for member in members]
+    axes.scatter(
+        [100 * member["supernet_score"] for member in members], [100 * member["retrained_score"] for member in members],
+        s=[20 + 90 * size / max(sizes) for size in sizes], color=SEARCHED, alpha=0.75, edgecolor="white", zorder=3,
+    )  # fmt: skip
+    axes.set_xlabel(f"{metric} with the supernet's weights, points", size=9, color=INK)
+    axes.set_ylabel(f"{metric} after retraining, points", size=9, color=INK)
+    axes.text(0.99, 0.02, "area: multiply-accumulates", transform=axes.transAxes, ha="right", size=8, color=CONTROL)
+    return figure
+
+
+def format_rank(correlation: dict[str, Any]) -> str:
+    """Spearman's rho and its interval, as "0.81 [0.60, 0.92]"; "none" where one side does not vary."""
+    rank = correlation["spearman"]
+    return "none" if rank["value"] is None else f"{rank['value']:.2f} [{rank['low']:.2f}, {rank['high']:.2f}]"
+
+
+def controls_figure(groups: dict[str, list[float]], metric: str) -> Figure:
+    """Searched students against their controls after equal retraining: means, standard deviations, every score."""
+    known = {name: scores for name, scores in groups.items() if scores}
+    figure, axes = _axes("Equal cost, equal retraining", (6.6, 4.6))
+    points = {name: [100 * score for score in scores] for name, scores in known.items()}
+    every = [score for scores in points.values() for score in scores]
+    for place, (name, scores) in enumerate(points.items()):
+        mean = sum(scores) / len(scores)
+        spread = (sum((score - mean) ** 2 for score in scores) / max(1, len(scores) - 1)) ** 0.5
+        colour = {"searched": SEARCHED, "bag_of_embeddings": BASE}.get(name, CONTROL)
+        error = {"ecolor": INK, "elinewidth": 1.2}
+        axes.bar(place, mean, width=0.6, color=colour, alpha=0.55, yerr=spread or None, capsize=5, error_kw=error)
+        axes.scatter([place + 0.12 * (index % 3 - 1) for index in range(len(scores))], scores, s=18, color=INK, zorder=4)
+    low, high = min(every), max(every)
+    pad = max(0.5, 0.35 * (high - low))
+    axes.set_ylim(max(0.0, low - pad), high + pad)
+    axes.set_xticks(range(len(known)), [f"{SYSTEM_NAMES.get(name, name)}\n(n = {len(scores)})" for name, scores in known.items()])
+    axes.set_ylabel(f"{metric}, points (axis does not begin at 0)", size=9, color=INK)
+    axes.grid(False, axis="x")
+    return figure
+
+
+def draw_ranking(members: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str, path: Path) -> list[Path]:
+    """Write ``ranking_figure`` as ``path``.svg and .png."""
+    return save_figure(ranking_figure(members, correlation, metric), path)
+
+
+def draw_controls(groups: dict[str, list[float]], metric: str, path: Path) -> list[Path]:
+    """Write ``controls_figure`` as ``path``.svg and .png."""
+    return save_figure(controls_figure(groups, metric), path)

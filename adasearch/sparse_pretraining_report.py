@@ -1,0 +1,163 @@
+"""A sparse pre-training's report, model card and figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
+from adasearch.sparse_pattern import Pattern
+
+SYSTEMS = {"model": "before", "teacher": "dense teacher", "sparse": "sparse"}
+
+
+def scores_table(report: Mapping[str, Any]) -> str:
+    """The model before, the prepared teacher, the sparse model: how well they guess hidden tokens, and their zeros."""
+    lines = [["", "loss (nats)", "perplexity", "accuracy", "zeros in encoder layers"], ["---", *["---:"] * 4]]
+    for key, title in SYSTEMS.items():
+        found = report["scores"].get(key)
+        if found:
+            zeros = f"{100 * report['sparsity']:.2f}%" if key == "sparse" else ""
+            lines.append([title, f"{found['mlm_loss']:.3f}", f"{found['mlm_perplexity']:.2f}", f"{100 * found['mlm_accuracy']:.1f}%", zeros])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report_text(report: Mapping[str, Any], folder: Path) -> str:
+    """report.md."""
+    config, machine, schedule = report["config"], report["hardware"], report["schedule"]
+    sources = ", ".join([*config["corpora"], *(str(config[key]) for key in ("train_file", "stream") if config[key])])
+    shares = report["sparsity_by_layer"].values()
+    pictures = "\n".join(f"![{path.stem}](figures/{path.name})\n" for path in sorted((folder / "figures").glob("*.png")))
+    return f"""# {Path(report["model"]).name}, {100 * report["sparsity"]:.2f}% sparse ({report["pattern"]}, {report["scope"]})
+
+{scores_table(report)}
+
+Hidden tokens of {report["validation_blocks"]:,} blocks that nothing learned from. Zeros are exact ones in the weights of the {len(shares)} linear
+layers of the transformer layers ({report["params_encoder_linear"]:,} of {report["params"]:,} parameters), {100 * min(shares):.2f}% to {100 * max(shares):.2f}% a layer,
+counted in the saved folder. They are stored dense here: the file is as large as before.
+
+- text: {sources}; {report["train_tokens"]:,} tokens in blocks of {config["block_length"]}
+- teacher: {_stage(report, "teacher")}
+- student: {_stage(report, "sparse")}; sparsity rises from step {schedule["start"]:,} to {schedule["end"]:,}, masks change until {schedule["until"]:,}, every {schedule["every"]:,}
+- learned from: {config["task_weight"]:g} x hidden tokens + {config["kd_weight"]:g} x teacher (T {config["temperature"]:g}, {100 * config["distill_share"]:g}% of the tokens); learning rate {config["learning_rate"]:g}, {"rewound at every mask" if config["rewind"] else "linear"}
+- precision: {report["precision"]}, seed {report["seed"]}
+- command: `{report["command"]}`
+- commit: {report["commit"] or "-"}
+- hardware: {machine["cpu"]}, {machine["torch_threads"]} threads, torch {machine["torch"]}, transformers {machine["transformers"]}
+
+{pictures}"""
+
+
+def _stage(report: Mapping[str, Any], name: str) -> str:
+    facts = report["stages"].get(name, {})
+    if not facts.get("steps"):
+        return "as it was"
+    took = "" if not facts.get("seconds") else f", {facts['seconds']:.0f} s ({facts['seconds_per_step']:.2f} s a step)"
+    return f"{facts['steps']:,} steps of {report['config']['batch_size']} blocks{took}"
+
+
+def model_card(report: Mapping[str, Any]) -> str:
+    """README.md of the sparse model's folder."""
+    front = {"library_name": "transformers", "pipeline_tag": "fill-mask", "license": "other", "tags": ["adasearch", "sparse", "prune-once-for-all"]}
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {Path(report["model"]).name}, {100 * report["sparsity"]:.0f}% sparse
+
+A {report["class"]} whose transformer layers have {100 * report["sparsity"]:.2f}% zeros ({report["pattern"]}), made by
+[Prune Once for All](https://arxiv.org/abs/2111.05754) as implemented in `adasearch`. It is to be fine-tuned on any task with its zeros
+locked: `adasearch compress prune-ofa TASK --sparse_model path/to/sparse`.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+model = AutoModelForMaskedLM.from_pretrained("path/to/sparse")
+model = AutoModelForSequenceClassification.from_pretrained("path/to/sparse", num_labels=2)  # its head, and a pooler, are new
+
+from adasearch.sparse_model import bake_masks, lock_pattern
+
+lock_pattern(model)  # before the first optimiser step
+...
+bake_masks(model)  # before it is saved
+```
+
+{scores_table(report)}
+
+The licences of the model it was made from and of the text apply; they are not known here. What that model gets wrong or is biased in,
+this one has learned.
+"""
+
+
+def draw_figures(folder: Path, report: Mapping[str, Any]) -> list[Path]:
+    """figures/: zeros by layer, and the curves of both trainings; as SVG and PNG."""
+    histories = {name: _history(folder / "work" / name / "history.jsonl") for name in ("teacher", "sparse")}
+    figures = {"sparsity": sparsity_figure(report["sparsity_by_layer"], report["sparsity"], str(Pattern.parse(report["pattern"]))), "curves": curves_figure(histories)}
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder / "figures" / name)]
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def sparsity_figure(shares: Mapping[str, float], mean: float, pattern: str) -> Figure:
+    """Share of zeros in each layer, a bar a layer in the model's order, and of all together as a line."""
+    figure = Figure(figsize=(9, max(2.4, 1.0 + 0.19 * len(shares))), facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    names = list(shares)
+    axes.barh(range(len(names)), [shares[name] for name in names], color=LINE_COLOURS[0], height=0.7)
+    axes.axvline(mean, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(names)), names, fontsize=6.5)
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_title(f"Zeros by layer ({pattern}); {100 * mean:.2f}% of all, dashed", size=11, weight="bold", loc="left", color=INK)
+    _plain(axes)
+    return figure
+
+
+def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
+    """Loss terms, validation loss, sparsity and learning rate over the steps, a column for each training that there was."""
+    histories = {name: records for name, records in histories.items() if records}
+    rows = (("loss (nats)", _losses), ("sparsity", _sparsity), ("learning rate", _rates))
+    figure = Figure(figsize=(5.2 * max(1, len(histories)), 6.4), facecolor="white", layout="constrained")
+    for column, (name, records) in enumerate(histories.items()):
+        for row, (label, values) in enumerate(rows):
+            axes = figure.add_subplot(len(rows), max(1, len(histories)), row * len(histories) + column + 1)
+            for index, (title, points) in enumerate(values(records).items()):
+                style = {"marker": "o", "markersize": 4} if title == "validation" else {}
+                axes.plot(*zip(*points), color=LINE_COLOURS[index % len(LINE_COLOURS)], linewidth=1.4, label=title, **style)
+            axes.set_ylabel(label, size=8.5)
+            if row == 0:
+                axes.set_title("teacher" if name == "teacher" else "student", size=11, weight="bold", loc="left", color=INK)
+                axes.legend(fontsize=8, frameon=False)
+            if label == "sparsity":
+                axes.set_ylim(0, 1)
+            axes.set_xlabel("step" if row == len(rows) - 1 else "", size=8.5)
+            axes.grid(color=FAINT, linewidth=0.3)
+            _plain(axes)
+    return figure
+
+
+def _losses(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    found = {name: [(r["step"], r["terms"][name]) for r in records] for name in records[-1]["terms"]}
+    scored = [(r["step"], r["validation"]["mlm_loss"]) for r in records if "validation" in r]
+    return {**found, **({"validation": scored} if scored else {})}
+
+
+def _sparsity(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    return {"sparsity": [(r["step"], r.get("sparsity", 0.0)) for r in records]}
+
+
+def _rates(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    return {"learning rate": [(r["step"], r["learning_rate"]) for r in records]}
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7.5, colors=INK)

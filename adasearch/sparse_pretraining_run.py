@@ -1,0 +1,227 @@
+"""Sparse pre-training, from a masked language model and a text to a sparse model for all tasks, and a report.
+
+    model + text -> teacher (goes on learning) -> student (loses weights, taught) -> exact zeros in a plain Hugging Face folder
+
+Every stage leaves its result in the run's folder and is skipped when that is there, so the same command goes on after a
+kill. What is reported is counted in, and scored with, the folders as they are read back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from adasearch.config import to_dict
+from adasearch.demo_assets import fetch_demo_model
+from adasearch.errors import ConfigError, ModelError
+from adasearch.files import read_json, write_folder, write_json, write_text
+from adasearch.fit import fit
+from adasearch.gradual_pruning import GradualPruning
+from adasearch.masked_language import MaskedBlocks, Masking
+from adasearch.masked_model import load_masked_model, score_masked
+from adasearch.masked_task import load_blocks
+from adasearch.measure import hardware
+from adasearch.methods.base import Method
+from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
+from adasearch.prepare import make_accelerator
+from adasearch.progress import Progress
+from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.run_files import begin_run, check_reopening, note_stage
+from adasearch.sparse_model import attach_masks, encoder_linears, mean_sparsity, sparsity_of
+from adasearch.sparse_pattern import Pattern
+from adasearch.sparse_pretraining_report import draw_figures, model_card, report_text
+from adasearch.trackers import check_trackers, start_trackers, stop_trackers
+
+# settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned
+FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "figures", "output_dir", "cache_dir", "demo_assets", "data_dir", "evaluations", "report_to")
+TEACHER, SPARSE = "teacher", "sparse"  # the folders of the two models
+NEW_HEAD_SHARE = 0.2  # of the teacher's steps, in which a new head learns alone
+
+
+@dataclass
+class PretrainingRun:
+    """A run's folder and its parts."""
+
+    config: SparsePretrainingConfig
+    folder: Path
+    source: str  # folder or hub id of the model
+    tokenizer: PreTrainedTokenizerBase
+    train: MaskedBlocks
+    validation: MaskedBlocks
+    masking: Masking
+    accelerator: Accelerator
+    progress: Progress
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it trains in the accelerator's mixed precision."""
+        return self.accelerator.mixed_precision != "no"
+
+    def score(self, model: PreTrainedModel) -> dict[str, float]:
+        """Masked-language metrics on the validation blocks."""
+        return score_masked(model, self.validation, self.masking, self.accelerator, batch_size=self.config.batch_size, is_mixed=self.is_mixed)
+
+
+def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Make ``config.model`` sparse and return the report that ``report.json`` holds; the model is in ``sparse/``.
+
+    A finished run is only reported again. Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any training when
+    request, text or model are wrong, and ``TrainingError`` when the loss is not finite.
+    """
+    config.check()
+    folder = run_folder(config)
+    check_reopening(folder, to_dict(config), to_dict(SparsePretrainingConfig()), FREE)
+    if not (folder / "report.json").exists():
+        this = _open(config, folder, progress or Progress())
+        if not (folder / TEACHER / "config.json").exists():
+            _prepare_teacher(this)
+        if not (folder / SPARSE / "config.json").exists():
+            _prune(this)
+        write_json(folder / "report.json", _report(this))
+        stop_trackers(this.accelerator)
+    report = read_json(folder / "report.json")
+    if config.figures:
+        draw_figures(folder, report)
+    write_text(folder / "report.md", report_text(report, folder))
+    write_text(folder / SPARSE / "README.md", model_card(report))
+    return report
+
+
+def run_folder(config: SparsePretrainingConfig) -> Path:
+    """Where a run is written."""
+    kind = str(Pattern.parse(config.pattern)).replace(":", "-of-")
+    return Path(config.output_dir or Path("runs") / f"prune-ofa-{Path(config.model).name}-{config.sparsity:g}-{kind}")
+
+
+def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> PretrainingRun:
+    """Check all that can be checked, then make or reopen the run's folder."""
+    check_trackers(config)
+    cache = Path(config.cache_dir) if config.cache_dir else folder / "cache"
+    source = config.model
+    if source == "demo":
+        source = str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
+    tokenizer = _tokenizer(config.teacher or source)
+    masking = Masking.of(tokenizer, config.mask_share, config.seed)
+    model, is_new = load_masked_model(config.teacher or source)
+    _check_model(config, model, is_new, tokenizer)
+    train, validation = load_blocks(config, tokenizer, cache=cache, progress=progress)
+    accelerator = make_accelerator(config)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision)
+    start_trackers(config, folder, accelerator)
+    return PretrainingRun(config, folder, source, tokenizer, train, validation, masking, accelerator, progress)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model: {name!r} has no tokenizer that can be loaded ({reason}); choices: a folder or a hub id of a masked language model") from error
+
+
+def _check_model(config: SparsePretrainingConfig, model: PreTrainedModel, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether pattern, block length, vocabulary and head are possible; before the text is read. The model is used up."""
+    name = config.teacher or config.model
+    try:
+        attach_masks(model, config.pattern)
+    except ModelError as error:
+        raise ModelError(f"model: {name!r}: {error}") from error
+    most = min(getattr(model.config, "max_position_embeddings", config.block_length), tokenizer.model_max_length)
+    if config.block_length > most:
+        raise ConfigError(f"block_length: {config.block_length} is out of range; choices: 4 to {most} for {name!r}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelError(f"model: {name!r} has {model.config.vocab_size} embeddings, its tokenizer {len(tokenizer)} tokens")
+    if is_new and config.teacher:
+        raise ModelError(f"teacher: {name!r} has no head for masked language; choices: a prepared teacher, as the folder teacher/ of a run")
+    if is_new and not config.teacher_steps and config.kd_weight:
+        raise ConfigError(f"teacher_steps: 0, but {name!r} has no head for masked language to teach with; choices: 1 or more")
+
+
+def _prepare_teacher(this: PretrainingRun) -> None:
+    """``teacher/``: the model given as one, the model as it is, or the model after further training on the text."""
+    config, start = this.config, time.monotonic()
+    torch.manual_seed(config.seed)  # of a new head
+    model, is_new = load_masked_model(config.teacher or this.source, config.dropout)
+    before = this.score(model.to(this.accelerator.device))
+    facts: dict[str, Any] = {"validation_before": before, "head": "new" if is_new else "trained", "steps": 0, "seconds": 0.0}
+    if not config.teacher and config.teacher_steps:
+        late = config.head_warmup_steps
+        late = round(NEW_HEAD_SHARE * config.teacher_steps) * is_new if late is None else late
+        fit_config = config.fit_config(config.teacher_steps, config.teacher_learning_rate)
+        method = TeacherPreparation(fit_config, this.masking, late)
+        facts |= _fit(this, model, method, TEACHER, "prepare the teacher") | {"head_warmup_steps": late}
+    _save(this, model, TEACHER)
+    note_stage(this.folder, TEACHER, **facts, total_seconds=time.monotonic() - start)
+
+
+def _prune(this: PretrainingRun) -> None:
+    """``sparse/``: a copy of the teacher that has lost its weights."""
+    config, folder = this.config, this.folder / TEACHER
+    teacher, _ = load_masked_model(str(folder))
+    student, _ = load_masked_model(str(folder), config.dropout)
+    pruning = GradualPruning(config.schedule, Pattern.parse(config.pattern), config.scope)
+    method = SparsePretraining(
+        config.fit_config(config.steps, config.learning_rate), this.masking, teacher, pruning, task_weight=config.task_weight,
+        kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, rewind=config.rewind,
+    )  # fmt: skip
+    facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}")
+    _save(this, student, SPARSE)
+    note_stage(this.folder, SPARSE, **facts)
+
+
+def _fit(this: PretrainingRun, model: PreTrainedModel, method: Method, name: str, title: str) -> dict[str, Any]:
+    """Train in ``work/<name>``; steps, seconds a step, and the curve."""
+    config, work = this.config, this.folder / "work" / name
+    is_whole, start = not (work / "checkpoint.pt").exists(), time.monotonic()
+    watched = 0.0
+
+    def evaluate(trained: PreTrainedModel) -> dict[str, float]:
+        nonlocal watched
+        began = time.monotonic()
+        found = this.score(trained)
+        watched += time.monotonic() - began
+        return {key: value for key, value in found.items() if key != "tokens"}
+
+    history = fit(
+        model, method, {"train": this.train}, method.config, seed=config.seed, folder=work, accelerator=this.accelerator,
+        progress=this.progress, title=title, evaluate=evaluate, evaluations=config.evaluations,
+        checkpoint_seconds=config.checkpoint_seconds, is_mixed=this.is_mixed,
+    )  # fmt: skip
+    seconds = time.monotonic() - start - watched if is_whole else None  # of a resumed run only the last part is known
+    return {"steps": history[-1]["step"], "seconds": seconds, "seconds_per_step": seconds and seconds / history[-1]["step"]}
+
+
+def _save(this: PretrainingRun, model: PreTrainedModel, name: str) -> None:
+    def save(partial: Path) -> None:
+        model.cpu().save_pretrained(partial)
+        this.tokenizer.save_pretrained(partial)
+
+    write_folder(this.folder / name, save)
+    (this.folder / "work" / name / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _report(this: PretrainingRun) -> dict[str, Any]:
+    """Both models as they are read back: zeros counted, hidden tokens guessed."""
+    config, folder, state = this.config, this.folder, read_json(this.folder / "run.json")
+    scores, models = {}, {}
+    for name in (TEACHER, SPARSE):
+        models[name], _ = load_masked_model(str(folder / name))
+        scores[name] = this.score(models[name].to(this.accelerator.device))
+    sparse = models[SPARSE]
+    layers = {name: {"weights": module.weight.numel(), "zeros": int((module.weight == 0).sum())} for name, module in encoder_linears(sparse).items()}
+    return {
+        "model": config.model, "model_type": sparse.config.model_type, "class": type(sparse).__name__,
+        "sparsity": mean_sparsity(sparse), "sparsity_asked": config.sparsity, "pattern": config.pattern, "scope": config.scope,
+        "sparsity_by_layer": sparsity_of(sparse), "layers": layers,
+        "params": sum(p.numel() for p in sparse.parameters()), "params_encoder_linear": sum(layer["weights"] for layer in layers.values()),
+        "scores": {"model": state["stages"].get(TEACHER, {}).get("validation_before"), **scores},
+        "train_tokens": int(this.train.tokens.offsets[-1]), "train_blocks": len(this.train), "validation_blocks": len(this.validation),
+        "stages": state["stages"], "schedule": vars(config.schedule), "config": state["config"], "precision": state["precision"],
+        "seed": config.seed, "command": state["command"], "commit": state["commit"], "hardware": hardware(),
+    }  # fmt: skip

@@ -1,0 +1,259 @@
+"""The warm supernet of a space and a teacher: texts, the teacher's vectors, training, a folder that searches start from.
+
+    teacher + space + texts -> word pieces -> the teacher's pooled levels, on disk -> fit -> supernet.safetensors, warm.json
+
+Every stage leaves its result in the folder and is skipped when that is there; vectors are written chunk by chunk into one
+file and read back memory-mapped, so memory does not grow with the number of texts beyond their word pieces.
+
+Dimensions: N texts, P levels, M the teacher's hidden size, B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from adasearch.architecture import Space
+from adasearch.chunks import READERS, RowFile
+from adasearch.config import to_dict
+from adasearch.demo_assets import fetch_demo_model
+from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch.files import fingerprint, read_json, write_atomically, write_json, write_text
+from adasearch.fit import fit
+from adasearch.honest import commit
+from adasearch.inherit_layers import inherited_operations
+from adasearch.measure import hardware
+from adasearch.methods.warm import Warm
+from adasearch.objectives import teacher_level
+from adasearch.outputs import streamed_outputs
+from adasearch.progress import Progress
+from adasearch.shrink import inherit_embeddings
+from adasearch.space import load_space
+from adasearch.student import AdasearchConfig
+from adasearch.supernet import Supernet
+from adasearch.tables import check_file
+from adasearch.teacher import Teacher, tables_of
+from adasearch.texts import CHUNK_TEXTS, split_sentences
+from adasearch.tokens import Examples, TokenStore
+from adasearch.warm_config import WarmConfig
+from adasearch.warm_start import FACTS, TEACHER_ROWS, WEIGHTS, facts_of, sampled_rows, vocabulary_fingerprint
+
+FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "output_dir", "demo_assets", "disk_gib")
+SPARE = 0.9  # of what is free on the disk may be filled
+MEASURED_ROWS = 10_000  # evenly spread, from which the vectors' mean and spread are taken
+
+
+@dataclass
+class WarmRun:
+    """A run's folder and its parts."""
+
+    config: WarmConfig
+    folder: Path
+    whole_space: Space
+    space: Space
+    teacher: Teacher
+    accelerator: Accelerator
+    progress: Progress
+
+
+def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
+    """Train the warm supernet and return its folder, which `warm_start` of a run takes; a finished one is left as it is.
+
+    Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any work when request, texts or teacher are wrong, and
+    ``TrainingError`` when the loss is not finite or the disk is full.
+    """
+    config.check()
+    folder = Path(config.output_dir)
+    _check_reopening(config, folder)
+    if (folder / FACTS).exists():
+        return folder
+    this = _open(config, folder, progress or Progress())
+    tokens = tokenize_stream(this)
+    states_NPM = _states(this, tokens)
+    _train(this, tokens, states_NPM)
+    return folder
+
+
+def _check_reopening(config: WarmConfig, folder: Path) -> None:
+    if not (folder / "run.json").exists():
+        return
+    before, now = read_json(folder / "run.json")["config"], to_dict(config)
+    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
+    if changed:
+        what = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
+        raise ConfigError(f"output_dir: {folder} was begun with other settings ({what}); choices: another --output_dir, or delete it")
+
+
+def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
+    """Check all that can be checked, then make or reopen the folder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    check_file(Path(config.unlabeled_file), "unlabeled_file", tuple(READERS))
+    whole_space = load_space(config.space)
+    if inherited_operations(whole_space):
+        raise ConfigError(
+            f"space: {whole_space.name!r} has layers of the teacher, which know its vectors already; choices: a space without them"
+        )
+    space = whole_space.for_task(is_pair=config.text_pair_column is not None)
+    teacher = load_encoder(config, folder)
+    accelerator = Accelerator(cpu=config.cpu)
+    teacher.model.eval().requires_grad_(False).to(accelerator.device)
+    if not (folder / "run.json").exists():
+        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        facts = {"command": shlex.join(["adasearch", *sys.argv[1:]]), "commit": commit(), "config": to_dict(config), "hardware": hardware()}
+        write_json(folder / "run.json", facts)
+    return WarmRun(config, folder, whole_space, space, teacher, accelerator, progress)
+
+
+def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
+    """The teacher without its head, whatever it was saved with. Raises ``ModelError``."""
+    path = config.teacher
+    if path == "demo":
+        path = str(fetch_demo_model(folder / "cache", None if config.demo_assets is None else Path(config.demo_assets)))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        model = AutoModel.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"teacher: {config.teacher!r} cannot be loaded ({reason}); choices: a folder, a hub name or 'demo'") from error
+    if not tokenizer.is_fast or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
+        raise ModelError(f"teacher: the tokenizer of {config.teacher!r} must be a fast one with a separator and a padding token")
+    if config.max_seq_length > tokenizer.model_max_length:
+        longest = tokenizer.model_max_length
+        raise ConfigError(f"max_seq_length: {config.max_seq_length} is too long; {config.teacher!r} takes up to {longest}")
+    return Teacher(model.float(), tokenizer)
+
+
+def texts_of(config: WarmConfig) -> Iterator[tuple[str, str | None]]:
+    """Texts or pairs, row by row, empty ones left out. Raises ``DataError`` naming the row that cannot be read."""
+    path, pair = Path(config.unlabeled_file), config.text_pair_column
+    file = RowFile(path, (config.text_column, *([pair] if pair else [])))
+    for row in file.rows():
+        if row.problem:
+            raise DataError(f"unlabeled_file: {path}: {file.unit} {row.number}: {row.problem}")
+        text = row.values[config.text_column]
+        if pair:
+            yield text, row.values[pair]
+        elif config.split_sentences:
+            yield from ((sentence, None) for sentence in split_sentences([text]))
+        elif text.strip():
+            yield text, None
+
+
+def tokenize_stream(this: WarmRun) -> TokenStore:
+    """The first ``texts`` of them as word pieces, mapped from the cache; done once, a chunk of texts in memory at a time."""
+    config, tokenizer, cache = this.config, this.teacher.tokenizer, this.folder / "cache"
+    keys = ("text_column", "text_pair_column", "texts", "split_sentences", "max_seq_length")
+    name = f"texts-{fingerprint(Path(config.unlabeled_file), vocabulary_fingerprint(tokenizer), [getattr(config, key) for key in keys])}"
+    store = TokenStore.load(cache, name)
+    if store is not None:
+        return store
+    this.progress.stage("tokenize", config.texts)
+
+    def sequences() -> Iterator[list[int]]:
+        texts = itertools.islice(texts_of(config), config.texts)
+        done = 0
+        while chunk := list(itertools.islice(texts, CHUNK_TEXTS)):
+            first, second = [text for text, _ in chunk], [pair for _, pair in chunk]
+            yield from tokenizer(
+                first, second if config.text_pair_column else None, truncation="longest_first", max_length=config.max_seq_length,
+                padding=False, return_attention_mask=False, return_token_type_ids=False,
+            )["input_ids"]  # fmt: skip
+            done += len(chunk)
+            this.progress.step(done)
+
+    store = TokenStore.from_lists(sequences())
+    if not len(store):
+        raise DataError(f"unlabeled_file: {config.unlabeled_file} holds no text (sentences of 3 to 60 words where split_sentences is on)")
+    store.save(cache, name)
+    return TokenStore.load(cache, name)
+
+
+def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
+    """The teacher's pooled levels, one for each level of the student, (N, P, M) float16, mapped from the cache."""
+    config, teacher = this.config, this.teacher
+    deepest, size = this.space.cells[1], teacher.model.config.hidden_size
+    picked = [teacher_level(level, deepest, teacher.levels) for level in range(deepest + 1)]
+    path = this.folder / "cache" / f"states-{fingerprint(tokens.ids, tokens.offsets, picked, config.pooling)}.npy"
+    need = len(tokens) * len(picked) * size * 2
+    if not path.exists():
+        _check_disk(need, len(tokens), config, path)
+        this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**30:.2f} GiB in {path.parent}")
+
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        states = teacher.model(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **teacher.token_types(input_ids)
+        ).hidden_states
+        mask_BL1 = attention_mask[:, :, None].to(states[0].dtype)
+        pooled = [
+            states[level][:, 0] if config.pooling == "first" and level else (states[level] * mask_BL1).sum(1) / mask_BL1.sum(1)
+            for level in picked
+        ]  # of the embeddings the mean in any case: the first token's is the same for all texts
+        return (torch.stack(pooled, 1),)
+
+    examples = Examples(tokens, teacher.tokenizer.pad_token_id)
+    return streamed_outputs(forward, examples, path, this.accelerator, this.progress, f"teacher reads {len(tokens):,} texts")
+
+
+def _check_disk(need: int, count: int, config: WarmConfig, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    allowed = min(config.disk_gib * 2**30, SPARE * free)
+    if need > allowed:
+        fits = int(allowed // (need // count))
+        raise ConfigError(
+            f"texts: the teacher's vectors of {count:,} texts take {need / 2**30:.2f} GiB; disk_gib allows {config.disk_gib:g}, and"
+            f" {free / 2**30:.1f} are free in {path.parent}; choices: --texts {fits}, or more --disk_gib"
+        )
+
+
+def _train(this: WarmRun, tokens: TokenStore, states_NPM: np.ndarray) -> None:
+    config, folder, teacher = this.config, this.folder, this.teacher
+    word, position = (table if table is None else table.float().cpu() for table in tables_of(teacher.model))
+    student_config = AdasearchConfig(
+        vocab_size=len(word), max_position_embeddings=config.max_seq_length, embedding_rank=word.shape[1],
+        sep_token_id=teacher.tokenizer.sep_token_id, pad_token_id=teacher.tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    supernet = Supernet(this.space, student_config)
+    inherit_embeddings(supernet.trunk, word, position)
+    sample = states_NPM[np.linspace(0, len(tokens) - 1, min(MEASURED_ROWS, len(tokens))).astype(np.int64)].astype(np.float32)
+    mean_PM, scale_PM = torch.from_numpy(sample.mean(0)), torch.from_numpy(sample.std(0)).clamp_min(1e-4)
+    settings = config.fit
+    settings.steps = min(settings.steps, config.max_steps or settings.steps)
+    method = Warm(settings, mean_PM, scale_PM, config.level_weight, config.cosine_weight)
+    examples = Examples(tokens, teacher.tokenizer.pad_token_id, teacher_states=states_NPM)
+    teacher.model.cpu()
+    history = fit(
+        supernet, method, {"train": examples}, settings, seed=config.seed, folder=folder, accelerator=this.accelerator,
+        progress=this.progress, title="warm supernet", checkpoint_seconds=config.checkpoint_seconds,
+    )  # fmt: skip
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
+    state[TEACHER_ROWS] = sampled_rows(word).contiguous()
+    write_atomically(folder / WEIGHTS, lambda partial: save_file(state, partial))
+    facts: dict[str, Any] = {
+        **facts_of(student_config, this.space, this.whole_space),
+        "teacher": config.teacher,
+        "vocabulary": vocabulary_fingerprint(teacher.tokenizer),
+        "texts": len(tokens),
+        "steps": settings.steps,
+        "loss_first": history[0]["terms"],
+        "loss_last": history[-1]["terms"],
+        "settings": to_dict(config),
+    }
+    write_json(folder / FACTS, facts)  # last: its presence says that all is there
+    (folder / "checkpoint.pt").unlink(missing_ok=True)

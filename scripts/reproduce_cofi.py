@@ -1,0 +1,114 @@
+"""CoFi: score against measured speed, for tasks x targets x seeds.
+
+    python scripts/reproduce_cofi.py --tasks sst2 mrpc rte qnli [--data_dir DIR] [--model demo] [--teachers DIR] [--seeds 1 2 3]
+
+A task is one run of `adasearch compress cofi` with all targets and seeds, in <work_dir>/<task>: a second call goes on with
+what was killed and skips what is finished. --teachers DIR holds a fine-tuned model a task, DIR/<task>; without it one is
+trained first. Further settings of `adasearch compress cofi` go into a YAML file, --config. Writes
+results/runs/cofi_<task>.json and results/figures/cofi.
+
+Expected of the paper (BERT-base, V100): 60% 2.1x, 95% 12.1x, SST-2 93.0 and 90.4 of 92.7-93.1, after 24 epochs of pruning.
+With MiniLM on one core an epoch of SST-2 takes about 25 minutes while pruning: a target with the default budget three to four hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from matplotlib.figure import Figure
+
+from adasearch.arguments import parse_settings
+from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.cofi_config import CofiConfig
+from adasearch.cofi_run import compress_cofi
+from adasearch.console import make_progress, quiet_third_parties
+from adasearch.files import read_json, write_json
+
+FIELDS = ("name", "kind", "score_mean", "score_sd", "scores", "encoder_sparsity", "params", "size_bytes", "macs", "runtime", "precision", "threads",
+          "batch_size", "seq_len", "latency_ms_p50", "latency_ms_p90", "task_texts_per_s", "train_seconds", "train_cpu_seconds")  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "rte", "qnli"])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.6, 0.8, 0.9], help="sparsities; the first is the run's student/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--teachers", type=Path, help="folder with a fine-tuned model <task> for each task")
+    parser.add_argument("--data_dir", help="folder with <task>/{train,validation}.parquet; the hub when absent")
+    parser.add_argument("--config", help="YAML file with settings of `adasearch compress cofi`")
+    parser.add_argument("--max_steps", type=int, help="caps every phase, for a quick look")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/cofi"))
+    parser.add_argument("--results_dir", type=Path, default=Path("results"))
+    return parser.parse_args()
+
+
+def settings(args: argparse.Namespace, task: str) -> CofiConfig:
+    """Those of one task's run."""
+    flags = [task, *(["--config", args.config] if args.config else [])]
+    given = {
+        "model": args.model, "data_dir": args.data_dir, "max_steps": args.max_steps, "threads": args.threads,
+        "output_dir": args.work_dir / task, "teacher": args.teachers / task if args.teachers else None,
+    }  # fmt: skip
+    flags += [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
+    flags += ["--target_sparsity", *map(str, args.targets), "--seeds", *map(str, args.seeds)]
+    config, _ = parse_settings(CofiConfig, flags, prog="adasearch compress cofi", about="CoFi", positional="task")
+    return config
+
+
+def collect(run_dir: Path) -> dict[str, Any]:
+    """results/runs/cofi_<task>.json: the report's rows, each beside the dense model in the same runtime and shape."""
+    report = read_json(run_dir / "report.json")
+    dense = next(system for system in report["systems"] if system["kind"] == "teacher")
+    rows = []
+    for system in report["systems"]:
+        if system["kind"] in ("teacher", "student", "pruned"):
+            row = {field: system[field] for field in FIELDS}
+            rows.append({**row, "speed_to_dense": dense["latency_ms_p50"] / row["latency_ms_p50"], "score_to_dense": row["score_mean"] / dense["score_mean"]})
+    facts = {folder.name: read_json(folder / "facts.json") for folder in sorted((run_dir / "models").glob("cofi-*"))}
+    kept = {"task": report["task"], "metric": report["metric"], "seeds": report["seeds"], "rows": rows, "models": facts}
+    return {**kept, "command": report["command"], "commit": report["commit"], "hardware": report["hardware"]}
+
+
+def speed_figure(found: list[dict[str, Any]]) -> Figure:
+    """Score against measured speed, a panel for each task, with a mark for every seed and a line at the dense score."""
+    figure = Figure(figsize=(0.5 + 3.6 * len(found), 3.4), facecolor="white", layout="constrained")
+    for ax, task in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
+        dense, *pruned = sorted(task["rows"], key=lambda row: row["speed_to_dense"] if row["kind"] != "teacher" else 0)
+        ax.axhline(100 * dense["score_mean"], color=INK, linestyle="--", linewidth=1)
+        ax.plot([row["speed_to_dense"] for row in pruned], [100 * row["score_mean"] for row in pruned], "o-", color=LINE_COLOURS[0], markersize=6)
+        for row in pruned:
+            ax.plot([row["speed_to_dense"]] * len(row["scores"]), [100 * score for score in row["scores"]], ".", color=LINE_COLOURS[0], alpha=0.45)
+            ax.annotate(f"{100 * row['encoder_sparsity']:.0f}%", (row["speed_to_dense"], 100 * row["score_mean"]), (0, 7), textcoords="offset points", size=8)
+        ax.set_title(task["task"], size=10, weight="bold", loc="left", color=INK)
+        ax.set_xlabel(f"times faster than dense ({dense['runtime']}, {dense['batch_size']} x {dense['seq_len']})", size=8.5)
+        ax.set_ylabel(task["metric"], size=8.5)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8, colors=INK)
+        ax.grid(True, color="#E4E4E4", linewidth=0.8)
+        ax.set_axisbelow(True)
+    return figure
+
+
+def main() -> None:
+    """Run what is missing, write results."""
+    args = arguments()
+    quiet_third_parties()
+    found = []
+    for task in args.tasks:
+        with make_progress(quiet=True) as progress:
+            found.append(collect(compress_cofi(settings(args, task), progress)))
+        write_json(args.results_dir / "runs" / f"cofi_{task}.json", found[-1])
+        for row in found[-1]["rows"]:
+            print(f"{task}  {row['name']:<20} {100 * row['score_mean']:6.2f}  {row['speed_to_dense']:5.2f}x  {100 * row['encoder_sparsity']:5.1f}% gone", flush=True)
+    save_figure(speed_figure(found), args.results_dir / "figures" / "cofi")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""EarlyBERT against dense fine-tuning and a random ticket: score and total training time, all three side by side.
+
+    python scripts/reproduce_earlybert.py --tasks sst2 qnli [--data_dir DIR] [--model demo] [--seeds 1 2 3] [--threads 2]
+
+The three trainings of a seed share one process and take turns of --turn steps: a busy machine slows all of them alike. Time
+is wall clock from the checkpoint on disk to the trained model, the search included, scoring and waiting left out; processor
+time stands beside it. A seed that was killed begins anew, a finished one is kept. Writes results/runs/earlybert_<task>.json.
+Settings of EarlyBERT are those of the paper's scripts but for --learning_rate and the like; whatever `adasearch compress
+earlybert` knows may be given in a YAML file by --config.
+
+Expected of the paper (BERT-base): 35-45% less training time at a comparable score. With MiniLM on two cores an epoch of SST-2
+takes about a quarter of an hour at batch 32, so three seeds of a task take about four hours. What a smaller network saves a
+step depends on the precision: of MiniLM a third in fp32, less in bf16 on texts as short as these (--config, mixed_precision).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of heads that are new, as they must be
+
+import numpy as np
+import yaml
+
+import adasearch
+from adasearch.arguments import parse_settings
+from adasearch.config import to_dict
+from adasearch.console import make_progress, quiet_third_parties
+from adasearch.earlybert_run import ABOUT, earlybert_recipes
+from adasearch.encoder_config import EarlyBertConfig
+from adasearch.encoder_problem import EncoderProblem
+from adasearch.encoder_report import sparsity_of
+from adasearch.encoder_run import open_encoders
+from adasearch.encoder_training import Compressed, Recipe, dense_recipe, train_recipe
+from adasearch.files import read_json, write_json
+from adasearch.honest import commit
+from adasearch.measure import hardware
+from adasearch.progress import Progress
+from adasearch.turns import Tick, take_turns
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "qnli"])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--data_dir", help="folder with <task>/{train,validation}.parquet; the hub when absent")
+    parser.add_argument("--config", help="YAML file with settings of `adasearch compress earlybert`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--learning_rate", type=float, help="of dense fine-tuning and search; the ticket trains at twice that")
+    parser.add_argument("--max_steps", type=int, help="caps every stage, for a quick look")
+    parser.add_argument("--turn", type=int, default=20, help="steps that one training takes before the next has its turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work_dir", default=str(ROOT / "runs" / "earlybert"), help="folder of the trainings, one a task")
+    parser.add_argument("--results_dir", default=str(ROOT / "results" / "runs"))
+    return parser.parse_args()
+
+
+def settings(args: argparse.Namespace, task: str) -> EarlyBertConfig:
+    """The run's settings: the published ones, then the YAML file's, then the flags'."""
+    flags = ["--config", args.config] if args.config else []
+    config, _ = parse_settings(EarlyBertConfig, [task, *flags], prog="reproduce_earlybert", about="", positional="task")
+    given = {"model": args.model, "data_dir": args.data_dir, "max_steps": args.max_steps}
+    config = dataclasses.replace(
+        config, **{key: value for key, value in given.items() if value is not None}, output_dir=str(Path(args.work_dir) / task),
+        threads=args.threads, cpu=True, evaluate=0,
+    )  # fmt: skip
+    if args.learning_rate is not None:
+        config.finetune.learning_rate = config.ticket.learning_rate = args.learning_rate
+        config.train.learning_rate = 2 * args.learning_rate
+    return config
+
+
+def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
+    """All seeds of one task; returns the results' file."""
+    config, target = settings(args, task), Path(args.results_dir) / f"earlybert_{task}.json"
+    _, problem = open_encoders(config, ABOUT, progress, with_teacher=False)
+    problem.progress = Progress()  # three trainings at once would write over each other
+    recipes = [dense_recipe(config), *earlybert_recipes(config)]
+    rows = []
+    for seed in args.seeds:
+        path = problem.folder / "seeds" / f"{seed}.json"
+        if not path.exists():
+            progress.message(f"{task}, seed {seed}: {', '.join(recipe.name for recipe in recipes)}, in turns of {args.turn} steps")
+            write_json(path, run_seed(config, problem, recipes, seed, args.turn))
+        rows += read_json(path)
+        for row in rows[-len(recipes) :]:
+            times = f"{row['train_seconds']:.0f} s, processor {row['train_cpu_seconds']:.0f} s"
+            progress.message(f"  {row['system']}: {100 * row['scores'][problem.task.metric]:.2f}, {times}")
+        result = {
+            "task": task, "metric": problem.task.metric, "seeds": args.seeds, "turn_steps": args.turn,
+            "summary": summary(rows, problem.task.metric), "rows": rows, "settings": to_dict(config),
+            "commit": commit(), "hardware": hardware(),
+        }  # fmt: skip
+        write_json(target, result)
+    progress.message(yaml.safe_dump(read_json(target)["summary"], sort_keys=False))
+    return target
+
+
+def run_seed(config: EarlyBertConfig, problem: EncoderProblem, recipes: list[Recipe], seed: int, turn: int) -> list[dict[str, Any]]:
+    """One training of each recipe, side by side, from the beginning: times of an interrupted one would mean nothing."""
+    for recipe in recipes:
+        for part in ("models", "work"):
+            shutil.rmtree(problem.folder / part / f"{recipe.key}-{seed}", ignore_errors=True)
+
+    def job(recipe: Recipe) -> Callable[[Tick], Compressed]:
+        return partial(train_recipe, recipe, problem, config, seed)
+
+    trained = take_turns({recipe.key: job(recipe) for recipe in recipes}, turn)
+    return [
+        {
+            "system": item.recipe.name, "key": key, "seed": seed, "scores": item.scores, **item.facts,
+            "encoder_sparsity": sparsity_of(problem, problem.load(item.folder)),
+        }
+        for key, item in trained.items()
+    ]  # fmt: skip
+
+
+def summary(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """By system: mean and sd of the score, seconds, and the share of the dense model's time that is saved, seed by seed."""
+    dense = {row["seed"]: row for row in rows if row["key"] == "dense"}
+    found = {}
+    for key in dict.fromkeys(row["key"] for row in rows):
+        own = [row for row in rows if row["key"] == key]
+        values = [row["scores"][metric] for row in own]
+        times = ("train_seconds", "train_cpu_seconds")
+        saved = {name: float(np.mean([1 - row[name] / dense[row["seed"]][name] for row in own])) for name in times}
+        found[key] = {
+            "score_mean": float(np.mean(values)), "score_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "encoder_sparsity": float(np.mean([row["encoder_sparsity"] for row in own])),
+            "train_seconds": float(np.mean([row["train_seconds"] for row in own])),
+            "time_saved_share": saved["train_seconds"], "cpu_time_saved_share": saved["train_cpu_seconds"],
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    args = arguments()
+    quiet_third_parties()
+    adasearch.register_student()
+    with make_progress(False) as progress:
+        for task in args.tasks:
+            run_task(args, task, progress)
+
+
+if __name__ == "__main__":
+    main()

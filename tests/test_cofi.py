@@ -1,0 +1,346 @@
+"""CoFi: what is saved against what is there, the lesson's terms, and whole tiny trainings: target met, cut exactly, resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, make_encoder, make_model
+from tiny_encoder_run import tiny_settings
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from adasearch.budget import Budget, fill_budget, fill_neurons
+from adasearch.cofi_config import CofiConfig
+from adasearch.cofi_run import cofi_recipes, train_cofi
+from adasearch.config import FinetuneConfig, FitConfig
+from adasearch.encoder import axes_of, from_hugging_face
+from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderShape
+from adasearch.encoder_problem import EncoderProblem, open_problem
+from adasearch.encoder_training import Outcome, Workplace
+from adasearch.errors import ConfigError
+from adasearch.hard_concrete import StructureGates
+from adasearch.layer_matching import LayerDistillation
+from adasearch.methods.cofi import CofiPrune, Guide, alive_layers
+from adasearch.progress import Progress
+from adasearch.shrink_encoder import shrink_encoder
+from adasearch.structure import GateValues
+from adasearch.tasks import load_task
+
+SHAPE = EncoderShape(HIDDEN, HIDDEN // HEADS, (HEADS,) * LAYERS, (NEURONS,) * LAYERS)
+LATENCY = EncoderLatency(SHAPE, tuple(0.1 + 0.01 * n for n in range(len(PARTS))))
+
+
+def forward(model: torch.nn.Module, batch: dict[str, Any], **inputs: Any) -> Any:
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
+
+
+def pruning(task: str = "single_label", **changes: Any) -> tuple[CofiPrune, Any, dict[str, Any]]:
+    """A method, its student (another than the teacher) and a batch."""
+    config = CofiConfig(**{"alive": "either", **changes})
+    torch.manual_seed(1)
+    teacher, student = make_model(task=task), make_encoder(task=task, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    guide = Guide(teacher, forward, lambda output, batch: output.logits.sum() * 0)
+    layers = LayerDistillation(HIDDEN, HIDDEN, LAYERS, LAYERS, [0, 1])
+    method = CofiPrune(config, FitConfig(steps=10), "linear", task, guide, layers, Budget(axes_of(student), 0.6), 4)
+    method.attach(student)
+    return method, student, batch_for(teacher, task)
+
+
+@pytest.mark.parametrize("latency", [None, LATENCY], ids=["parameters", "time"])
+def test_what_certain_gates_save_is_what_the_cut_model_lacks(latency: EncoderLatency | None) -> None:
+    model = make_encoder()
+    budget = Budget(axes_of(model), 0.5, latency)
+    for name, values in every_gate(model).items():
+        cut = axes_of(shrink_encoder(model, values))
+        if latency is None:
+            expected = 1 - float(cut.expected_params() / budget.axes.expected_params())
+        else:
+            expected = 1 - float(latency.predict(cut.expected_sizes()) / latency.predict(budget.axes.expected_sizes()))
+        assert float(budget.saved(values.kept())) == pytest.approx(expected, abs=1e-6), name
+
+
+def test_a_target_in_milliseconds_is_a_share_of_the_dense_time() -> None:
+    axes = axes_of(make_encoder())
+    whole = float(LATENCY.predict(axes.expected_sizes()))
+    assert Budget.of_time(axes, 0.3 * whole, LATENCY).target == pytest.approx(0.7)
+
+
+def test_expected_time_rises_with_every_gate() -> None:
+    method, student, _ = pruning()
+    budget = Budget(axes_of(student), 0.5, LATENCY)
+    with torch.no_grad():
+        for gate in method.gates.gates():
+            gate.log_alpha_S.uniform_(-1, 1)
+    budget.milliseconds(method.gates.open_probability()).backward()
+    assert all((gate.log_alpha_S.grad > 0).all() for gate in method.gates.gates())
+
+
+@pytest.mark.parametrize("target", [0.05, 0.3, 0.6, 0.8])
+@pytest.mark.parametrize("closed", [False, True], ids=["all sublayers", "one closed"])
+def test_neurons_fill_the_budget_like_brute_force(target: float, closed: bool) -> None:
+    model = make_encoder()
+    budget = Budget(axes_of(model), target)
+    gates = StructureGates(budget.axes)
+    with torch.no_grad():
+        for gate in gates.gates():
+            gate.log_alpha_S.uniform_(-1.0, 3.0)
+        gates.mha.log_alpha_S.fill_(2.0)
+        gates.ffn.log_alpha_S.copy_(torch.tensor([2.0, -2.0 if closed else 2.0]))
+    before = gates.deterministic()
+    after = fill_neurons(before, gates, budget, target)
+    for name in ("mha_N", "ffn_N", "hidden_D"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert all(torch.equal(one, other) for one, other in zip(before.heads, after.heads))
+    found = float(budget.saved(after.kept()))
+
+    # by hand: every neuron of an open sublayer but its strongest, from the weakest on, one more at a time
+    open_layers = [0] if closed else [0, 1]
+    ranked = sorted(
+        (gates.neurons[n].log_alpha_S[f].item(), n, f) for n in open_layers for f in range(NEURONS)
+        if f != int(gates.neurons[n].log_alpha_S.argmax())
+    )
+    savings = []
+    for count in range(len(ranked) + 1):
+        kept = [torch.ones(NEURONS) for _ in range(LAYERS)]
+        for _, n, f in ranked[:count]:
+            kept[n][f] = 0
+        values = GateValues(before.mha_N, before.ffn_N, before.heads, kept, before.hidden_D)
+        savings.append(float(budget.saved(values.kept())))
+    enough = [saved for saved in savings if saved >= target]
+    assert found == pytest.approx(min(enough) if enough else max(savings))
+    for n in open_layers:  # a neuron that is kept has its own soft value
+        soft = (0.8 * gates.neurons[n].log_alpha_S / (2 / 3)).sigmoid()
+        is_kept = after.neurons[n] != 0
+        assert torch.equal(after.neurons[n][is_kept], soft[is_kept])
+
+
+@pytest.mark.parametrize("level", [-3.0, 0.0, 3.0])
+@pytest.mark.parametrize("target", [0.1, 0.4, 0.7, 0.95])
+def test_whatever_the_gates_say_the_budget_is_met(level: float, target: float) -> None:
+    """Gates that would close everything are moved together until what is left fits, the most certain parts first."""
+    model = make_encoder(intermediate_size=200)  # as in real models, neurons make up most of it
+    budget = Budget(axes_of(model), target)
+    gates = StructureGates(budget.axes)
+    with torch.no_grad():
+        for gate in gates.gates():
+            gate.log_alpha_S.copy_(level + torch.randn(gate.size))
+        gates.ffn.log_alpha_S += 2
+    before = [gate.log_alpha_S.clone() for gate in gates.gates()]
+    values = fill_budget(gates, budget, target)
+    neuron = 2 * HIDDEN / float(budget.axes.expected_params())
+    assert abs(float(budget.saved(values.kept())) - target) <= max(0.005, neuron)
+    assert shrink_encoder(model, values)  # something is left
+    assert all(torch.equal(one, gate.log_alpha_S) for one, gate in zip(before, gates.gates())), "the gates stay as they are"
+
+
+def test_alive_layers_are_those_with_open_sublayers() -> None:
+    model = make_encoder()
+    values = axes_of(model).ones()
+    values.ffn_N = torch.tensor([0.0, 1.0])
+    values.heads[1] = torch.zeros(HEADS)
+    assert alive_layers(model, values, "ffn") == [False, True] and alive_layers(model, values, "either") == [True, True]
+    values.mha_N = torch.zeros(LAYERS)
+    assert alive_layers(model, values, "either") == [False, True]
+    cut = shrink_encoder(model, values)
+    assert alive_layers(cut, None, "ffn") == [False, True] and alive_layers(cut, None, "either") == [False, True]
+    assert alive_layers(model, None, "ffn") == [True, True]
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression", "question_answering"])
+def test_every_kind_of_task_has_a_lesson_that_is_zero_for_the_teacher_itself(task: str) -> None:
+    method, student, batch = pruning(task)
+    terms = method.lesson(student, batch, None)
+    assert set(terms) == {"prediction", "layers"} and all(term.item() > 1e-4 for term in terms.values())
+    terms["prediction"].backward()
+    head = student.qa_outputs if task == "question_answering" else student.head.classifier
+    assert head.weight.grad.abs().sum() > 0, "one logit, too, is taught (a softmax of it would say nothing)"
+    same = method.lesson(from_hugging_face(method.guide.model), batch, None)
+    assert all(term.item() == pytest.approx(0, abs=1e-6) for term in same.values())
+
+
+def test_the_teacher_is_no_part_of_what_learns_or_is_saved() -> None:
+    method, student, batch = pruning()
+    assert not any(parameter.requires_grad for parameter in method.guide.model.parameters())
+    names = set(method.state_dict())
+    assert {name.split(".")[0] for name in names} == {"layers", "gates", "lagrangian"}
+    groups = {group.name: group for group in method.groups(student)}
+    learning = {id(p) for part in groups["weights"].params for p in part["params"]}
+    assert not any(id(parameter) in learning for parameter in student.encoder.embeddings.parameters()), "as published"
+    assert id(method.layers.projection.weight) in learning
+    counted = sum(len(part["params"]) for group in groups.values() for part in group.params)
+    whole = sum(p.requires_grad for module in (student, method) for p in module.parameters())
+    assert counted == whole, "each parameter in one group"
+    assert groups["multipliers"].settings == {"maximize": True}
+    assert all(part["weight_decay"] == 0 for name in ("gates", "multipliers") for part in groups[name].params)
+    method.finish(student)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_step_raises_what_is_saved_while_it_is_short_of_the_target() -> None:
+    method, student, batch = pruning()
+    optimizers = {
+        group.name: group.optimizer(group.params, lr=0.2, **group.settings) for group in method.groups(student) if group.name != "weights"
+    }
+    with torch.no_grad():
+        for gate in method.gates.gates():
+            gate.log_alpha_S.uniform_(0.5, 1.5)  # within reach of a few steps
+    before = method.expected_saved()
+    for step in range(6, 26):  # past the ramp
+        method.begin_step(student, step, 30)
+        sum(method.loss(student, batch).values()).backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        method.after_step(student, step)
+    assert method.target == 0.6 and method.lagrangian.multipliers[0] < 0 < method.lagrangian.multipliers[1]
+    assert method.expected_saved() > before + 0.05
+    measured = method.measures(student)
+    assert measured["expected_saved"] == pytest.approx(method.expected_saved()) and set(measured["open"]) == {
+        "mha_N", "ffn_N", "heads", "neurons", "hidden_D",
+    }  # fmt: skip
+
+
+def test_a_draw_is_the_same_for_the_lesson_as_the_gates_say() -> None:
+    """The student under gates is what the lesson sees: with all gates frozen open it is the student itself."""
+    method, student, batch = pruning()
+    for gate in method.gates.gates():
+        gate.is_frozen = True
+    student.eval()
+    with_gates, without = method.lesson(student, batch, method.gates()), method.lesson(student, batch, None)
+    assert with_gates["layers"].item() == pytest.approx(without["layers"].item(), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> EncoderProblem:
+    """The tiny task with a dense model of it."""
+    folder = tmp_path_factory.mktemp("cofi")
+    config = settings(folder)
+    return open_problem(config, load_task(config), folder / "run", Accelerator(cpu=True), Progress())
+
+
+def settings(folder: Path, **changes: Any) -> CofiConfig:
+    made = {
+        "batch_size": 16, "finetune": FinetuneConfig(epochs=1, learning_rate=1e-3, batch_size=16), "learning_rate": 1e-3,
+        "gate_learning_rate": 0.3, "prefinetune_epochs": 1.0, "warmup_epochs": 1.0, "prune_epochs": 6.0, "finetune_epochs": 1.0,
+        "min_prune_steps": 0, "evaluations": 4, "target_sparsity": [0.6],
+    }  # fmt: skip
+    model = folder / "wide"
+    if not model.exists():  # as in real models, neurons make up most of it
+        shared = tiny_settings(folder)
+        AutoTokenizer.from_pretrained(shared["model"]).save_pretrained(model)
+        torch.manual_seed(0)
+        BertModel(BertConfig.from_pretrained(shared["model"], intermediate_size=200, num_attention_heads=4)).save_pretrained(model)
+    made["model"] = str(model)
+    config = CofiConfig(**tiny_settings(folder, **{**made, **changes}))
+    config.check()
+    return config
+
+
+def train(problem: EncoderProblem, config: CofiConfig, folder: Path, progress: Progress | None = None) -> Outcome:
+    own = dataclasses.replace(problem, folder=folder, progress=progress or Progress())
+    place = Workplace(own, config, 5, folder / "work", "tiny")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    kind, target = config.targets[0]
+    return train_cofi(config, kind, target, place)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.8])
+def test_a_training_reaches_its_target_and_is_cut_exactly(problem: EncoderProblem, tmp_path: Path, target: float) -> None:
+    config = settings(tmp_path, target_sparsity=[target], finetune_epochs=0.0)
+    outcome = train(problem, config, tmp_path)
+    whole, left = (float(axes_of(model).expected_params()) for model in (problem.pretrained(5), outcome.model))
+    assert 1 - left / whole == pytest.approx(outcome.facts["sparsity"], abs=1e-6), "what is said is what is there"
+    neuron = 2 * 16 / whole
+    assert abs(outcome.facts["sparsity"] - target) < max(0.005, neuron), "within half a point, or a neuron where that is more"
+    assert outcome.facts["left"]["neurons"] == outcome.model.config.neurons
+    assert outcome.stages == ("prune",)
+
+
+class Killed(Exception):
+    """As if the process had ended."""
+
+
+class Killer(Progress):
+    """Ends the training ``at`` a step of a stage."""
+
+    def __init__(self, stage: str, at: int):
+        self.wanted, self.at, self.name = stage, at, ""
+
+    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
+        self.name = title
+
+    def step(self, done: int, **metrics: Any) -> None:
+        if self.name.endswith(f": {self.wanted}") and done >= self.at:
+            raise Killed
+
+
+def test_a_kill_in_any_phase_changes_nothing(problem: EncoderProblem, tmp_path: Path) -> None:
+    config = settings(tmp_path, checkpoint_seconds=0.02, prune_epochs=3.0, evaluations=2)
+    whole = train(problem, config, tmp_path / "whole")
+    for phase, at in (("prefinetune", 4), ("prune", 5), ("prune", 16), ("finetune", 5)):
+        folder = tmp_path / f"{phase}-{at}"
+        with pytest.raises(Killed):
+            train(problem, config, folder, Killer(phase, at))
+        resumed = train(problem, config, folder)
+        ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), (phase, at)
+        kept = {key: value for key, value in whole.facts.items() if "seconds" not in key}
+        assert {key: value for key, value in resumed.facts.items() if "seconds" not in key} == kept
+
+
+def test_targets_of_a_seed_share_the_prefinetuned_student(problem: EncoderProblem, tmp_path: Path) -> None:
+    config = settings(tmp_path, target_sparsity=[0.5, 0.8], finetune_epochs=0.0, prune_epochs=0.5, warmup_epochs=0.2)
+    own = dataclasses.replace(problem, folder=tmp_path)
+    first, second = cofi_recipes(config)
+    assert (first.kind, first.name, second.kind, second.key) == ("student", "CoFi 50%", "pruned", "cofi-sparsity-0.8")
+    for recipe in (first, second):
+        place = Workplace(own, config, 5, tmp_path / recipe.key, recipe.name)
+        place.folder.mkdir()
+        recipe.train(place)
+    saved = list(tmp_path.rglob("prefinetune-model"))
+    assert len(saved) == 1 and saved[0].parent.parent == own.cache
+
+
+def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path) -> None:
+    heard: list[str] = []
+    progress = Progress()
+    progress.warning = heard.append
+    config = settings(tmp_path, gate_learning_rate=1e-6, finetune_epochs=0.0, prune_epochs=1.0, exact_target=False)
+    outcome = train(problem, config, tmp_path, progress)
+    assert "the target was not met" in heard[0] and outcome.facts["sparsity"] < 0.3 and outcome.facts["validation_after_prune"] is None
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"target_sparsity": [0.5], "target_latency_ms": [3.0]}, "both are given; choices: one of the two"),
+    ({"target_sparsity": []}, "target_sparsity: the list is empty"),
+    ({"target_sparsity": [0.5, 1.5]}, r"target_sparsity\[1\]: 1.5 is out of range"),
+    ({"target_sparsity": [0.5, 0.5]}, "one is named twice"),
+    ({"families": ["heads", "toes"]}, r"families\[1\]: 'toes' is not known; choices: heads"),
+    ({"families": ["heads"]}, "exact_target: neurons are what is closed"),
+    ({"matching": "nearest"}, "matching: 'nearest' is not known; choices: paper"),
+    ({"teacher_layers": [3, 1]}, "teacher_layers: .* choices: ascending"),
+    ({"warmup_epochs": 9.0, "prune_epochs": 4.0}, "warmup_epochs: 9.0 is out of range"),
+    ({"layer_weight": 0.0, "prediction_weight": 0.0}, "so nothing is learned"),
+    ({"target_latency_ms": [-1.0]}, r"target_latency_ms\[0\]"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_begins(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        CofiConfig(**changes).check()
+
+
+def test_budgets_are_epochs_stretched_alike_for_small_tasks_and_capped() -> None:
+    config = CofiConfig(prefinetune_epochs=1, warmup_epochs=1, prune_epochs=4, finetune_epochs=2, min_prune_steps=2_000)
+    assert config.steps(64_000) == {"prefinetune": 2_000, "prune": 8_000, "finetune": 4_000, "warmup": 2_000}
+    assert config.steps(3_200) == {"prefinetune": 500, "prune": 2_000, "finetune": 1_000, "warmup": 500}, "100 steps an epoch, 5 times"
+    config.max_steps = 100
+    assert config.steps(64_000) == {"prefinetune": 100, "prune": 100, "finetune": 100, "warmup": 25}
+    assert config.fit_config("finetune", 7).learning_rate == config.finetune_learning_rate and config.schedule("finetune") == "constant"
+
+
+def test_a_teachers_layer_that_is_not_there_is_refused(problem: EncoderProblem, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="teacher_layers: 2: the teacher has 2 layers; choices: 0 to 1"):
+        train(problem, settings(tmp_path, teacher_layers=[2]), tmp_path)

@@ -1,0 +1,246 @@
+"""A transformer made smaller on a task, in miniature, by EarlyBERT: files, table, ways out, kills, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_encoder_run import question_settings, tiny_earlybert
+from transformers import (
+    AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification,
+    GPT2Config, GPT2Model, pipeline,
+)  # fmt: skip
+
+import adasearch
+from adasearch.cli import main
+from adasearch.earlybert_run import ABOUT, compress_earlybert, earlybert_recipes
+from adasearch.encoder_config import TicketConfig, TrainConfig
+from adasearch.encoder_layers import EncoderForSequenceClassification
+from adasearch.encoder_run import open_encoders, run_encoders
+from adasearch.encoder_training import dense_recipe, train_recipe
+from adasearch.errors import ConfigError, ModelError
+from adasearch.files import read_json
+from adasearch.gate_values import GateValues
+from adasearch.progress import Progress
+from adasearch.report_files import read_report
+from adasearch.shrink_encoder import shrink_encoder
+from adasearch.turns import take_turns
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the files of the finished run lie."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    """A finished run with two seeds."""
+    return compress_earlybert(tiny_earlybert(home, seeds=[1, 2]))
+
+
+def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
+    models = [f"models/{key}-{seed}" for key in ("earlybert", "random_ticket") for seed in (1, 2)]
+    for name in (
+        "config.yaml", "run.json", "teacher/model.safetensors", "teacher/training.json", "student/config.json", "student/tokenizer.json",
+        "student/README.md", "student/modeling_adasearch.py", "structure.json", "report.json", "report.md", "report.html",
+        "figures/structure.svg", "figures/structure.png", "figures/tickets.svg", "figures/training.svg", "figures/comparison.svg",
+        *(f"{model}/{file}.json" for model in models for file in ("scores", "history", "facts", "ticket")),
+        *(f"{model}/model.safetensors" for model in models),
+    ):  # fmt: skip
+        assert (finished / name).is_file(), name
+    assert not list(finished.rglob("checkpoint.pt")) and not list(finished.rglob("*.partial")) and not list(finished.rglob("*-model"))
+    same = [(finished / folder / "model.safetensors").read_bytes() for folder in ("student", "models/earlybert-1", "models/earlybert-2")]
+    assert same[0] == same[1] != same[2], "the first seed's is handed over"
+
+
+def test_the_table_tells_what_every_model_is_and_took(finished: Path) -> None:
+    report = read_report(finished)
+    assert [system.kind for system in report.systems] == ["teacher", "student", "random_ticket"]
+    for system in report.systems:
+        assert system.latency_ms_p50 > 0 and system.size_bytes > 0 and system.params > 0 and system.train_seconds > 0
+        assert len(system.scores) == (1 if system.kind == "teacher" else 2)
+    dense, student = report.systems[:2]
+    facts = [read_json(finished / "models" / f"earlybert-{seed}" / "facts.json") for seed in (1, 2)]
+    assert student.train_seconds == pytest.approx(np.mean([entry["train_seconds"] for entry in facts]))
+    assert facts[0]["search_steps"] == 3 and facts[0]["is_settled"] and set(facts[0]["last_mask_distances"]) == {"heads", "neurons"}
+    distances = read_json(finished / "models" / "earlybert-1" / "mask_distances.json")
+    assert len(distances["heads"]) == len(distances["neurons"]) == 3 and distances["check_every"] == 1
+
+    def linear(folder: str) -> int:  # an own count: matrices and biases of the layers' linear maps
+        state = load_file(finished / folder / "model.safetensors")
+        return sum(t.numel() for name, t in state.items() if ".layer" in name and "norm" not in name.lower())
+
+    assert student.encoder_sparsity == pytest.approx(1 - linear("student") / linear("teacher")) and dense.encoder_sparsity == 0
+    state = load_file(finished / "student" / "model.safetensors")
+    assert student.params == sum(tensor.numel() for tensor in state.values())
+    text = (finished / "report.md").read_text()
+    assert "| encoder sparsity | training s |" in text and "tickets that had settled: 2 of 2" in text
+    page = (finished / "report.html").read_text()
+    assert 'id="method"' in page and "encoder sparsity" in page and "What is left in each layer" in page
+
+
+def test_scores_are_those_of_the_saved_files(finished: Path) -> None:
+    lines = (finished.parent / "validation.csv").read_text().splitlines()[1:]
+    texts, labels = zip(*(line.rsplit(",", 1) for line in lines))
+    for kind, folder in (("teacher", "teacher"), ("student", "student"), ("random_ticket", "models/random_ticket-1")):
+        model = AutoModelForSequenceClassification.from_pretrained(finished / folder)
+        tokenizer = AutoTokenizer.from_pretrained(finished / folder)
+        with torch.no_grad():
+            logits = model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits
+        right = [model.config.id2label[int(row.argmax())] == label for row, label in zip(logits, labels)]
+        assert np.mean(right) == pytest.approx(read_report(finished).find(kind).scores[0]), kind
+
+
+def test_the_ticket_alone_rebuilds_the_network_s_shape(finished: Path) -> None:
+    _, problem = open_encoders(tiny_earlybert(finished.parent, seeds=[1, 2]), ABOUT)
+    for folder in sorted((finished / "models").iterdir()):
+        ticket = read_json(folder / "ticket.json")
+        whole = problem.pretrained(ticket["seed"])
+        sizes = {"heads": whole.config.heads, "neurons": whole.config.neurons}
+        masks = {
+            name: [torch.isin(torch.arange(size), torch.tensor(kept)).float() for size, kept in zip(sizes[name], ticket[name])]
+            for name in sizes
+        }
+        small, saved = shrink_encoder(whole, GateValues(**masks)), problem.load(folder)
+        assert {name: t.shape for name, t in small.state_dict().items()} == {name: t.shape for name, t in saved.state_dict().items()}
+        assert saved.config.heads == [1, 1] and sum(saved.config.neurons) == 64 - round(0.4 * 64)
+
+
+def test_the_student_is_a_hugging_face_model_and_the_verbs_take_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classify = pipeline("text-classification", str(finished / "student"))
+    assert classify("the film was great")[0]["label"] in ("positive", "negative")
+    (tmp_path / "texts.txt").write_text("the film was great\na dull plot\n")
+    files = ["--input_file", str(tmp_path / "texts.txt"), "--output_file", str(tmp_path / "out.jsonl")]
+    assert main(["predict", str(finished / "student"), *files, "--quiet"]) == 0
+    labels = [json.loads(line)["prediction"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert labels == [entry["label"] for entry in classify(["the film was great", "a dull plot"])]
+    capsys.readouterr()
+    assert main(["inspect", str(finished), "--output_dir", str(tmp_path / "figures")]) == 0
+    told = capsys.readouterr().out
+    assert "1 of 2" in told and (tmp_path / "figures" / "structure.png").is_file()
+    assert main(["inspect", str(finished / "student"), "--output_dir", str(tmp_path / "alone")]) == 0
+    assert main(["report", str(finished)]) == 0
+    assert main(["table", str(finished), "--output_dir", str(tmp_path / "tables"), "--formats", "md"]) == 0
+    assert "EarlyBERT" in capsys.readouterr().out
+
+
+def test_a_finished_run_trains_nothing_again_and_adds_seeds(finished: Path) -> None:
+    stages: list[str] = []
+
+    class Listen(Progress):
+        def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
+            stages.append(title)
+
+    before = (finished / "models" / "earlybert-1" / "model.safetensors").read_bytes()
+    compress_earlybert(tiny_earlybert(finished.parent, seeds=[1, 2]), Listen())
+    assert not [title for title in stages if "train" in title or "search" in title or "tune" in title]
+    assert (finished / "models" / "earlybert-1" / "model.safetensors").read_bytes() == before
+
+
+class Kill(Exception):
+    pass
+
+
+class KillAt(Progress):
+    """Ends everything at the n-th step of a stage."""
+
+    def __init__(self, stage: str, step: int):
+        self.wanted, self.at, self.current = stage, step, ""
+
+    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
+        self.current = title
+
+    def step(self, done: int, **metrics: Any) -> None:
+        if self.current == self.wanted and done >= self.at:
+            raise Kill
+
+
+def test_killed_in_any_stage_the_same_command_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    settings = {"seeds": [1], "checkpoint_seconds": 0.0, "model": str(finished.parent / "encoder"), "random_ticket": True}
+    config = tiny_earlybert(tmp_path, **settings)
+    for stage, step in (
+        ("fine-tune the teacher", 9), ("EarlyBERT, seed 1: search", 2), ("EarlyBERT, seed 1: train", 5),
+        ("random ticket, seed 1: train", 11),
+    ):  # fmt: skip
+        with pytest.raises(Kill):
+            compress_earlybert(config, KillAt(stage, step))
+    compress_earlybert(config)
+    for folder in ("teacher", "student", "models/random_ticket-1"):
+        whole, resumed = (load_file(root / folder / "model.safetensors") for root in (finished, tmp_path / "run"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), folder
+    assert read_report(tmp_path / "run").find("student").train_seconds is None, "the time of an interrupted training is not known"
+
+
+def test_a_run_goes_on_with_its_own_settings_or_not_at_all(finished: Path) -> None:
+    with pytest.raises(ConfigError, match="with other settings.*ticket"):
+        compress_earlybert(tiny_earlybert(finished.parent, seeds=[1, 2], ticket=TicketConfig(head_ratio=0.1)))
+
+
+def test_a_teacher_is_shared_and_continued_weights_carry_the_coefficients(finished: Path, tmp_path: Path) -> None:
+    early = tiny_earlybert(
+        tmp_path, teacher=str(finished / "teacher"), model=str(finished.parent / "encoder"), random_ticket=False,
+        train=TrainConfig(epochs=1, learning_rate=0.0, batch_size=16, start="continue"),
+    )  # fmt: skip
+    run = compress_earlybert(early)
+    assert not (run / "teacher").exists()
+    dense, student = read_report(run).systems
+    assert dense.scores == read_report(finished).systems[0].scores and dense.train_seconds > 0, "its time travels with it"
+    assert student.kind == "student" and student.encoder_sparsity > 0.3
+    # a learning rate of 0 leaves what the search left: weights that have moved away from the pre-trained ones
+    _, problem = open_encoders(early, ABOUT)
+    tables = [model.encoder.embeddings.word_embeddings.weight for model in (problem.load(run / "student"), problem.pretrained(42))]
+    assert (tables[0] - tables[1]).abs().max() > 1e-4
+
+
+def test_models_that_cannot_be_pruned_are_refused_before_any_training(finished: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(finished.parent / "encoder")
+    GPT2Model(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(tmp_path / "gpt")
+    tokenizer.save_pretrained(tmp_path / "gpt")
+    with pytest.raises(ModelError, match="no encoder of ours.*choices"):
+        compress_earlybert(tiny_earlybert(tmp_path, model=str(tmp_path / "gpt")))
+    sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    other = BertForSequenceClassification(BertConfig(**sizes, id2label={0: "negative", 1: "positive"}))
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.add_tokens(["else"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="another vocabulary.*choices"):
+        compress_earlybert(tiny_earlybert(tmp_path, teacher=str(tmp_path / "other"), output_dir=str(tmp_path / "run2")))
+    assert not (tmp_path / "run" / "work").exists() and not (tmp_path / "run2" / "models").exists()
+
+
+def test_side_by_side_trainings_end_as_alone_and_count_their_own_time(finished: Path, tmp_path: Path) -> None:
+    config = tiny_earlybert(tmp_path, model=str(finished.parent / "encoder"))
+    _, problem = open_encoders(config, ABOUT, with_teacher=False)
+    assert not (tmp_path / "run" / "teacher").exists()
+    recipes = [dense_recipe(config), *earlybert_recipes(config)]
+    trained = take_turns({r.key: lambda tick, r=r: train_recipe(r, problem, config, 1, tick) for r in recipes}, 4)
+    for key in ("earlybert", "random_ticket"):
+        alone, beside = (load_file(root / "models" / f"{key}-1" / "model.safetensors") for root in (finished, tmp_path / "run"))
+        assert all(torch.equal(alone[name], beside[name]) for name in alone), key
+    assert all(item.facts["train_seconds"] > 0 for item in trained.values())
+    assert isinstance(problem.load(trained["dense"].folder), EncoderForSequenceClassification)
+    assert trained["dense"].scores["accuracy"] >= 0.5
+
+
+def test_a_reader_of_questions_is_cut_down_too(tmp_path: Path) -> None:
+    run = compress_earlybert(tiny_earlybert(tmp_path, **question_settings(tmp_path), random_ticket=False))
+    report = read_report(run)
+    assert report.metrics == ["f1", "exact_match"] and [system.kind for system in report.systems] == ["teacher", "student"]
+    assert report.systems[1].encoder_sparsity > 0.3 and report.systems[1].latency_ms_p50 > 0
+    model = AutoModelForQuestionAnswering.from_pretrained(run / "student")
+    assert type(model).__name__ == "EncoderForQuestionAnswering" and (run / "figures" / "structure.svg").is_file()
+    assert "question-answering" in (run / "student" / "README.md").read_text().split("---")[1]
+
+
+def test_recipes_without_a_main_one_are_our_mistake(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="recipes"):
+        run_encoders(tiny_earlybert(tmp_path), earlybert_recipes(tiny_earlybert(tmp_path))[1:], ABOUT)
+    assert adasearch.__version__

@@ -1,0 +1,103 @@
+"""Question answering as a problem of the methods that make transformers smaller: models, loss, scores, the teacher's word.
+
+References: the reader's own functions on Hugging Face's model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import BertForQuestionAnswering
+
+from adasearch.config import FinetuneConfig
+from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_layers import EncoderForQuestionAnswering
+from adasearch.encoder_problem import open_problem
+from adasearch.errors import ConfigError
+from adasearch.progress import Progress
+from adasearch.question_config import QuestionConfig
+from adasearch.question_problem import QuestionProblem
+from adasearch.questions import Questions
+from adasearch.reader import Reader, score_reader, spans_of
+from adasearch.span_objectives import span_loss
+from adasearch.tasks import load_task
+from tests.tiny_questions import find_questions, save_reader
+
+WINDOWS = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10, glance=5)
+
+
+def save_questions(path: Path, questions: Questions) -> str:
+    columns = zip(questions.ids, questions.texts, questions.contexts, questions.answers, questions.starts)
+    rows = [
+        {"id": name, "question": text, "context": context, "answers": {"text": list(answers), "answer_start": [start]}}
+        for name, text, context, answers, start in columns
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def config_of(folder: Path, **changes: object) -> EncoderRunConfig:
+    """A run on 60 questions with a tiny pre-trained model without a head."""
+    if not (folder / "base").exists():
+        reader = save_reader(folder / "base")
+        BertForQuestionAnswering.from_pretrained(reader).bert.save_pretrained(folder / "base")
+    settings = {
+        "train_file": save_questions(folder / "train.jsonl", find_questions(60)), "problem_type": "question_answering",
+        "validation_file": save_questions(folder / "validation.jsonl", find_questions(12, seed=4)), "model": str(folder / "base"),
+        "finetune": FinetuneConfig(epochs=2, learning_rate=1e-2, batch_size=8), "question": WINDOWS, "evaluate": 1,
+        "mixed_precision": "no", "cpu": True,
+    }  # fmt: skip
+    return EncoderRunConfig(**{**settings, **changes})
+
+
+def open_questions(folder: Path, config: EncoderRunConfig) -> QuestionProblem:
+    config.check()
+    problem = open_problem(config, load_task(config), folder / "run", Accelerator(cpu=True), Progress())
+    assert isinstance(problem, QuestionProblem)
+    return problem
+
+
+def test_a_problem_of_questions(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    problem = open_questions(tmp_path, config)
+    assert (len(problem.train), len(problem.validation), len(problem.held_out)) == (60, 5, 12)
+    assert isinstance(problem.teacher.model, BertForQuestionAnswering)
+    history = [json.loads(line) for line in (tmp_path / "run" / "work" / "teacher" / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["terms"]["ce"] < history[0]["terms"]["ce"] and set(history[-1]["validation"]) == {"f1", "exact_match"}
+
+    dense, accelerator = problem.dense().eval(), Accelerator(cpu=True)
+    assert isinstance(dense, EncoderForQuestionAnswering)
+    teacher = Reader(problem.teacher.model, problem.tokenizer)
+    expected_T2 = spans_of(teacher.spans, problem.held_out, accelerator)
+    assert np.allclose(problem.logits(dense, problem.held_out), expected_T2, atol=1e-5), "our encoder says what Hugging Face's does"
+    scores = problem.scores(dense, problem.held_out)
+    assert scores == score_reader(teacher.spans, problem.held_out, WINDOWS, accelerator) and set(scores) == {"f1", "exact_match"}
+
+    batch = problem.taught().collate([3, 7, 1])
+    with torch.inference_mode():
+        output = problem.forward(dense, batch)
+        logits_B2L = torch.stack([output.start_logits, output.end_logits], 1)
+        expected = span_loss(logits_B2L, batch["labels"], batch["attention_mask"]).mean()
+        assert problem.loss(output, batch).item() == pytest.approx(expected.item())
+    is_real = batch["attention_mask"][:, None].bool()
+    assert torch.allclose((logits_B2L * is_real), batch["teacher_logits"], atol=1e-5)
+
+    dense.save_pretrained(tmp_path / "saved")
+    assert np.array_equal(problem.logits(problem.load(tmp_path / "saved"), problem.held_out), problem.logits(dense, problem.held_out))
+    heads = [problem.pretrained(seed).qa_outputs.weight for seed in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+    again = open_questions(tmp_path, config)
+    assert np.array_equal(again.teacher_logits(), problem.teacher_logits())
+    given = open_questions(tmp_path / "other", config_of(tmp_path, teacher=str(tmp_path / "run" / "teacher")))
+    assert np.array_equal(given.logits(given.dense(), given.held_out), problem.logits(problem.dense(), problem.held_out))
+
+
+def test_settings_of_windows_are_checked_with_the_others(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="question.n_best: 0 is out of range"):
+        config_of(tmp_path, question=QuestionConfig(n_best=0)).check()

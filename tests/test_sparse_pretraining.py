@@ -1,0 +1,357 @@
+"""Sparse pre-training and locked fine-tuning on tiny models: what is learned from, how sparse it ends, that it resumes exactly.
+
+References: Hugging Face's own loss, KL written out, autograd, an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_masked import VOCABULARY, save_lines, save_masked, tiny_bert, tiny_blocks, tiny_masking
+from torch import Tensor
+from transformers import (
+    AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertModel,
+    PreTrainedModel,
+)  # fmt: skip
+
+from adasearch.config import FitConfig
+from adasearch.errors import AdasearchError, ConfigError
+from adasearch.fit import fit
+from adasearch.gradual_pruning import GradualPruning
+from adasearch.masked_language import MaskedBlocks
+from adasearch.methods.base import Method
+from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
+from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
+from adasearch.progress import Progress
+from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, follows_pattern, pattern_of, prune_once, sparsity_of
+from adasearch.sparse_pattern import Pattern
+from adasearch.sparse_pretraining_run import pretrain_sparse
+from adasearch.sparsity import dropped_count
+from adasearch.sparsity_schedule import SparsitySchedule, rewinding_factor
+from adasearch.tokens import Examples, TokenStore
+
+STEPS = 12
+CONFIG = FitConfig(steps=STEPS, batch_size=4, learning_rate=5e-3, warmup=0.1, weight_decay=0.1, clip_norm=1.0)
+
+
+def pruning(pattern: str = "unstructured", final: float = 0.85, scope: str = "layer") -> GradualPruning:
+    return GradualPruning(SparsitySchedule.of_shares(STEPS, final, every=0.15), Pattern.parse(pattern), scope)
+
+
+def sparse_method(teacher: PreTrainedModel, **options: Any) -> SparsePretraining:
+    where = {name: options.pop(name) for name in ("pattern", "final", "scope") if name in options}
+    return SparsePretraining(CONFIG, tiny_masking(), teacher, pruning(**where), **options)
+
+
+def train(model: PreTrainedModel, method: Method, examples: MaskedBlocks | Examples, folder: Path, **options: Any) -> list[dict[str, Any]]:
+    options = {"progress": Progress(), **options}
+    return fit(model, method, {"train": examples}, method.config, seed=3, folder=folder, accelerator=Accelerator(cpu=True), title="", **options)
+
+
+class KillAt(Progress):
+    """Ends a training as a kill would, after a checkpoint."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def step(self, done: int, **metrics: float | int | str) -> None:
+        if metrics and done == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_the_loss_is_half_hidden_tokens_and_half_teacher(share: float) -> None:
+    student, teacher = tiny_bert(BertForMaskedLM).eval(), tiny_bert(BertForMaskedLM, seed=1).eval()
+    method = sparse_method(teacher, distill_share=share)
+    method.attach(student)
+    method.begin_step(student, 4, STEPS)
+    batch = tiny_blocks().collate([0, 11, 5])
+    terms = method.loss(student, batch)
+    sum(terms.values()).backward()
+    found = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+    student.zero_grad()
+
+    masked = tiny_masking()(batch, 4, share)  # then from the definitions, on all tokens, by Hugging Face's own loss
+    inputs = {name: masked[name] for name in ("input_ids", "attention_mask")}
+    output = student(**inputs, labels=masked["labels"])
+    mine, other = (output.logits / 2).softmax(-1), (teacher(**inputs).logits.detach() / 2).softmax(-1)
+    divergence_BL = (other * (other.log() - mine.log())).sum(-1)
+    taught = masked["drawn_BL"] if share < 1 else batch["attention_mask"] == 1  # all that is no padding, hidden or not
+    loss = 0.5 * output.loss + 0.5 * 4 * divergence_BL[taught].mean()
+    loss.backward()
+    assert terms["mlm"].item() == pytest.approx(0.5 * output.loss.item(), abs=1e-6)
+    assert sum(terms.values()).item() == pytest.approx(loss.item(), abs=1e-5)
+    for name, parameter in student.named_parameters():
+        assert torch.allclose(found[name], parameter.grad, atol=1e-6), name
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_teacher_learns_the_tokens_that_its_step_hides() -> None:
+    model = tiny_bert(BertForMaskedLM).eval()
+    method, batch = TeacherPreparation(CONFIG, tiny_masking()), tiny_blocks().collate([0, 11, 5])
+    for step in (2, 7):
+        method.begin_step(model, step, STEPS)
+        masked = tiny_masking()(batch, step)
+        output = model(input_ids=masked["input_ids"], attention_mask=masked["attention_mask"], labels=masked["labels"])
+        assert method.loss(model, batch)["mlm"].item() == pytest.approx(output.loss.item(), abs=1e-6)
+
+
+def test_a_student_that_is_its_teacher_learns_nothing_from_it() -> None:
+    student = tiny_bert(BertForMaskedLM).eval()
+    method = sparse_method(copy.deepcopy(student), task_weight=0.0)
+    terms = method.loss(student, tiny_blocks().collate([0, 1]))
+    assert terms["kd"].item() == pytest.approx(0, abs=1e-6) and terms["mlm"] == 0
+    sum(terms.values()).backward()
+    assert max(parameter.grad.abs().max() for parameter in student.parameters()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("pattern", "final", "scope"), [("unstructured", 0.85, "layer"), ("unstructured", 0.9, "global"), ("2:4", 0.5, "layer"), ("4x1", 0.5, "layer")]
+)
+def test_it_ends_exactly_as_sparse_as_asked(tmp_path: Path, pattern: str, final: float, scope: str) -> None:
+    student, teacher = tiny_bert(BertForMaskedLM), tiny_bert(BertForMaskedLM)
+    method = sparse_method(teacher, pattern=pattern, final=final, scope=scope)
+    history = train(student, method, tiny_blocks(), tmp_path)
+    layers = encoder_linears(student)
+    zeros = {name: int((layer.weight == 0).sum()) for name, layer in layers.items()}
+    assert not find_masks(student)
+    if scope == "global":
+        assert sum(zeros.values()) == dropped_count(final, sum(layer.weight.numel() for layer in layers.values()))
+    else:
+        assert zeros == {name: dropped_count(final, layer.weight.numel()) for name, layer in layers.items()}
+    if pattern == "2:4":
+        assert all(follows_pattern(layer.weight.detach(), Pattern.parse(pattern)) for layer in layers.values())
+    schedule = method.pruning.schedule
+    for record in history:
+        last = max(step for step in range(record["step"]) if schedule.is_update(step))
+        assert record["sparsity"] == pytest.approx(schedule.sparsity(last), abs=0.01)
+        rate = rewinding_factor(record["step"] - 1, STEPS, round(0.1 * STEPS), schedule)
+        assert record["learning_rate"] == pytest.approx(CONFIG.learning_rate * rate)
+    fresh = tiny_bert(BertForMaskedLM)
+    for name in ("bert.embeddings.word_embeddings", "cls.predictions.transform.dense"):  # dense, but trained
+        weight = student.get_submodule(name).weight
+        assert (weight != 0).float().mean() > 0.9 and not torch.equal(weight, fresh.get_submodule(name).weight)
+
+
+def test_the_last_steps_keep_the_pattern(tmp_path: Path) -> None:
+    student = tiny_bert(BertForMaskedLM)
+    method = sparse_method(tiny_bert(BertForMaskedLM))
+    masks: dict[int, dict[str, Tensor]] = {}
+    begin = method.begin_step
+
+    def watched(model: PreTrainedModel, step: int, steps: int) -> None:
+        begin(model, step, steps)
+        masks[step] = {name: mask.mask.clone() for name, mask in find_masks(model).items()}
+
+    method.begin_step = watched
+    train(student, method, tiny_blocks(), tmp_path)
+    until = method.pruning.schedule.until
+    assert 0 < until < STEPS - 1
+    for step in range(until, STEPS):
+        assert all(torch.equal(mask, masks[until][name]) for name, mask in masks[step].items())
+    assert not broken_zeros(student, masks[until])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "teacher", "gradual"])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, kind: str) -> None:
+    def parts() -> tuple[PreTrainedModel, Method, Any]:
+        if kind == "gradual":
+            method = GradualFinetuning(CONFIG, "single_label", forward, pruning=pruning())
+            return tiny_bert(BertForSequenceClassification, num_labels=3), method, task_examples()
+        model = tiny_bert(BertForMaskedLM)
+        method = sparse_method(tiny_bert(BertForMaskedLM, seed=1)) if kind == "sparse" else TeacherPreparation(CONFIG, tiny_masking(), 5)
+        return model, method, tiny_blocks()
+
+    whole, method, examples = parts()
+    history = train(whole, method, examples, tmp_path / "whole")
+    for at in (3, 7):
+        folder = tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            train(*parts(), folder, progress=KillAt(at), checkpoint_seconds=0.0)
+        resumed, method, examples = parts()
+        assert train(resumed, method, examples, folder) == history
+        left, right = whole.state_dict(), resumed.state_dict()
+        assert left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def test_a_new_head_learns_alone_first(tmp_path: Path) -> None:
+    model, seen = tiny_bert(BertForMaskedLM), {}
+    method = TeacherPreparation(CONFIG, tiny_masking(), head_warmup_steps=6)
+    start = copy.deepcopy(model.state_dict())
+    begin = method.begin_step
+
+    def watched(model: PreTrainedModel, step: int, steps: int) -> None:
+        begin(model, step, steps)
+        seen[step] = copy.deepcopy(model.state_dict())
+
+    method.begin_step = watched
+    train(model, method, tiny_blocks(), tmp_path)
+    head = "cls.predictions.transform.dense.weight"
+    assert not torch.equal(seen[6][head], start[head])
+    for name, tensor in start.items():
+        if name.startswith("bert."):
+            assert torch.equal(seen[6][name], tensor), name
+    after = model.state_dict()
+    assert not any(torch.equal(after[name], tensor) for name, tensor in start.items() if name.startswith("bert.encoder") and name.endswith("query.weight"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def forward(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+LABELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "single_label": lambda rng: rng.integers(0, 3, 24),
+    "multi_label": lambda rng: rng.integers(0, 2, (24, 3)).astype(np.float32),
+    "regression": lambda rng: rng.standard_normal(24).astype(np.float32),
+    "question_answering": lambda rng: rng.integers(0, 3, (24, 2)),
+}
+
+
+def task_examples(problem_type: str = "single_label", has_teacher: bool = True) -> Examples:
+    rng = np.random.default_rng(2)
+    tokens = TokenStore.from_lists([rng.integers(5, VOCABULARY, rng.integers(4, 9)) for _ in range(24)])
+    width = {"regression": 1}.get(problem_type, 3)
+    teacher = rng.standard_normal((24, width)).astype(np.float32) if has_teacher else None
+    return Examples(tokens, 0, LABELS[problem_type](rng), teacher_logits=teacher)
+
+
+@pytest.mark.parametrize("problem_type", LABELS)
+def test_a_lock_holds_on_every_kind_of_task(tmp_path: Path, problem_type: str) -> None:
+    kind = BertForQuestionAnswering if problem_type == "question_answering" else BertForSequenceClassification
+    model = tiny_bert(kind, num_labels={"regression": 1, "question_answering": 2}.get(problem_type, 3))
+    prune_once(model, 0.85)
+    pattern, start = pattern_of(model), copy.deepcopy(model.state_dict())
+    examples = task_examples(problem_type, has_teacher=problem_type != "question_answering")  # the reader's targets have its windows' lengths
+    history = train(model, LockedFinetuning(CONFIG, problem_type, forward), examples, tmp_path)
+    assert not broken_zeros(model, pattern) and not find_masks(model)
+    assert set(history[-1]["terms"]) == {"ce" if problem_type == "question_answering" else "kd"}
+    assert all(record["sparsity"] == history[0]["sparsity"] for record in history)
+    after = model.state_dict()
+    assert after.keys() == start.keys() and not any(torch.equal(after[f"{name}.weight"], start[f"{name}.weight"]) for name in pattern)
+
+
+@pytest.mark.parametrize(("task_weight", "kd_weight"), [(0.0, 1.0), (0.3, 0.7), (1.0, 0.0)])
+def test_a_task_is_learned_from_its_teacher_as_told(task_weight: float, kd_weight: float) -> None:
+    model = tiny_bert(BertForSequenceClassification, num_labels=3).eval()
+    method = LockedFinetuning(CONFIG, "single_label", forward, task_weight=task_weight, kd_weight=kd_weight)
+    batch = task_examples().collate(range(6))
+    logits = forward(model, batch).logits
+    gold = torch.nn.functional.cross_entropy(logits, batch["labels"])
+    mine, other = (logits / 2).softmax(-1), (batch["teacher_logits"] / 2).softmax(-1)
+    taught = 4 * (other * (other.log() - mine.log())).sum(-1).mean()
+    assert sum(method.loss(model, batch).values()).item() == pytest.approx((task_weight * gold + kd_weight * taught).item(), abs=1e-5)
+    alone = method.loss(model, {name: tensor for name, tensor in batch.items() if name != "teacher_logits"})
+    assert sum(alone.values()).item() == pytest.approx(gold.item(), abs=1e-6)  # no teacher: the labels, in full
+
+
+def test_a_reader_is_taught_by_spans() -> None:
+    model = tiny_bert(BertForQuestionAnswering).eval()
+    method = LockedFinetuning(CONFIG, "question_answering", forward)
+    batch = task_examples("question_answering", has_teacher=False).collate(range(4))
+    logits_B2L = torch.stack([forward(model, batch).start_logits, forward(model, batch).end_logits], 1).detach()
+    assert method.loss(model, {**batch, "teacher_logits": logits_B2L})["kd"].item() == pytest.approx(0, abs=1e-6)
+    assert method.loss(model, {**batch, "teacher_logits": logits_B2L.flip(1)})["kd"].item() > 1e-3
+
+
+def test_pruning_on_the_task_reaches_the_same_sparsity(tmp_path: Path) -> None:
+    model = tiny_bert(BertForSequenceClassification, num_labels=3)
+    train(model, GradualFinetuning(CONFIG, "single_label", forward, pruning=pruning()), task_examples(), tmp_path)
+    assert sparsity_of(model) == {name: dropped_count(0.85, layer.weight.numel()) / layer.weight.numel() for name, layer in encoder_linears(model).items()}
+
+
+SMALL = {
+    "block_length": 8, "batch_size": 4, "steps": 12, "teacher_steps": 6, "evaluations": 2, "validation_blocks": 5, "prune_every": 0.1, "cpu": True,
+}  # fmt: skip
+
+
+def settings(folder: Path, kind: type[PreTrainedModel] = BertModel, **changes: Any) -> SparsePretrainingConfig:
+    if not (folder / "tiny").exists():
+        save_masked(folder / "tiny", kind)
+    text = save_lines(folder / "train.txt", 80)
+    return SparsePretrainingConfig(**{**SMALL, "model": str(folder / "tiny"), "train_file": text, "output_dir": str(folder / "run"), **changes})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    report = pretrain_sparse(config)
+    run = tmp_path / "run"
+    model = AutoModelForMaskedLM.from_pretrained(run / "sparse")
+    shares = sparsity_of(model)
+    assert shares == report["sparsity_by_layer"] and len(shares) == 12
+    for name, layer in encoder_linears(model).items():
+        assert shares[name] * layer.weight.numel() == dropped_count(0.85, layer.weight.numel())
+    assert all(not name.endswith(("original", "mask")) for name in model.state_dict())
+    assert report["stages"]["teacher"]["head"] == "new" and report["stages"]["teacher"]["head_warmup_steps"] == 1
+    assert report["scores"]["teacher"]["mlm_loss"] > 0 and set(report["scores"]) == {"model", "teacher", "sparse"}
+    task_model = AutoModelForSequenceClassification.from_pretrained(run / "sparse", num_labels=3)
+    assert sparsity_of(task_model) == shares  # its zeros come with it to any task
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and "cache" not in path.parts}
+    files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    assert names == {
+        "config.yaml", "run.json", "report.json", "report.md", "sparse/README.md",
+        *(f"{folder}/{file}" for folder in ("teacher", "sparse") for file in files),
+        *(f"work/{name}/history.jsonl" for name in ("teacher", "sparse")),
+        *(f"figures/{name}.{ending}" for name in ("curves", "sparsity") for ending in ("svg", "png")),
+    }  # fmt: skip
+    before = (run / "sparse" / "model.safetensors").stat().st_mtime_ns
+    config.quiet = True
+    assert pretrain_sparse(config) == report and (run / "sparse" / "model.safetensors").stat().st_mtime_ns == before
+    config.sparsity = 0.9
+    with pytest.raises(ConfigError, match="sparsity was 0.85, is 0.9"):
+        pretrain_sparse(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_run_goes_on_and_a_teacher_can_be_shared(tmp_path: Path) -> None:
+    config = settings(tmp_path, figures=False, checkpoint_seconds=0.0)
+    pretrain_sparse(config)
+    config.output_dir = str(tmp_path / "killed")
+    for at in (4, 9):  # of the teacher's steps, of the student's
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_sparse(config, KillAt(at))
+    pretrain_sparse(config)
+    for folder in ("teacher", "sparse"):
+        left, right = (AutoModelForMaskedLM.from_pretrained(tmp_path / run / folder).state_dict() for run in ("run", "killed"))
+        assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+    shared = settings(tmp_path, figures=False, teacher=str(tmp_path / "run" / "teacher"), output_dir=str(tmp_path / "shared"))
+    pretrain_sparse(shared)
+    left, right = (AutoModelForMaskedLM.from_pretrained(tmp_path / run / "sparse").state_dict() for run in ("run", "shared"))
+    assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+    assert json.loads((tmp_path / "shared" / "run.json").read_text())["stages"]["teacher"]["steps"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train_file": None}, "no text is given"),
+        ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity: 0.6 is out of range; choices: 0 to 0.5 with pattern 2:4"),
+        ({"pattern": "3:5", "sparsity": 0.3}, "pattern 3:5: a weight of 16 outputs by 16 inputs"),
+        ({"block_length": 32}, "block_length: 32 is out of range; choices: 4 to 16"),
+        ({"model": "nowhere/at/all"}, "'nowhere/at/all'"),
+        ({"teacher_steps": 0}, "teacher_steps: 0, but"),
+        ({"prune_until": 0.3}, "prune_until: 0.3 is out of range"),
+        ({"scope": "all"}, "scope: 'all' is not known; choices: layer, global"),
+        ({"task_weight": 0, "kd_weight": 0}, "nothing is learned"),
+        ({"corpora": ["imdbb"]}, "corpora[0]: 'imdbb' is not known (did you mean 'imdb'?)"),
+        ({"train_file": "absent.txt"}, "absent.txt"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(AdasearchError) as error:
+        pretrain_sparse(settings(tmp_path, **changes))
+    assert says in str(error.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+

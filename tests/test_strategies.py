@@ -1,0 +1,349 @@
+"""Laws of the strategies of search: whose gradient is what, what a forward pass runs, and that each resumes exactly.
+
+Dimensions: B batch, R rows (edges), N choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_fit import Killed, KillAt, examples, run
+from tiny import make_certain, randomise, tiny_config, tiny_space
+from torch import Tensor, nn
+
+from adasearch.config import DistillConfig, SearchConfig
+from adasearch.derive import TEXTS, comparison_texts, member_loss
+from adasearch.errors import ConfigError
+from adasearch.gates import ChoiceGate, gates_of
+from adasearch.latency import LatencyModel
+from adasearch.member_cost import architecture_cost
+from adasearch.methods import darts
+from adasearch.progress import Progress
+from adasearch.search_method import STRATEGIES, SearchMethod
+from adasearch.shrink import shrink
+from adasearch.strategies import find_strategy, remark
+from adasearch.supernet import Supernet
+
+THREE = ("conv3", "max_pool3", "skip")
+SMOOTH = ("gated_conv3", "self_attention", "skip")  # derivatives of any order, for finite differences
+OURS = ("gumbel", "gumbel_all", "darts", "darts_second", "gdas", "proxyless", "one_shot", "random")
+
+
+def settings(strategy: str, **changes: Any) -> SearchConfig:
+    mode = "bilevel" if strategy == "darts_second" else "joint"
+    return SearchConfig(**{"steps": 6, "batch_size": 8, "arch_warmup": 0.3, "strategy": strategy, "mode": mode, "candidates": 5, **changes})
+
+
+def parts(strategy: str, space: dict[str, Any] | None = None, **changes: Any) -> tuple[Supernet, SearchMethod, SearchConfig]:
+    """A supernet, the strategy's method (not attached), its settings."""
+    torch.manual_seed(1)
+    config = settings(strategy, **changes)
+    supernet = Supernet(tiny_space(**{"operations": THREE, "cells": (1, 2), **(space or {})}), tiny_config())
+    return supernet, find_strategy(config)(config, DistillConfig(), "single_label", 3, 6.0), config
+
+
+def learning(strategy: str, space: dict[str, Any] | None = None, **changes: Any) -> tuple[Supernet, SearchMethod, dict[str, Tensor]]:
+    """The same in double precision, all random, in the phase in which the architecture learns; and a batch."""
+    supernet, method, _ = parts(strategy, {"operations": SMOOTH, **(space or {})}, beta=0.0, **changes)
+    method.attach(supernet)
+    randomise(supernet)
+    supernet.double().train()
+    method.double()
+    method.begin_step(supernet, 5, 6)
+    method.is_learning = method.is_warm
+    return supernet, method, batch_of(0)
+
+
+def batch_of(start: int) -> dict[str, Tensor]:
+    batch = examples().collate(np.arange(start, start + 6))
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+
+
+def total(method: SearchMethod, supernet: Supernet, batch: dict[str, Tensor]) -> Tensor:
+    return sum(method.loss(supernet, batch).values())
+
+
+@pytest.mark.parametrize("strategy", OURS)
+def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, strategy: str) -> None:
+    extra = {} if strategy in ("one_shot", "random") else {"operation_dropout": 0.3, "entropy_weight": 0.2}
+    extra["fair_sampling"] = True
+    small = {"nodes": 1, "macro": {"dropout": 0.2}, **({"cells": (1, 1), "widths": (8,)} if strategy == "darts_second" else {})}
+    whole, again = parts(strategy, small, **extra), parts(strategy, small, **extra)
+    history = run(tmp_path / "whole", whole)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", parts(strategy, small, **extra), KillAt(4))
+    assert run(tmp_path / "killed", again) == history
+    for name, tensor in whole[0].state_dict().items():
+        assert torch.equal(tensor, again[0].state_dict()[name]), name
+    moved = any((gate.logits.abs() > 0.01).any() for gate in whole[0].gates)
+    assert moved == whole[1].learns_architecture
+
+
+@pytest.mark.parametrize("sample_edges", [True, False])
+def test_the_gradient_of_darts_gates_is_that_of_finite_differences(sample_edges: bool) -> None:
+    supernet, method, batch = learning("darts", {"sample_edges": sample_edges, "nodes": 2})
+    total(method, supernet, batch).backward()
+    checked = 0
+    for gate in supernet.gates:
+        flat, gradient = gate.logits.data.view(-1), gate.logits.grad.view(-1) if gate.logits.grad is not None else None
+        for index in range(0, len(flat), 3):
+            sides = []
+            for sign in (1, -1):
+                flat[index] += sign * 1e-5
+                sides.append(float(total(method, supernet, batch).detach()))
+                flat[index] -= sign * 1e-5
+            slope = (sides[0] - sides[1]) / 2e-5
+            assert slope == pytest.approx(0.0 if gradient is None else float(gradient[index]), abs=1e-7), (gate.axis, index)
+            checked += abs(slope) > 1e-4
+    assert checked > 4
+
+
+class Both(nn.Module):
+    """Student and method as one module, so that all weights can be replaced at once."""
+
+    def __init__(self, student: Supernet, method: SearchMethod):
+        super().__init__()
+        self.student, self.method = student, method
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return total(self.method, self.student, batch)
+
+
+def test_the_second_order_is_that_of_an_unrolled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(darts, "DISTANCE", 1e-4)
+    supernet, method, train = learning("darts_second", {"nodes": 1}, unroll_rate=0.1)
+    valid = batch_of(10)
+    method.rate = 0.1
+    both = Both(supernet, method)
+    gates = {f"student.{name}": p for name, p in supernet.named_parameters() if any(p is gate.logits for gate in supernet.gates)}
+    weights = {name: p for name, p in both.named_parameters() if p.requires_grad and name not in gates}
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    slopes = torch.autograd.grad(both(train), list(weights.values()), create_graph=True, allow_unused=True)
+    ahead = {name: p if slope is None else p - 0.1 * slope for (name, p), slope in zip(weights.items(), slopes)}
+    unrolled = torch.func.functional_call(both, ahead, (valid,))
+    expected = torch.autograd.grad(unrolled, list(gates.values()), allow_unused=True)
+    still = {name: p.detach() for name, p in ahead.items()}
+    first = torch.autograd.grad(torch.func.functional_call(both, still, (valid,)), list(gates.values()), allow_unused=True)
+
+    method.before_loss(supernet, ("arch",), lambda split: train)
+    total(method, supernet, valid).backward()
+    method.after_backward(supernet, ("arch",), lambda split: train)
+    far = 0.0
+    for gate, gradient, at_first in zip(gates.values(), expected, first):
+        if gradient is None:
+            continue
+        assert torch.allclose(gate.grad, gradient, rtol=1e-4, atol=1e-7)
+        far = max(far, float((gradient - at_first).abs().max()))
+    assert far > 1e-3, "the second order's own part is seen"
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.items()), "the weights are where they were"
+
+
+@pytest.mark.parametrize("strategy", ["gdas", "gumbel", "proxyless", "one_shot"])
+@pytest.mark.parametrize("sample_edges", [True, False])
+def test_a_sampled_forward_is_that_of_the_member(strategy: str, sample_edges: bool) -> None:
+    supernet, method, batch = learning(strategy, {"sample_edges": sample_edges, "edges_per_node": 2 if sample_edges else 3})
+    method.is_learning = method.is_warm and strategy != "proxyless"  # whose paths are single in the weights' phase
+    for _ in range(3):
+        draw = method.draw(supernet)
+        output = supernet(batch["input_ids"], batch["attention_mask"], draw)
+        student = shrink(supernet, supernet.member_of(draw)).double().train()
+        assert torch.allclose(student(batch["input_ids"], batch["attention_mask"]).logits, output.logits[output.drawn], atol=1e-8)
+
+
+def test_a_mixture_that_is_certain_is_the_decided_member() -> None:
+    supernet, method, batch = learning("darts")
+    make_certain(supernet, depth=2, width=8)
+    logits = method.predict(supernet, batch)
+    student = shrink(supernet, supernet.decide()).double().train()
+    assert torch.allclose(student(batch["input_ids"], batch["attention_mask"]).logits, logits, atol=1e-6)
+
+
+def test_gdas_hears_of_the_drawn_exit_alone() -> None:
+    supernet, method, batch = learning("gdas")
+    for _ in range(4):
+        output = supernet(batch["input_ids"], batch["attention_mask"], method.draw(supernet))
+        assert len(output.logits) == output.drawn + 1, "no cell runs beyond the drawn depth"
+    terms = method.loss(supernet, batch)
+    assert "depth" not in terms
+    sum(terms.values()).backward()
+    value = float(sum(terms.values()).detach())
+    p_K = supernet.depth_gate.logits.detach().softmax(-1)[0]
+    gradient = supernet.depth_gate.logits.grad[0]
+    assert gradient.sum().abs() < 1e-9 and gradient.abs().max() > 0 and p_K.shape == (2,)
+    assert gradient.abs().max() <= abs(value) / (4 * float(supernet.depth_gate.temperature)) + 1e-9  # y (1 - y) / temperature times the loss
+
+
+def test_every_candidate_tells_where_all_are_run() -> None:
+    """The same draws give the same values; an operation that was not picked is heard in one and not in the other."""
+    outputs, gradients = [], []
+    for strategy in ("gumbel", "gumbel_all"):
+        supernet, method, batch = learning(strategy, {"nodes": 1, "cells": (1, 1), "widths": (8,), "edges_per_node": 2})
+        torch.manual_seed(5)
+        loss = total(method, supernet, batch)
+        loss.backward()
+        outputs.append(float(loss.detach()))
+        gradients.append(supernet.cell_gates[0].operations.logits.grad.clone())
+    assert outputs[0] == pytest.approx(outputs[1]) and not torch.allclose(*gradients)
+    # finite differences of the relaxed weights: the loss as a function of every candidate's scale
+    torch.manual_seed(5)
+    draw = method.draw(supernet)
+    noisy_loss = supernet(batch["input_ids"], batch["attention_mask"], draw)
+    slopes = slopes_of_scales(supernet, method, batch, draw)
+    steps = draw.paths[0][0]
+    weights = torch.stack([step.scale for step in steps])
+    expected = torch.autograd.grad((weights * torch.tensor(slopes)).sum(), supernet.cell_gates[0].operations.logits)[0]
+    assert torch.allclose(expected, gradients[1], atol=1e-6) and noisy_loss.drawn == 0
+
+
+def slopes_of_scales(supernet: Supernet, method: SearchMethod, batch: dict[str, Tensor], draw: Any, step: float = 1e-5) -> list[float]:
+    """dL / d(scale) of every step of the first node of the first path, by finite differences."""
+
+    def loss_with(index: int, change: float) -> float:
+        steps = [dataclasses.replace(s, scale=s.scale.detach() + change * (i == index)) for i, s in enumerate(draw.paths[0][0])]
+        changed = dataclasses.replace(draw, paths=[[steps, *draw.paths[0][1:]], *draw.paths[1:]])
+        output = supernet(batch["input_ids"], batch["attention_mask"], changed)
+        depth = output.depths[output.drawn]
+        return float(sum(method.objective(output.logits[output.drawn], output.levels[:depth], batch).values()).detach())
+
+    return [(loss_with(i, step) - loss_with(i, -step)) / (2 * step) for i in range(len(draw.paths[0][0]))]
+
+
+def test_the_two_path_gradient_is_that_of_its_formula() -> None:
+    space = {"nodes": 1, "cells": (1, 1), "widths": (8,), "sample_edges": False}
+    supernet, method, batch = learning("proxyless", space)
+    method.before_loss(supernet, ("arch",), lambda split: batch)
+    torch.manual_seed(7)
+    total(method, supernet, batch).backward()
+    method.after_backward(supernet, ("arch",), lambda split: batch)
+    gate = supernet.cell_gates[0].operations
+    moved, two_R2, _ = next(entry for entry in method._moved if entry[0] is gate)
+    method._moved = []
+    torch.manual_seed(7)
+    slopes = slopes_of_scales(supernet, method, batch, method.draw(supernet))
+    expected = torch.zeros_like(gate.logits)
+    for row, (i, j) in enumerate(two_R2.tolist()):
+        p = gate.logits.detach()[row, [i, j]].softmax(-1)
+        g = torch.tensor(slopes[2 * row : 2 * row + 2])
+        for own, place in enumerate((i, j)):
+            expected[row, place] = sum(g[k] * p[k] * (float(k == own) - p[own]) for k in range(2))
+    assert torch.allclose(gate.logits.grad, expected, atol=1e-6) and expected.abs().max() > 1e-3
+    assert ((gate.logits.grad != 0).sum(1) <= 2).all()
+
+
+@pytest.mark.parametrize("mode", ["joint", "bilevel"])
+def test_two_paths_leave_the_others_probabilities_as_they_were(tmp_path: Path, mode: str) -> None:
+    operations = ("conv3", "sep_conv3", "max_pool3", "skip")
+    model, method, config = parts("proxyless", {"operations": operations}, mode=mode, arch_warmup=0.0, steps=1, arch_learning_rate=0.3)
+    before = [gate.expected().detach() for gate in gates_of(model) if isinstance(gate, ChoiceGate)]
+    run(tmp_path, (model, method, config))
+    after = [gate.expected().detach() for gate in gates_of(model) if isinstance(gate, ChoiceGate)]
+    for old_RN, new_RN in zip(before, after):
+        changed_R = ((old_RN - new_RN).abs() > 1e-5).sum(1)
+        assert (changed_R <= 2).all() and changed_R.any()
+
+
+def draws_of(gate: ChoiceGate, steps: int) -> Iterator[list[int]]:
+    for step in range(steps):
+        gate.turn = (3, 0, step)
+        yield gate()[0]
+
+
+def test_fair_draws_give_every_candidate_its_turn() -> None:
+    gate = ChoiceGate("operations", "abcd", rows=3).train()
+    gate.is_frozen = True
+    drawn = np.array(list(draws_of(gate, 12)))
+    for block in np.split(drawn, 3):
+        assert (np.sort(block, axis=0) == np.arange(4)[:, None]).all()
+    assert (drawn == np.array(list(draws_of(gate, 12)))).all() and (drawn[:4] != drawn[4:8]).any()
+
+
+def test_dropped_operations_are_left_out_of_the_draw_and_of_the_gradient() -> None:
+    gate = ChoiceGate("operations", "abc", rows=50).train()
+    gate.drop_N = torch.tensor([0.0, 0.0, 1.0])
+    picked, weights = gate()
+    weights[:, 0].sum().backward()
+    assert 2 not in picked and gate.logits.grad[:, 2].abs().max() == 0 < gate.logits.grad[:, 0].abs().max()
+    gate.drop_N = torch.ones(3)  # all at once: then none
+    assert len(set(gate()[0])) == 3
+    supernet, method, _ = parts("gumbel", operation_dropout=0.8)
+    method.attach(supernet)
+    shares = []
+    for step in (0, 2, 4, 6):
+        method.begin_step(supernet, step, 6)
+        shares.append(supernet.cell_gates[0].operations.drop_N)
+    assert shares[0] is None and shares[3] is None  # warm-up; and the last step
+    assert shares[1][0] == 0 and 0 < shares[2][1] < shares[1][1] < 0.8 and shares[1][1] == shares[1][2]
+
+
+def test_the_entropy_term_is_the_gates_mean_entropy_and_rises() -> None:
+    supernet, method, batch = learning("gumbel", entropy_weight=0.6)
+    expected = np.mean([float(gate.entropy().detach()) for gate in supernet.gates if gate.logits.shape[-1] > 1])
+    assert float(method.loss(supernet, batch)["entropy"]) == pytest.approx(method.entropy_weight * expected)
+    weights = []
+    for step in (1, 3, 6):
+        method.begin_step(supernet, step, 6)
+        weights.append(method.entropy_weight)
+    assert weights[0] == 0 < weights[1] < weights[2] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("target", [None, "target_macs", "target_params", "latency_target_ms"])
+def test_the_front_of_one_shot_says_what_its_members_cost(target: str | None) -> None:
+    space = {"learned_per_node": 1, "nodes": 1}
+    names = tiny_space(operations=THREE).operations
+    latency = LatencyModel({8: 1.0, 12: 1.5}, {8: 0.1, 12: 0.2}, {name: {8: 0.1 * i, 12: 0.2 * i} for i, name in enumerate(names, 1)})
+    limit = {"target_macs": 2_000.0, "target_params": 900.0, "latency_target_ms": 1.6}.get(target or "", None)
+    changes = {"population": 6, "generations": 2, **({target: limit, "efficiency": "constraint"} if target else {})}
+    supernet, _, _ = parts("one_shot", space)
+    config = settings("one_shot", **changes)
+    method = STRATEGIES["one_shot"](config, DistillConfig(), "single_label", 3, 6.0, latency if target == "latency_target_ms" else None)
+    method.attach(supernet)
+    derived = method.derive(supernet, examples(), 4, Progress())
+    assert derived == method.derive(supernet, examples(), 4, Progress())
+    front, cost_name = derived.front, {"target_params": "params", "latency_target_ms": "latency_ms"}.get(target or "", "macs")
+    points = [(point[cost_name], point["loss"]) for point in front["front"]]
+    assert front["objectives"] == ["loss", cost_name] and points == sorted(points)
+    assert all(left[1] > right[1] for left, right in zip(points, points[1:])), "dearer members of a front are better"
+    texts = comparison_texts(examples(), np.random.default_rng((4, 0xDE21)))
+    assert len(texts) == min(TEXTS, 40)
+    for point in [*front["front"], front["chosen"]]:
+        member = type(derived.architecture).from_dict(point["architecture"])
+        cost = architecture_cost(member, 6.0, supernet.config)
+        assert (point["macs"], point["params"]) == (cost.macs, cost.params)
+        assert cost_name != "latency_ms" or point["latency_ms"] == latency.predict(member)
+        assert point["loss"] == pytest.approx(member_loss(shrink(supernet, member), method, texts, 12))
+    chosen = (front["chosen"][cost_name], front["chosen"]["loss"])
+    if target is None:
+        assert chosen in points
+    else:
+        within = [loss for loss, cost in front["others"] if cost <= limit]
+        assert within and chosen[0] <= limit and chosen[1] == min(within)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "annealing"}, r"search.strategy: 'annealing' is not known; choices: .*gdas.*one_shot"),
+        ({"strategy": "darts_second"}, "search.mode: 'joint' does not work with search.strategy 'darts_second'; choices: bilevel"),
+        ({"strategy": "one_shot", "derive": "argmax"}, "search.derive: 'argmax' does not work"),
+        ({"strategy": "random", "entropy_weight": 0.1}, "search.entropy_weight: 0.1 has no effect"),
+        ({"strategy": "one_shot", "operation_dropout": 0.1}, "search.operation_dropout: 0.1 has no effect"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_strategy(SearchConfig(**changes))
+
+
+def test_a_strategy_of_ones_own_is_one_class() -> None:
+    class Mine(SearchMethod):
+        """Nothing but a name."""
+
+    STRATEGIES.register("mine_of_the_test")(Mine)
+    assert find_strategy(SearchConfig(strategy="mine_of_the_test")) is Mine and remark(SearchConfig(strategy="mine_of_the_test")) is None
+    assert "as published it is bilevel" in remark(SearchConfig(strategy="darts")) and remark(settings("darts", mode="bilevel")) is None
