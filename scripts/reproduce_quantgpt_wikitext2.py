@@ -58,6 +58,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # at the fewest bits only; the first t
     "mean detached": {"detach_mean": True},
     "one scale a row": {"per": "row"},
     "four levels at 2 bits": {"full_range": True},
+    "four levels, without contrastive": {"full_range": True, "lambda_contrastive": 0.0},
     "LSQ with three levels": {**SYSTEMS["LSQ"], "full_range": False},
 }
 RATES = ((1e-3, 1e-3), (2e-3, 1e-3), (1e-3, 1e-4))  # of weights and scales, tried with --tune
