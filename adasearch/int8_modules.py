@@ -140,7 +140,7 @@ def swap_layers(model: PreTrainedModel, shapes: Mapping[str, tuple[Sequence[int]
             raise ModelError(f"{type(model).__name__}: there is no layer {name}, so no int8 one can take its place") from error
         kind = next((ours for theirs, ours in KINDS.items() if isinstance(layer, theirs)), None)
         if kind is None:
-            raise ModelError(f"{type(model).__name__}: {name} is a {type(layer).__name__}; int8 layers stand for: Linear, Conv1d, Embedding")
+            raise ModelError(f"{name} is a {type(layer).__name__}; int8 layers stand for: Linear, Conv1d, Embedding")
         model.set_submodule(name, kind(layer, scale_shape, grids).train(layer.training))
 
 

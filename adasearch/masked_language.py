@@ -128,7 +128,8 @@ class Masking:
         for row, index in enumerate(batch["index"].tolist()):
             generator = np.random.default_rng((self.seed, step, index))
             places = np.flatnonzero(is_text_BL[row])  # the numbers drawn depend on the block, not on its batch's padding
-            chances, kinds, others = generator.random(len(places)), generator.random(len(places)), generator.integers(0, self.vocabulary, len(places))
+            chances, kinds = generator.random((2, len(places)))
+            others = generator.integers(0, self.vocabulary, len(places))
             is_hidden = chances < self.share
             if len(places) and not is_hidden.any():
                 is_hidden[chances.argmin()] = True
@@ -244,5 +245,6 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def _checked_wrap(tokenizer: PreTrainedTokenizerBase, block_length: int) -> Wrap:
     wrap = Wrap.of(tokenizer)
     if block_length < wrap.size + 2:
-        raise ConfigError(f"block_length: {block_length} is too short; expected: {wrap.size + 2} or more tokens, {wrap.size} of them special")
+        least = wrap.size + 2
+        raise ConfigError(f"block_length: {block_length} is too short; expected: {least} or more tokens, {wrap.size} of them special")
     return wrap

@@ -37,7 +37,8 @@ def load_masked_model(name: str, dropout: float | None = None) -> tuple[PreTrain
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model: {name!r} cannot be loaded as a masked language model ({reason}); choices: a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ...") from error
+        choices = "a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ..."
+        raise ModelError(f"model: {name!r} cannot be loaded as a masked language model ({reason}); choices: {choices}") from error
     if model.get_output_embeddings() is None:
         raise ModelError(f"model: {name!r} ({type(model).__name__}) has no output embeddings; expected: a masked language model's")
     prefix = f"{model.base_model_prefix}."
@@ -85,7 +86,8 @@ def masked_loss(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def score_masked(
-    model: PreTrainedModel, blocks: MaskedBlocks, masking: Masking, accelerator: Accelerator, *, batch_size: int = 32, is_mixed: bool = False
+    model: PreTrainedModel, blocks: MaskedBlocks, masking: Masking, accelerator: Accelerator, *, batch_size: int = 32,
+    is_mixed: bool = False,
 ) -> dict[str, float]:
     """Loss in nats, perplexity and accuracy on hidden tokens, the same ones in every call."""
     was_training = model.training

@@ -167,4 +167,4 @@ class SparsePretrainingConfig:
         if not self.task_weight and not self.kd_weight:
             raise ConfigError("task_weight, kd_weight: both are 0, so nothing is learned; choices: one above 0")
         if self.teacher and self.head_warmup_steps:
-            raise ConfigError(f"head_warmup_steps: {self.head_warmup_steps}: a teacher is given, so none is prepared; choices: leave one out")
+            raise ConfigError(f"head_warmup_steps: {self.head_warmup_steps}, but a teacher is given; choices: one of the two")

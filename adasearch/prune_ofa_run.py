@@ -83,12 +83,16 @@ def _report(run: EncoderRun, problem: EncoderProblem, workshop: Workshop, made: 
     kinds = {kind: [one for one in made if one.kind == kind] for kind in NAMES if any(one.kind == kind for one in made)}
     dense = _dense_scores(problem)
     params, table = count_params(problem.teacher.model)
-    rows = [{"kind": "dense", "name": NAMES["dense"], "scores": [dense], **_spread([dense[problem.task.metric]]), "params": params, "params_table": table}]
+    rows: list[dict[str, Any]] = [{
+        "kind": "dense", "name": NAMES["dense"], "scores": [dense], **_spread([dense[problem.task.metric]]),
+        "params": params, "params_table": table,
+    }]  # fmt: skip
     for kind, ones in kinds.items():
         facts = [one.facts for one in ones]
         rows.append({
             "kind": kind, "name": NAMES[kind], "scores": [one.scores for one in ones], "seeds": [one.seed for one in ones],
-            **_spread([one.scores[problem.task.metric] for one in ones]), "sparsity": facts[0].get("sparsity", 0.0), "size": facts[0]["size"],
+            **_spread([one.scores[problem.task.metric] for one in ones]),
+            "sparsity": facts[0].get("sparsity", 0.0), "size": facts[0]["size"],
             "agreement": [fact["agreement"] for fact in facts if "agreement" in fact],
             "train_seconds": [fact["train_seconds"] for fact in facts if "train_seconds" in fact],
         })  # fmt: skip
@@ -108,10 +112,12 @@ def _timings(run: EncoderRun, problem: EncoderProblem, kinds: dict[str, list[Mad
         graph.parent.mkdir(parents=True, exist_ok=True)
         check_onnx(model, export_onnx(model, graph))
     graphs = {"dense fp32": (graph, "fp32")}
-    for kind, name, precision in (("dense_int8", "dense int8", "int8"), ("sparse", "sparse fp32", "fp32"), ("sparse_int8", "sparse int8", "int8")):
+    own = (("dense_int8", "dense int8", "int8"), ("sparse", "sparse fp32", "fp32"), ("sparse_int8", "sparse int8", "int8"))
+    for kind, name, precision in own:
         if kind in kinds:
             graphs[name] = graph_of(kinds[kind][0].folder, precision)
-    return time_graphs(graphs, problem.teacher.model.config.vocab_size, run.config.bench, bench_lengths(run.config.bench, problem.longest), run.progress)
+    bench = run.config.bench
+    return time_graphs(graphs, problem.teacher.model.config.vocab_size, bench, bench_lengths(bench, problem.longest), run.progress)
 
 
 def _dense_scores(problem: EncoderProblem) -> dict[str, float]:

@@ -135,7 +135,9 @@ class Workshop:
         """The dense model in int8 by calibration: what int8 alone gives, in score and in speed."""
         def train(place: Workplace) -> tuple[PreTrainedModel, tuple[str, ...], dict[str, Any]]:
             model, settings = self.problem.dense().cpu(), self.config.int8
-            attach_int8(model, per=settings.per, outputs=settings.outputs, exclude=settings.exclude, embeddings=settings.embeddings, momentum=0.1)
+            attach_int8(
+                model, per=settings.per, outputs=settings.outputs, exclude=settings.exclude, embeddings=settings.embeddings, momentum=0.1,
+            )  # fmt: skip
             calibrate_ranges(model, self.problem)
             return model, (), {"calibrated_texts": CALIBRATION_BATCHES * CALIBRATION_BATCH}
 
@@ -152,7 +154,9 @@ class Workshop:
             prune_to(model, config.sparsity, config.scope)
             bake_masks(model)
         if not mean_sparsity(model, names) > 0:
-            raise ConfigError(f"sparse_model: {config.sparse_model} has no zeros in its {len(names)} layers; choices: a sparse model, or --sparsity 0.85")
+            raise ConfigError(
+                f"sparse_model: {config.sparse_model} has no zeros in its {len(names)} layers; choices: a sparse model, or --sparsity 0.85"
+            )
         return model.requires_grad_(True), names
 
     @property
@@ -172,7 +176,9 @@ class Workshop:
         model = load_classifier(folder) if self.is_student else self.problem.load(folder)
         return model.requires_grad_(True)
 
-    def _make(self, kind: str, seed: int, train: Callable[[Workplace], Any], save: Callable[[PreTrainedModel, Path], dict[str, Any]]) -> Made:
+    def _make(
+        self, kind: str, seed: int, train: Callable[[Workplace], Any], save: Callable[[PreTrainedModel, Path], dict[str, Any]]
+    ) -> Made:
         """Train, score, save; or read back."""
         problem, name = self.problem, f"{kind}-{seed}"
         target, work = self.folder / "models" / name, self.folder / "work" / name
@@ -186,7 +192,8 @@ class Workshop:
             model = model.cpu().eval()
             shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
             facts |= save(model, target)
-            write_json(target / "history.json", [json.loads(line) for stage in stages for line in (work / stage / "history.jsonl").read_text().splitlines()])
+            lines = [line for stage in stages for line in (work / stage / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+            write_json(target / "history.json", [json.loads(line) for line in lines])
             write_json(target / "facts.json", {**facts, **took})
             scores = problem.scores(model.to(problem.accelerator.device), problem.held_out)
             write_json(target / "scores.json", scores)  # last: it says that all is there
@@ -223,7 +230,8 @@ class Workshop:
         with torch.inference_mode():
             logits = [predictions(self.problem.forward(one, batch)) for one in (SparseModel.from_pretrained(folder), model)]
         if not torch.equal(*logits):
-            raise ModelError(f"{folder}: read back, its logits differ by {float((logits[0] - logits[1]).abs().max()):.3g}; the file is not the model")
+            difference = float((logits[0] - logits[1]).abs().max())
+            raise ModelError(f"{folder}: read back, its logits differ by {difference:.3g}; the file is not the model")
         return sparse_size(folder).to_dict()
 
     def _fill(self, model: PreTrainedModel, partial: Path) -> None:
@@ -242,7 +250,10 @@ def check_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> None:
     source = resolve(config.sparse_model, config, problem.cache)
     theirs = AutoTokenizer.from_pretrained(source).get_vocab()
     if theirs != problem.tokenizer.get_vocab():
-        raise ConfigError(f"sparse_model: {config.sparse_model} has another vocabulary ({len(theirs):,}) than the teacher ({len(problem.tokenizer.get_vocab()):,}); choices: models of one vocabulary")
+        sizes = f"{len(theirs):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
+        raise ConfigError(
+            f"sparse_model: {config.sparse_model} has another vocabulary than the teacher ({sizes}); choices: models of one vocabulary"
+        )
 
 
 @torch.no_grad()

@@ -124,7 +124,10 @@ class PruneOfaTaskConfig(EncoderRunConfig):
     def check(self) -> None:
         super().check()
         if not self.sparse_model:
-            raise ConfigError("sparse_model: none given; choices: a folder that `adasearch compress prune-ofa-pretrain` wrote, or an encoder's or student's with --sparsity")
+            raise ConfigError(
+                "sparse_model: none given; choices: a folder that `adasearch compress prune-ofa-pretrain` wrote, or an encoder's or"
+                " student's with --sparsity"
+            )
         for name, stage in (("lock", self.lock), ("int8", self.int8)):
             check_fit(name, stage)
             check_range(f"{name}.epochs", stage.epochs, 1e-6, 1e6)

@@ -37,8 +37,8 @@ class QuantGptConfig:
         embedding_per: the same for the token embedding; as ``per`` when absent.
         scale_init: where learned scales start: a number or a name that the quantiser knows, as mse; its own default when
             absent. For dynamic_scale it is gamma, for pact the clip, for lsq the step.
-        full_range: one level more below zero than above, -2..1 at 2 bits instead of -1..1; the quantiser's own way (only lsq
-            has it) when absent.
+        full_range: one level more below zero than above, -2..1 at 2 bits instead of -1..1. When absent dynamic_scale and lsq
+            have it, the others not: the paper does not say, and on both small models it was the better (results/LOG.md).
         detach_mean: dynamic_scale lets no gradient flow to the weights through their mean.
         steps: optimiser steps.
         batch_size: blocks or pairs a step.
@@ -133,8 +133,9 @@ class QuantGptConfig:
     def quantizer_options(self) -> dict[str, Any]:
         """Settings of the quantiser itself."""
         options: dict[str, Any] = {"detach_mean": True} if self.detach_mean else {}
-        if self.full_range is not None:
-            options["full_range"] = self.full_range
+        full_range = True if self.full_range is None and self.quantizer == "dynamic_scale" else self.full_range
+        if full_range is not None:
+            options["full_range"] = full_range
         if self.scale_init is not None:
             options[SCALES[self.quantizer]] = float(self.scale_init) if _is_number(self.scale_init) else self.scale_init
         return options

@@ -82,7 +82,9 @@ def save_sparse(model: PreTrainedModel, folder: Path | str, *, format: str = "sm
     weights = {f"{name}.integers" for name in layers} | {f"{name}.weight" for name, m in plain.named_modules() if isinstance(m, LAYERS)}
     header: dict[str, Any] = {
         "version": VERSION, "auto_class": _auto_class(plain), "tensors": {}, "stacked": stacked_layers(model),
-        "layers": {name: [list(layer.scale.shape), [kind for kind in GRIDS if layer._modules[kind] is not None]] for name, layer in layers.items()},
+        "layers": {
+            name: [list(layer.scale.shape), [kind for kind in GRIDS if layer._modules[kind] is not None]] for name, layer in layers.items()
+        },
     }  # fmt: skip
     tensors: dict[str, Tensor] = {}
     for name, tensor in plain.state_dict().items():

@@ -37,7 +37,7 @@ def encoder_linears(model: nn.Module) -> dict[str, nn.Module]:
         if id(module) in stacked and isinstance(module, LINEAR) and id(_dense(module)) not in tied
     }
     if not found:
-        raise ModelError(f"{type(model).__name__}: it has no stack of layers with linear layers in them; choices: name the layers to be pruned")
+        raise ModelError(f"{type(model).__name__}: it has no stack of layers with linear layers in them; choices: name the layers")
     return found
 
 

@@ -36,7 +36,8 @@ class Pattern:
             if found[2] == "x" and first and second:
                 return cls(rows=first, columns=second)
         raise ConfigError(
-            f"pattern: {text!r} is not known; choices: {UNSTRUCTURED}, N:M (N of every M inputs stay, as 2:4), RxC (blocks of R outputs by C inputs, as 4x1)"
+            f"pattern: {text!r} is not known; choices: {UNSTRUCTURED}, N:M (N of every M inputs stay, as 2:4),"
+            " RxC (blocks of R outputs by C inputs, as 4x1)"
         )
 
     def __str__(self) -> str:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
-from adasearch.sparse_pattern import Pattern
 
 SYSTEMS = {"model": "before", "teacher": "dense teacher", "sparse": "sparse"}
 
@@ -24,7 +23,8 @@ def scores_table(report: Mapping[str, Any]) -> str:
         found = report["scores"].get(key)
         if found:
             zeros = f"{100 * report['sparsity']:.2f}%" if key == "sparse" else ""
-            lines.append([title, f"{found['mlm_loss']:.3f}", f"{found['mlm_perplexity']:.2f}", f"{100 * found['mlm_accuracy']:.1f}%", zeros])
+            loss, perplexity, accuracy = (found[f"mlm_{name}"] for name in ("loss", "perplexity", "accuracy"))
+            lines.append([title, f"{loss:.3f}", f"{perplexity:.2f}", f"{100 * accuracy:.1f}%", zeros])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -38,14 +38,18 @@ def report_text(report: Mapping[str, Any], folder: Path) -> str:
 
 {scores_table(report)}
 
-Hidden tokens of {report["validation_blocks"]:,} blocks that nothing learned from. Zeros are exact ones in the weights of the {len(shares)} linear
-layers of the transformer layers ({report["params_encoder_linear"]:,} of {report["params"]:,} parameters), {100 * min(shares):.2f}% to {100 * max(shares):.2f}% a layer,
-counted in the saved folder. They are stored dense here: the file is as large as before.
+Hidden tokens of {report["validation_blocks"]:,} blocks that nothing learned from. Zeros are exact ones in the weights of the
+{len(shares)} linear layers of the transformer layers ({report["params_encoder_linear"]:,} of {report["params"]:,} parameters),
+{100 * min(shares):.2f}% to {100 * max(shares):.2f}% a layer, counted in the saved folder. They are stored dense here: the file is as
+large as before.
 
 - text: {sources}; {report["train_tokens"]:,} tokens in blocks of {config["block_length"]}
 - teacher: {_stage(report, "teacher")}
-- student: {_stage(report, "sparse")}; sparsity rises from step {schedule["start"]:,} to {schedule["end"]:,}, masks change until {schedule["until"]:,}, every {schedule["every"]:,}
-- learned from: {config["task_weight"]:g} x hidden tokens + {config["kd_weight"]:g} x teacher (T {config["temperature"]:g}, {100 * config["distill_share"]:g}% of the tokens); learning rate {config["learning_rate"]:g}, {"rewound at every mask" if config["rewind"] else "linear"}
+- student: {_stage(report, "sparse")}
+- zeros: rising from step {schedule["start"]:,} to {schedule["end"]:,}; a new mask every {schedule["every"]:,} until {schedule["until"]:,}
+- loss: {config["task_weight"]:g} x hidden tokens + {config["kd_weight"]:g} x teacher on {100 * config["distill_share"]:g}% of the tokens
+  (T {config["temperature"]:g})
+- learning rate: {config["learning_rate"]:g}, {"rewound at every mask" if config["rewind"] else "linear"}
 - precision: {report["precision"]}, seed {report["seed"]}
 - command: `{report["command"]}`
 - commit: {report["commit"] or "-"}
@@ -64,7 +68,8 @@ def _stage(report: Mapping[str, Any], name: str) -> str:
 
 def model_card(report: Mapping[str, Any]) -> str:
     """README.md of the sparse model's folder."""
-    front = {"library_name": "transformers", "pipeline_tag": "fill-mask", "license": "other", "tags": ["adasearch", "sparse", "prune-once-for-all"]}
+    tags = ["adasearch", "sparse", "prune-once-for-all"]
+    front = {"library_name": "transformers", "pipeline_tag": "fill-mask", "license": "other", "tags": tags}
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -98,7 +103,8 @@ this one has learned.
 def draw_figures(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     """figures/: zeros by layer, and the curves of both trainings; as SVG and PNG."""
     histories = {name: _history(folder / "work" / name / "history.jsonl") for name in ("teacher", "sparse")}
-    figures = {"sparsity": sparsity_figure(report["sparsity_by_layer"], report["sparsity"], str(Pattern.parse(report["pattern"]))), "curves": curves_figure(histories)}
+    zeros = sparsity_figure(report["sparsity_by_layer"], report["sparsity"], report["pattern"])
+    figures = {"sparsity": zeros, "curves": curves_figure(histories)}
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / "figures" / name)]
 
 
@@ -128,8 +134,10 @@ def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(5.2 * max(1, len(histories)), 6.4), facecolor="white", layout="constrained")
     for column, (name, records) in enumerate(histories.items()):
         for row, (label, values) in enumerate(rows):
+            if not (curves := values(records)):  # a dense teacher has no zeros
+                continue
             axes = figure.add_subplot(len(rows), max(1, len(histories)), row * len(histories) + column + 1)
-            for index, (title, points) in enumerate(values(records).items()):
+            for index, (title, points) in enumerate(curves.items()):
                 style = {"marker": "o", "markersize": 4} if title == "validation" else {}
                 axes.plot(*zip(*points), color=LINE_COLOURS[index % len(LINE_COLOURS)], linewidth=1.4, label=title, **style)
             axes.set_ylabel(label, size=8.5)
@@ -145,13 +153,13 @@ def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
 
 
 def _losses(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    found = {name: [(r["step"], r["terms"][name]) for r in records] for name in records[-1]["terms"]}
+    found = {f"{name}, as weighed": [(r["step"], r["terms"][name]) for r in records] for name in records[-1]["terms"]}
     scored = [(r["step"], r["validation"]["mlm_loss"]) for r in records if "validation" in r]
     return {**found, **({"validation": scored} if scored else {})}
 
 
 def _sparsity(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    return {"sparsity": [(r["step"], r.get("sparsity", 0.0)) for r in records]}
+    return {"sparsity": [(r["step"], r["sparsity"]) for r in records]} if "sparsity" in records[-1] else {}
 
 
 def _rates(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:

@@ -39,7 +39,10 @@ from adasearch.sparse_pretraining_report import draw_figures, model_card, report
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned
-FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "figures", "output_dir", "cache_dir", "demo_assets", "data_dir", "evaluations", "report_to")
+FREE = (
+    "quiet", "threads", "cpu", "checkpoint_seconds", "figures", "output_dir", "cache_dir", "demo_assets", "data_dir", "evaluations",
+    "report_to",
+)  # fmt: skip
 TEACHER, SPARSE = "teacher", "sparse"  # the folders of the two models
 NEW_HEAD_SHARE = 0.2  # of the teacher's steps, in which a new head learns alone
 
@@ -65,7 +68,8 @@ class PretrainingRun:
 
     def score(self, model: PreTrainedModel) -> dict[str, float]:
         """Masked-language metrics on the validation blocks."""
-        return score_masked(model, self.validation, self.masking, self.accelerator, batch_size=self.config.batch_size, is_mixed=self.is_mixed)
+        size = self.config.batch_size
+        return score_masked(model, self.validation, self.masking, self.accelerator, batch_size=size, is_mixed=self.is_mixed)
 
 
 def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -122,7 +126,8 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model: {name!r} has no tokenizer that can be loaded ({reason}); choices: a folder or a hub id of a masked language model") from error
+        choices = "a folder or a hub id of a masked language model"
+        raise ModelError(f"model: {name!r} has no tokenizer that can be loaded ({reason}); choices: {choices}") from error
 
 
 def _check_model(config: SparsePretrainingConfig, model: PreTrainedModel, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -214,7 +219,8 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         models[name], _ = load_masked_model(str(folder / name))
         scores[name] = this.score(models[name].to(this.accelerator.device))
     sparse = models[SPARSE]
-    layers = {name: {"weights": module.weight.numel(), "zeros": int((module.weight == 0).sum())} for name, module in encoder_linears(sparse).items()}
+    weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
+    layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
     return {
         "model": config.model, "model_type": sparse.config.model_type, "class": type(sparse).__name__,
         "sparsity": mean_sparsity(sparse), "sparsity_asked": config.sparsity, "pattern": config.pattern, "scope": config.scope,

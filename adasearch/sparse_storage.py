@@ -56,7 +56,7 @@ def check_storage(format: str, compression: str) -> None:
         if value not in choices:
             raise ConfigError(f"{what}: {value!r}; choices: {', '.join(choices)}")
     if compression == "zstd" and importlib.util.find_spec("zstandard") is None:
-        raise ConfigError("compression: 'zstd' needs the package zstandard: pip install 'adasearch[compression]'; choices: zlib, lzma, none")
+        raise ConfigError("compression: 'zstd' needs zstandard: pip install 'adasearch[compression]'; choices: zlib, lzma, none")
 
 
 def encode(tensor: Tensor, format: str = "bitmap", compression: str = "none") -> tuple[Stored, dict[str, Tensor]]:

@@ -100,7 +100,8 @@ def _check_divides(matrix_OI: Tensor, rows: int, columns: int, pattern: Pattern)
     outputs, inputs = matrix_OI.shape
     if outputs % rows or inputs % columns:
         raise ModelError(
-            f"pattern {pattern}: a weight of {outputs} outputs by {inputs} inputs; outputs must be a multiple of {rows}, inputs of {columns}"
+            f"pattern {pattern}: a weight of {outputs} outputs by {inputs} inputs; outputs must be a multiple of {rows},"
+            f" inputs of {columns}"
         )
 
 

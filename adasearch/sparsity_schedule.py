@@ -36,14 +36,16 @@ class SparsitySchedule:
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= self.until or self.every < 1:
             raise ConfigError(
-                f"schedule: start {self.start}, end {self.end}, until {self.until}, every {self.every}; expected: 0 <= start <= end <= until, every >= 1"
+                f"schedule: start {self.start}, end {self.end}, until {self.until}, every {self.every};"
+                " expected: 0 <= start <= end <= until, every >= 1"
             )
         if not 0 <= self.initial <= self.final <= 1:
             raise ConfigError(f"schedule: sparsity from {self.initial} to {self.final}; expected: 0 <= initial <= final <= 1")
 
     @classmethod
     def of_shares(
-        cls, steps: int, final: float, *, start: float = 0.0, end: float = 0.5, until: float = 0.8, every: float = 0.01, initial: float = 0.0
+        cls, steps: int, final: float, *, start: float = 0.0, end: float = 0.5, until: float = 0.8, every: float = 0.01,
+        initial: float = 0.0,
     ) -> SparsitySchedule:
         """The same as shares of a training's steps; the defaults are the published 50,000, 80,000 and 1,000 of 100,000."""
         last = steps - 1  # a mask after the last step would never be trained with

@@ -1,7 +1,7 @@
 """What a search step costs: against a fixed network of the same depth, and with ten candidates against three.
 
     python scripts/benchmark_search.py [--batch 128] [--length 32] [--steps 60]     # about five minutes, one thread
-    python scripts/benchmark_search.py --strategies all --steps 10                  # what a step of each strategy costs; ten minutes
+    python scripts/benchmark_search.py --strategies all --steps 10                  # a step of each strategy; half an hour, the mixtures most of it
 
 Times are taken in one process, the systems in turns, all with the same random numbers in the same turn (so the same
 depth); memory is the peak of a process of its own. The fixed networks are random members at the space's largest depth
@@ -10,7 +10,8 @@ operation of the ten stands three times: on the mean only their number differs. 
 reason. Expected: step ratio <= 1.5, ten against three <= 1.1 in time and memory.
 
 With --strategies (names, or all) each strategy of search is timed instead, in its published mode, past its warm-up (darts
-about ten times gumbel, darts_second five times darts, gdas and one_shot about as gumbel); written to search_strategies.json.
+about twelve times gumbel, darts_second two and a half times darts, gdas, proxyless and one_shot about as gumbel); written
+to search_strategies.json.
 """
 
 from __future__ import annotations

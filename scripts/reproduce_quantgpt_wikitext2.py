@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BITS = ("8-8-8", "4-4-8", "2-2-8")
 OURS = "dynamic_scale"
 SYSTEMS: dict[str, dict[str, Any]] = {  # name -> settings; a baseline learns its teacher's predictions, as ours does
-    "QuantGPT": {"quantizer": OURS},
+    "QuantGPT": {"quantizer": OURS, "full_range": False},  # as the one re-implementation reads the paper: -1, 0, 1 at 2 bits
     "min-max": {"quantizer": "min_max", "lambda_contrastive": 0.0},
     "PACT": {"quantizer": "pact", "lambda_contrastive": 0.0},
     "LSQ": {"quantizer": "lsq", "lambda_contrastive": 0.0},
@@ -57,7 +57,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # at the fewest bits only; the first t
     "gamma starts at 1": {"scale_init": "1.0"},
     "mean detached": {"detach_mean": True},
     "one scale a row": {"per": "row"},
-    "four levels at 2 bits": {"full_range": True},
+    "four levels at 2 bits": {"full_range": True},  # the package's default
     "four levels, without contrastive": {"full_range": True, "lambda_contrastive": 0.0},
     "LSQ with three levels": {**SYSTEMS["LSQ"], "full_range": False},
 }

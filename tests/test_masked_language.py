@@ -37,8 +37,9 @@ def stream_of(blocks: MaskedBlocks) -> list[int]:
     for index in range(len(blocks)):
         batch = blocks.collate([index])
         row = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
-        assert tuple(row[: len(blocks.wrap.before)]) == blocks.wrap.before and tuple(row[len(row) - len(blocks.wrap.after) :]) == blocks.wrap.after
-        found += row[len(blocks.wrap.before) : len(row) - len(blocks.wrap.after)]
+        first, last = len(blocks.wrap.before), len(row) - len(blocks.wrap.after)
+        assert tuple(row[:first]) == blocks.wrap.before and tuple(row[last:]) == blocks.wrap.after
+        found += row[first:last]
     return found
 
 
@@ -100,7 +101,8 @@ def test_validation_blocks_are_no_training_blocks(tmp_path: Path) -> None:
     learned, scored = load_blocks(SparsePretrainingConfig(train_file=train, **shared), tokenizer_of(), **where)
     everything, _ = load_blocks(SparsePretrainingConfig(train_file=train, validation_file=other, **shared), tokenizer_of(), **where)
     assert len(scored) == 5 and stream_of(learned) + stream_of(scored) == stream_of(everything)
-    twice, _ = load_blocks(SparsePretrainingConfig(train_file=train, validation_file=other, stream=other, **shared), tokenizer_of(), **where)
+    config = SparsePretrainingConfig(train_file=train, validation_file=other, stream=other, **shared)
+    twice, _ = load_blocks(config, tokenizer_of(), **where)
     assert stream_of(twice)[: len(stream_of(everything))] == stream_of(everything) and len(twice) > len(everything)
     (tmp_path / "c.txt").write_text("film")
     with pytest.raises(DataError, match="makes 1 blocks of 8 tokens; expected: 4"):
@@ -199,7 +201,8 @@ def test_scores_are_hugging_faces_loss_on_the_same_tokens() -> None:
     batch = masking(blocks.collate(range(len(blocks))), EVALUATION_STEP)
     whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
     is_hidden = batch["labels"] != UNSCORED
-    assert found["mlm_loss"] == pytest.approx(whole.loss.item(), rel=1e-5) and found["mlm_perplexity"] == pytest.approx(np.exp(whole.loss.item()), rel=1e-5)
+    assert found["mlm_loss"] == pytest.approx(whole.loss.item(), rel=1e-5)
+    assert found["mlm_perplexity"] == pytest.approx(np.exp(whole.loss.item()), rel=1e-5)
     right = (whole.logits.argmax(-1) == batch["labels"])[is_hidden].float().mean().item()
     assert found["mlm_accuracy"] == pytest.approx(right) and found["tokens"] == int(is_hidden.sum())
 

@@ -25,8 +25,8 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.quantize_model import bake, parametrize_weight
 from adasearch.quantizers import WEIGHT_QUANTIZERS
 from adasearch.sparse_model import (
-    attach_masks, bake_masks, broken_zeros, encoder_linears, find_masks, follows_pattern, lock_pattern, mean_sparsity, pattern_of, prune_once, prune_to,
-    sparsity_of,
+    attach_masks, bake_masks, broken_zeros, encoder_linears, find_masks, follows_pattern, lock_pattern, mean_sparsity, pattern_of,
+    prune_once, prune_to, sparsity_of,
 )  # fmt: skip
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparsity import WeightMask, dropped_count, select
@@ -54,7 +54,8 @@ def test_of_equals_the_first_go(ratio: float) -> None:
     order = [3, 1, 2, 4, 0]  # of b by (score, place)
     assert (~kept["b"]).nonzero().flatten().tolist() == sorted(order[: dropped_count(ratio, 5)])
     together = select(scores, ratio, "global")
-    ranked = sorted((score, number, place) for number, name in enumerate(scores) for place, score in enumerate(scores[name].flatten().tolist()))
+    values = {number: scores[name].flatten().tolist() for number, name in enumerate(scores)}
+    ranked = sorted((score, number, place) for number in values for place, score in enumerate(values[number]))
     expected = {(number, place) for _, number, place in ranked[: dropped_count(ratio, 20)]}
     found = {(number, place) for number, name in enumerate(scores) for place in (~together[name]).flatten().nonzero().flatten().tolist()}
     assert found == expected
@@ -71,7 +72,14 @@ def test_global_is_one_threshold_for_all(ratio: float) -> None:
         assert torch.equal(kept[name], tensor > (everything[count - 1] if count else -1.0))
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(16, 6), lambda: GPT2LMHeadModel(_gpt2()).transformer.h[0].attn.c_attn, lambda: nn.Conv1d(16, 6, 3)], ids=["linear", "conv1d-gpt2", "conv"])
+LAYERS = {
+    "linear": lambda: nn.Linear(16, 6),
+    "gpt2": lambda: GPT2LMHeadModel(_gpt2()).transformer.h[0].attn.c_attn,
+    "conv": lambda: nn.Conv1d(16, 6, 3),
+}
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "1:8"])
 def test_n_of_every_m_stay_along_the_inputs(make: Callable[[], nn.Module], pattern: str) -> None:
     layer = make()
@@ -162,12 +170,13 @@ def _gpt2() -> GPT2Config:
 
 
 def _distilbert() -> DistilBertForSequenceClassification:
-    return DistilBertForSequenceClassification(DistilBertConfig(vocab_size=40, n_layers=2, n_heads=2, dim=16, hidden_dim=32, max_position_embeddings=16))
+    config = DistilBertConfig(vocab_size=40, n_layers=2, n_heads=2, dim=16, hidden_dim=32, max_position_embeddings=16)
+    return DistilBertForSequenceClassification(config)
 
 
 def _roberta() -> RobertaForMaskedLM:
-    config = RobertaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=20, pad_token_id=1)
-    return RobertaForMaskedLM(config)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return RobertaForMaskedLM(RobertaConfig(vocab_size=40, max_position_embeddings=20, pad_token_id=1, **sizes))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ class Taught(Method):
     schedule = "linear"
 
     def __init__(
-        self, config: FitConfig, problem_type: str, forward: Forward, *, task_weight: float = 0.0, kd_weight: float = 1.0, temperature: float = 2.0
+        self, config: FitConfig, problem_type: str, forward: Forward, *, task_weight: float = 0.0, kd_weight: float = 1.0,
+        temperature: float = 2.0,
     ):
         super().__init__(config, problem_type)
         self.forward_model, self.task_weight, self.kd_weight, self.temperature = forward, task_weight, kd_weight, temperature

@@ -51,7 +51,8 @@ class TeacherPreparation(Method):
         found = [Group("body", weight_groups([student], decay, exclude=head), rate, body_rate)]
         if head:
             known = {id(parameter) for parameter in head}
-            found.append(Group("head", weight_groups([student], decay, [p for p in student.parameters() if id(p) not in known]), rate, head_rate))
+            others = [parameter for parameter in student.parameters() if id(parameter) not in known]
+            found.append(Group("head", weight_groups([student], decay, exclude=others), rate, head_rate))
         return found
 
     def begin_step(self, student: PreTrainedModel, step: int, steps: int) -> None:
