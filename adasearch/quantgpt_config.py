@@ -38,7 +38,7 @@ class QuantGptConfig:
         scale_init: where learned scales start: a number or a name that the quantiser knows, as mse; its own default when
             absent. For dynamic_scale it is gamma, for pact the clip, for lsq the step.
         full_range: one level more below zero than above, -2..1 at 2 bits instead of -1..1. When absent dynamic_scale and lsq
-            have it, the others not: the paper does not say, and on both small models it was the better (results/LOG.md).
+            have it, the others not: the paper does not say, and it was the better (results/LOG.md).
         detach_mean: dynamic_scale lets no gradient flow to the weights through their mean.
         steps: optimiser steps.
         batch_size: blocks or pairs a step.

@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from transformers import AutoTokenizer
 
 from adasearch.canvas import INK, LINE_COLOURS, save_figure
@@ -238,7 +239,13 @@ def scores_figure(found: dict[str, Any]) -> Figure:
     right.set_title(f"QuantGPT at {bits[-1]}, one thing changed", size=9.5, weight="bold", loc="left", color=INK)
     right.set_xlabel(metric, size=9)
     left.axhline(full, color=INK, linestyle="--", linewidth=1)
-    left.annotate("full precision", (1, full), xycoords=("axes fraction", "data"), size=8, ha="right", va="bottom")
+    left.annotate("full precision", (0.01, full), xycoords=("axes fraction", "data"), size=8, ha="left", va="bottom" if found["higher_is_better"] else "top")
+    if not found["higher_is_better"]:  # one failing quantiser would press all others onto the line
+        left.set_yscale("log")
+        left.set_ylim(bottom=0.9 * full)
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_locator(NullLocator())
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8.5, colors=INK)
