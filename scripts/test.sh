@@ -9,4 +9,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_WAIT_POLICY=PASSIVE # spinning threads slow tiny models a hundredfold where cores are shared
 extra=test
 source scripts/environment.sh
-exec "$venv/bin/python" -m pytest -q "$@"
+exec "$venv/bin/python" -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal "$@" # -n 0: one process
