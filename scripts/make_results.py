@@ -105,9 +105,29 @@ def section(name: str, report: dict[str, Any]) -> list[str]:
 def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     """A benchmark of scripts/: what was compared, the ratios, the settings."""
     settings = ", ".join(f"{key} {found[key]}" for key in ("space", "batch_size", "seq_len", "steps", "threads") if key in found)
-    ratios = [f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in found["ratios"].items()]
-    lines = [f"## {name}", "", f"{found['what'].capitalize()} ({settings}).", "", "| ratio | |", "|---|---|", *ratios]
+    lines = [f"## {name}", "", f"{found['what'][:1].upper()}{found['what'][1:]}{f' ({settings})' if settings else ''}.", ""]
+    if "full_precision" in found:
+        lines += low_bit_table(found)
+    elif "ratios" in found:
+        ratios = [f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in found["ratios"].items()]
+        lines += ["| ratio | |", "|---|---|", *ratios]
+    else:
+        lines += ["| run | status | times its process was lost |", "|---|---|---|"]
+        lines += [f"| {run} | {status} | {found['lost'][run]} |" for run, status in found["status"].items()]
+    for kind in ("", "_similarity"):
+        if (RESULTS / "figures" / f"{name}{kind}.png").exists():
+            lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
     return [*lines, "", f"Command: `{found['command']}`; commit {found['commit']}; {json.dumps(found['hardware'])}", ""]
+
+
+def low_bit_table(found: dict[str, Any]) -> list[str]:
+    """Systems and ablations of QuantGPT: the score over the seeds, and how much smaller the file is."""
+    metric = found["metric"]
+    lines = [f"| bits | system | {metric}, {found['split']} split |", "|---|---|---|", f"| 32 | full precision | {found['full_precision'][metric]:.2f} |"]
+    for row in found["rows"]:
+        what = row["name"] if row["group"] == "systems" else f"QuantGPT, {row['name']}" if "LSQ" not in row["name"] else row["name"]
+        lines.append(f"| {row['bits']} | {what} | {row[metric]['mean']:.2f} ± {row[metric]['sd']:.2f} |")
+    return lines
 
 
 def main() -> None:
