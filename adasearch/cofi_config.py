@@ -61,6 +61,8 @@ class CofiConfig(EncoderRunConfig):
             0.8 when there is no target at all.
         target_latency_ms: instead: milliseconds that one call may take, one model for each; see ``latency``.
         latency: what milliseconds are measured of.
+        successive: prune to a target from where the target before ended (its weights, gates and multipliers), so that several
+            cost one rising pruning. Each must be harder than the one before. Not as published, where each begins anew.
         families: what is gated: heads, neurons, layers (attention and feed-forward sublayers), hidden.
         prefinetune_epochs: distillation before there are gates.
         warmup_epochs: of those of pruning, so many in which the target rises linearly.
@@ -103,6 +105,7 @@ class CofiConfig(EncoderRunConfig):
     target_sparsity: list[float] | None = None
     target_latency_ms: list[float] | None = None
     latency: LatencyTargetConfig = field(default_factory=LatencyTargetConfig)
+    successive: bool = False
     families: list[str] = field(default_factory=lambda: list(FAMILIES))
     prefinetune_epochs: float = 1.0
     warmup_epochs: float = 1.0
@@ -195,6 +198,8 @@ class CofiConfig(EncoderRunConfig):
                 check_range(f"{name}[{index}]", target, low, high)
             if found and len(set(found)) < len(found):
                 raise ConfigError(f"{name}: {found}: one is named twice; name every target once")
+            if self.successive and found and found != sorted(found, reverse=name == "target_latency_ms"):
+                raise ConfigError(f"{name}: {found}: with successive each target goes on from the one before; choices: from the mildest on")
 
     def _check_lists(self) -> None:
         for index, family in enumerate(self.families):

@@ -3,7 +3,8 @@
     pretrained -> prefinetune -> prune -> shrink -> finetune
 
 Each phase is one call of ``fit`` with optimisers of its own and leaves its result, so a run goes on after a kill. All
-targets of a seed share one prefinetune, which lies in the run's ``cache/``.
+targets of a seed share one prefinetune, which lies in the run's ``cache/``. With ``successive`` they share one pruning as well,
+whose target rises from one to the next.
 """
 
 from __future__ import annotations
@@ -18,18 +19,15 @@ import torch
 from torch import nn
 
 from adasearch.budget import Budget
+from adasearch.cofi_budget import budget_for, open_table
 from adasearch.cofi_config import CofiConfig
-from adasearch.encoder import axes_of
-from adasearch.encoder_latency import EncoderLatencyTable
-from adasearch.encoder_latency_bench import build_encoder_table, compare_encoder, shape_of
+from adasearch.encoder_latency_bench import compare_encoder
 from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_run import About, run_encoders
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.errors import ConfigError
 from adasearch.files import write_atomically
-from adasearch.latency import Lengths, knots_for, length_histogram
-from adasearch.latency_bench import deployment_here
 from adasearch.layer_matching import LayerDistillation, spread
 from adasearch.methods.cofi import CofiDistill, CofiPrune, Guide
 from adasearch.metrics import METRICS
@@ -72,14 +70,26 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
         table, lengths = open_table(config, problem) if kind == "latency" else (None, {})
     shared = dataclasses.replace(place, folder=problem.cache / f"cofi-prefinetune-{place.seed}", title=f"CoFi, seed {place.seed}")
     student = _prefinetune(config, shared, guide, steps["prefinetune"])
-    budget = _budget(config, student, target, table, lengths)
-    pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps))
+    budget = budget_for(config, student, target, table, lengths)
+    begun, ended = _chain(config, place, kind, target)
+    pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps, begun, ended))
+    if begun is not None:
+        begun.unlink(missing_ok=True)
     if table is not None and "latency" not in place.facts:
         with place.watch.paused():
             place.note(latency=compare_encoder(table, pruned, lengths, problem.progress, target))
     final = place.stage("finetune", lambda: _finetune(config, place, guide, pruned, steps["finetune"])) if steps["finetune"] else pruned
     stages = [name for name in ("prune", "finetune") if steps[name]]
     return Outcome(final, tuple(stages), {"method": "cofi", "target": {kind: target}, "steps": steps, **shared.facts, **place.facts})
+
+
+def _chain(config: CofiConfig, place: Workplace, kind: str, target: float) -> tuple[Path | None, Path | None]:
+    """Files of the state that pruning begins from, and of the one it leaves for the next target; None where there is none."""
+    if not config.successive:
+        return None, None
+    files = {one: place.problem.cache / f"cofi-pruning-{kind}-{one:g}-{place.seed}.pt" for _, one in config.targets}
+    index = list(files).index(target)
+    return (list(files.values())[index - 1] if index else None), files[target]
 
 
 def _prefinetune(config: CofiConfig, place: Workplace, guide: Guide, steps: int) -> EncoderPreTrainedModel:
@@ -121,16 +131,22 @@ def teacher_layers(config: CofiConfig, depth: int) -> list[int]:
 
 def _prune(
     config: CofiConfig, place: Workplace, shared: Workplace, guide: Guide, student: EncoderPreTrainedModel, budget: Budget,
-    steps: dict[str, int],
+    steps: dict[str, int], begun: Path | None, ended: Path | None,
 ) -> EncoderPreTrainedModel:
-    """The student under gates until the target is met; the best of the models that meet it, cut to what is left of it."""
+    """The student under gates until the target is met; the best of the models that meet it, cut to what is left of it.
+
+    ``begun`` holds student, gates and multipliers of the pruning that this one goes on with; ``ended`` receives its own.
+    """
     problem = place.problem
     layers = _new_layers(config, student, guide)
     layers.load_state_dict(_load(shared.folder / "layers.pt"))
+    before = None if begun is None else _load(begun)
     method = CofiPrune(
         config, config.fit_config("prune", steps["prune"]), config.schedule("prune"), problem.task.problem_type, guide, layers, budget,
-        steps["warmup"],
+        steps["warmup"], **({} if before is None else {"start": before["target"], "before": before["method"]}),
     )  # fmt: skip
+    if before is not None:
+        student.load_state_dict(before["student"])
     best = Best(place, "prune")
 
     def evaluate(model: EncoderPreTrainedModel) -> dict[str, float]:
@@ -143,6 +159,8 @@ def _prune(
 
     place.fit(student, method, "prune", evaluate=evaluate, evaluations=config.evaluations)
     with place.watch.paused():
+        if ended is not None:
+            _save(ended, {"student": student.state_dict(), "method": method.state_dict(), "target": budget.target})
         found = best.take()
         if found is None:
             problem.progress.warning(
@@ -228,44 +246,6 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True, map_location="cpu")  # weights_only: tensors and plain data, never code
-
-
-def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLatencyTable, Lengths]:
-    """The latency table of the unpruned encoder, read or measured first, and the lengths that the target is for.
-
-    Raises ``ConfigError`` for a table of another machine, runtime or encoder, or one that ends before the texts.
-    """
-    asked = config.latency
-    lengths = length_histogram(asked.lengths or problem.train.tokens.lengths)
-    here = deployment_here(asked.runtime, asked.threads, asked.batch_size)
-    unpruned = problem.pretrained(config.seed).config
-    path = Path(asked.table) if asked.table else problem.cache / "encoder-latency.json"
-    if asked.table is None and not path.exists():
-        return build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress), lengths
-    table = EncoderLatencyTable.load(path)
-    table.check(here, shape_of(unpruned), str(path))
-    table.at(lengths)
-    return table, lengths
-
-
-def _budget(config: CofiConfig, student: EncoderPreTrainedModel, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
-    """What is to be saved. Raises ``ConfigError`` for milliseconds that cannot be reached or need no pruning."""
-    axes = axes_of(student)
-    if table is None:
-        return Budget(axes, target)
-    latency = table.at(lengths)
-    budget = Budget.of_time(axes, target, latency)
-    whole_ms = budget.milliseconds(GateValues())
-    least = axes.ones(config.families).map(torch.zeros_like)
-    if least.hidden_D is not None:
-        least.hidden_D[0] = 1.0
-    least_ms = float(budget.milliseconds(least))
-    if not least_ms < target < float(whole_ms):
-        raise ConfigError(
-            f"target_latency_ms: {target:g}: the dense encoder takes {float(whole_ms):.4g} ms a call, and nearly nothing of it"
-            f" {least_ms:.4g} ms ({table.deployment.describe()}); choices: between the two"
-        )
-    return budget
 
 
 def _facts(trained: Sequence[Compressed]) -> dict[str, str]:

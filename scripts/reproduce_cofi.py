@@ -36,7 +36,7 @@ FIELDS = ("name", "kind", "score_mean", "score_sd", "scores", "encoder_sparsity"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "rte", "qnli"])
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.6, 0.8, 0.9], help="sparsities; the first is the run's student/")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.6, 0.8, 0.9, 0.95], help="sparsities; the first is the run's student/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--teachers", type=Path, help="folder with a fine-tuned model <task> for each task")

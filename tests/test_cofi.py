@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from adasearch.config import FinetuneConfig, FitConfig
 from adasearch.encoder import axes_of, from_hugging_face
 from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderShape
 from adasearch.encoder_problem import EncoderProblem, open_problem
-from adasearch.encoder_training import Outcome, Workplace
+from adasearch.encoder_training import Outcome, Recipe, Workplace
 from adasearch.errors import ConfigError
 from adasearch.hard_concrete import StructureGates
 from adasearch.layer_matching import LayerDistillation
@@ -305,6 +306,44 @@ def test_targets_of_a_seed_share_the_prefinetuned_student(problem: EncoderProble
     assert len(saved) == 1 and saved[0].parent.parent == own.cache
 
 
+def test_successive_targets_are_one_rising_pruning(problem: EncoderProblem, tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, target_sparsity=[0.4, 0.6, 0.8], successive=True, finetune_epochs=0.0, prune_epochs=3.0, checkpoint_seconds=0.02
+    )
+    recipes = cofi_recipes(config)
+
+    def place(name: str, recipe: Recipe, progress: Progress | None = None) -> Workplace:
+        folder = tmp_path / name
+        own = dataclasses.replace(problem, folder=folder, progress=progress or Progress())
+        made = Workplace(own, config, 5, folder / recipe.key, recipe.name)
+        made.folder.mkdir(parents=True, exist_ok=True)
+        return made
+
+    outcomes, states = [], []
+    for recipe in recipes:
+        outcomes.append(recipe.train(place("whole", recipe)))
+        left = list(tmp_path.glob("whole/cache/cofi-pruning-*.pt"))
+        assert len(left) == 1, "what is gone on from is kept, the rest is not"
+        states.append(torch.load(left[0], weights_only=True))
+    for outcome, target in zip(outcomes, (0.4, 0.6, 0.8)):
+        assert outcome.facts["sparsity"] == pytest.approx(target, abs=0.01)
+    histories = [
+        [json.loads(line) for line in (tmp_path / "whole" / recipe.key / "prune" / "history.jsonl").read_text().splitlines()]
+        for recipe in recipes
+    ]
+    for before, after in zip(histories, histories[1:]):
+        assert before[-1]["target"] <= after[0]["target"] < after[-1]["target"], "the target rises on, not again from 0"
+        linear, quadratic = before[-1]["multipliers"]
+        assert after[0]["multipliers"][1] >= quadratic > 0, "this multiplier never falls"
+    with pytest.raises(Killed):  # and a kill in the second changes nothing
+        for recipe in recipes[:2]:
+            recipe.train(place("killed", recipe, Killer("prune", 5) if recipe is recipes[1] else None))
+    resumed = [recipe.train(place("killed", recipe)) for recipe in recipes[1:]]
+    for ours, theirs in zip(outcomes[1:], resumed):
+        whole, again = ours.model.state_dict(), theirs.model.state_dict()
+        assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path) -> None:
     heard: list[str] = []
     progress = Progress()
@@ -317,6 +356,8 @@ def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path
 @pytest.mark.parametrize(("changes", "says"), [
     ({"target_sparsity": [0.5], "target_latency_ms": [3.0]}, "both are given; choices: one of the two"),
     ({"target_sparsity": []}, "target_sparsity: the list is empty"),
+    ({"target_sparsity": [0.8, 0.5], "successive": True}, "choices: from the mildest on"),
+    ({"target_latency_ms": [1.0, 2.0], "successive": True}, "choices: from the mildest on"),
     ({"target_sparsity": [0.5, 1.5]}, r"target_sparsity\[1\]: 1.5 is out of range"),
     ({"target_sparsity": [0.5, 0.5]}, "one is named twice"),
     ({"families": ["heads", "toes"]}, r"families\[1\]: 'toes' is not known; choices: heads"),

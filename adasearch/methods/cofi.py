@@ -127,22 +127,28 @@ class CofiPrune(CofiDistill):
 
     Args:
         budget: what is to be saved.
-        warmup_steps: steps in which the target rises from 0.
+        warmup_steps: steps in which the target rises from ``start``.
+        start: share saved before the first step.
+        before: ``state_dict`` of the pruning of the same student that ended there: gates, multipliers and map between the
+            layers, which go on.
     """
 
     def __init__(
         self, config: CofiConfig, fit_config: FitConfig, schedule: str, problem_type: str, guide: Guide, layers: LayerDistillation,
-        budget: Budget, warmup_steps: int,
+        budget: Budget, warmup_steps: int, start: float = 0.0, before: dict[str, Tensor] | None = None,
     ):  # fmt: skip
         super().__init__(config, fit_config, schedule, problem_type, guide, layers)
         self.budget, self.warmup_steps = budget, warmup_steps
         self.lagrangian = Lagrangian(config.gap)
-        self.target = 0.0
+        self.start = self.target = start
+        self._before = before
 
     def attach(self, student: EncoderPreTrainedModel) -> None:
         """Gates on every axis of the chosen families."""
         super().attach(student)
         self.gates = StructureGates(axes_of(student), self.settings.families, neuron_drop=self.settings.neuron_drop)
+        if self._before is not None:
+            self.load_state_dict(self._before)
 
     def groups(self, student: EncoderPreTrainedModel) -> list[Group]:
         """"weights", "gates" and "multipliers", the last of which ascend."""
@@ -157,7 +163,7 @@ class CofiPrune(CofiDistill):
     def begin_step(self, student: EncoderPreTrainedModel, step: int, steps: int) -> None:
         """Raise the target."""
         super().begin_step(student, step, steps)
-        self.target = ramp(self.budget.target, step, self.warmup_steps)
+        self.target = ramp(self.budget.target, step, self.warmup_steps, self.start)
 
     def loss(self, student: EncoderPreTrainedModel, batch: Batch) -> dict[str, Tensor]:
         """The lesson under one draw of the gates, which serves the whole batch, and ``constraint``."""
@@ -179,7 +185,7 @@ class CofiPrune(CofiDistill):
     def decide(self) -> GateValues:
         """The gates' values without chance, as they are scored and cut; with ``exact_target`` of exactly the present target.
 
-        Before the first step that target is 0.
+        Before the first step that target is ``start``.
         """
         return fill_budget(self.gates, self.budget, self.target) if self.settings.exact_target else self.gates.deterministic()
 

@@ -1,0 +1,57 @@
+"""CoFi's targets: a share of the parameters, or milliseconds on this machine by a table that is measured first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from adasearch.budget import Budget
+from adasearch.cofi_config import CofiConfig
+from adasearch.encoder import axes_of
+from adasearch.encoder_latency import EncoderLatencyTable
+from adasearch.encoder_latency_bench import build_encoder_table, shape_of
+from adasearch.encoder_layers import EncoderPreTrainedModel
+from adasearch.encoder_problem import EncoderProblem
+from adasearch.errors import ConfigError
+from adasearch.latency import Lengths, knots_for, length_histogram
+from adasearch.latency_bench import deployment_here
+from adasearch.structure import GateValues
+
+
+def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLatencyTable, Lengths]:
+    """The latency table of the unpruned encoder, read or measured first, and the lengths that the target is for.
+
+    Raises ``ConfigError`` for a table of another machine, runtime or encoder, or one that ends before the texts.
+    """
+    asked = config.latency
+    lengths = length_histogram(asked.lengths or problem.train.tokens.lengths)
+    here = deployment_here(asked.runtime, asked.threads, asked.batch_size)
+    unpruned = problem.pretrained(config.seed).config
+    path = Path(asked.table) if asked.table else problem.cache / "encoder-latency.json"
+    if asked.table is None and not path.exists():
+        return build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress), lengths
+    table = EncoderLatencyTable.load(path)
+    table.check(here, shape_of(unpruned), str(path))
+    table.at(lengths)
+    return table, lengths
+
+
+def budget_for(config: CofiConfig, student: EncoderPreTrainedModel, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
+    """What is to be saved. Raises ``ConfigError`` for milliseconds that cannot be reached or need no pruning."""
+    axes = axes_of(student)
+    if table is None:
+        return Budget(axes, target)
+    latency = table.at(lengths)
+    budget = Budget.of_time(axes, target, latency)
+    whole_ms = budget.milliseconds(GateValues())
+    least = axes.ones(config.families).map(torch.zeros_like)
+    if least.hidden_D is not None:
+        least.hidden_D[0] = 1.0
+    least_ms = float(budget.milliseconds(least))
+    if not least_ms < target < float(whole_ms):
+        raise ConfigError(
+            f"target_latency_ms: {target:g}: the dense encoder takes {float(whole_ms):.4g} ms a call, and nearly nothing of it"
+            f" {least_ms:.4g} ms ({table.deployment.describe()}); choices: between the two"
+        )
+    return budget
