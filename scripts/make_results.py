@@ -106,18 +106,73 @@ def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     """A benchmark of scripts/: what was compared, the ratios, the settings."""
     settings = ", ".join(f"{key} {found[key]}" for key in ("space", "batch_size", "seq_len", "steps", "threads") if key in found)
     lines = [f"## {name}", "", f"{found['what'][:1].upper()}{found['what'][1:]}{f' ({settings})' if settings else ''}.", ""]
-    if "full_precision" in found:
-        lines += low_bit_table(found)
-    elif "ratios" in found:
-        ratios = [f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in found["ratios"].items()]
-        lines += ["| ratio | |", "|---|---|", *ratios]
-    else:
-        lines += ["| run | status | times its process was lost |", "|---|---|---|"]
-        lines += [f"| {run} | {status} | {found['lost'][run]} |" for run, status in found["status"].items()]
+    lines += next(make for key, make in TABLES.items() if key in found)(found)
     for kind in ("", "_similarity"):
         if (RESULTS / "figures" / f"{name}{kind}.png").exists():
             lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
     return [*lines, "", f"Command: `{found['command']}`; commit {found['commit']}; {json.dumps(found['hardware'])}", ""]
+
+
+def ratio_table(found: dict[str, Any]) -> list[str]:
+    """Named ratios."""
+    return ["| ratio | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in found["ratios"].items())]
+
+
+def sweep_table(found: dict[str, Any]) -> list[str]:
+    """What became of every run of a sweep."""
+    lines = ["| run | status | times its process was lost |", "|---|---|---|"]
+    return lines + [f"| {run} | {status} | {found['lost'][run]} |" for run, status in found["status"].items()]
+
+
+def spread(mean: float, sd: float | None) -> str:
+    """Percent, with its standard deviation where there is one."""
+    return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
+
+
+def cofi_table(found: dict[str, Any]) -> list[str]:
+    """CoFi's models: score, share of the dense model's, what is gone, speed."""
+    first = found["rows"][0]
+    lines = [f"| model | {found['metric']} | of the dense model's | encoder parameters gone | ms ({first['runtime']}, 1 × {first['seq_len']}) | × dense | training s |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in found["rows"]:
+        cells = [
+            row["name"], spread(row["score_mean"], row["score_sd"]), f"{100 * row['score_to_dense']:.1f}%", f"{100 * row['encoder_sparsity']:.1f}%",
+            f"{row['latency_ms_p50']:.2f}", f"{row['speed_to_dense']:.1f}", number(row["train_seconds"], ".0f"),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def ticket_table(found: dict[str, Any]) -> list[str]:
+    """EarlyBERT beside dense fine-tuning: score and the training time saved."""
+    lines = [f"| system | {found['metric']} | encoder parameters gone | training s | time saved | processor time saved |", "|---|---|---|---|---|---|"]
+    for key, row in found["summary"].items():
+        saved = (f"{100 * row[name]:.0f}%" for name in ("time_saved_share", "cpu_time_saved_share"))
+        name = next(one["system"] for one in found["rows"] if one["key"] == key)
+        cells = [name, spread(row["score_mean"], row["score_sd"]), f"{100 * row['encoder_sparsity']:.1f}%", f"{row['train_seconds']:.0f}", *saved]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def methods_table(found: dict[str, Any]) -> list[str]:
+    """AdaBERT and CoFi at equal latency."""
+    lines = ["| task | CoFi | score | ms | AdaBERT at most as slow: score | ms |", "|---|---|---|---|---|---|"]
+    for pair in found["equal_latency"]:
+        student = (number(pair["adabert_score"], ".1f", 100), number(pair["adabert_latency_ms"], ".2f"))
+        cells = (pair["task"], pair["cofi"].removeprefix("CoFi "), f"{100 * pair['score']:.1f}", f"{pair['latency_ms']:.2f}", *student)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def sparse_table(found: dict[str, Any]) -> list[str]:
+    """Prune Once for All: scores of every task and their mean; the sizes of what is sparse and int8."""
+    tasks, kinds = (list(dict.fromkeys(row[key] for row in found["rows"])) for key in ("task", "kind"))
+    rows = {(row["task"], row["kind"]): row for row in found["rows"]}
+    lines = ["| system | " + " | ".join(f"{task} ({rows[task, kinds[0]]['metric']})" for task in tasks) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
+    for kind in kinds:
+        scores = [spread(rows[task, kind]["score_mean"], rows[task, kind]["score_sd"]) for task in tasks]
+        lines.append("| " + " | ".join([kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}"]) + " |")
+    return lines
 
 
 def low_bit_table(found: dict[str, Any]) -> list[str]:
@@ -128,6 +183,12 @@ def low_bit_table(found: dict[str, Any]) -> list[str]:
         what = row["name"] if row["group"] == "systems" else f"QuantGPT, {row['name']}" if "LSQ" not in row["name"] else row["name"]
         lines.append(f"| {row['bits']} | {what} | {row[metric]['mean']:.2f} ± {row[metric]['sd']:.2f} |")
     return lines
+
+
+TABLES = {  # what only one form of result has, and the table made of it
+    "full_precision": low_bit_table, "equal_latency": methods_table, "models": cofi_table, "summary": ticket_table,
+    "points_lost": sparse_table, "ratios": ratio_table, "status": sweep_table,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -72,7 +72,8 @@ def collect(run_dir: Path) -> dict[str, Any]:
             row = {field: system[field] for field in FIELDS}
             rows.append({**row, "speed_to_dense": dense["latency_ms_p50"] / row["latency_ms_p50"], "score_to_dense": row["score_mean"] / dense["score_mean"]})
     facts = {folder.name: read_json(folder / "facts.json") for folder in sorted((run_dir / "models").glob("cofi-*"))}
-    kept = {"task": report["task"], "metric": report["metric"], "seeds": report["seeds"], "rows": rows, "models": facts}
+    what = f"CoFi on {report['task']}: the dense model cut to several sizes"
+    kept = {"what": what, "task": report["task"], "metric": report["metric"], "seeds": report["seeds"], "rows": rows, "models": facts}
     return {**kept, "command": report["command"], "commit": report["commit"], "hardware": report["hardware"]}
 
 

@@ -44,6 +44,7 @@ from adasearch.files import read_json, write_json
 from adasearch.honest import commit
 from adasearch.measure import hardware
 from adasearch.progress import Progress
+from adasearch.run_files import typed_command
 from adasearch.turns import Tick, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +98,7 @@ def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
             times = f"{row['train_seconds']:.0f} s, processor {row['train_cpu_seconds']:.0f} s"
             progress.message(f"  {row['system']}: {100 * row['scores'][problem.task.metric]:.2f}, {times}")
         result = {
+            "what": f"EarlyBERT on {task} beside dense fine-tuning and a random ticket, in turns in one process", "command": typed_command(),
             "task": task, "metric": problem.task.metric, "seeds": args.seeds, "turn_steps": args.turn,
             "summary": summary(rows, problem.task.metric), "rows": rows, "settings": to_dict(config),
             "commit": commit(), "hardware": hardware(),
