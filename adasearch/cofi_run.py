@@ -80,7 +80,8 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
             place.note(latency=compare_encoder(table, pruned, lengths, problem.progress, target))
     final = place.stage("finetune", lambda: _finetune(config, place, guide, pruned, steps["finetune"])) if steps["finetune"] else pruned
     stages = [name for name in ("prune", "finetune") if steps[name]]
-    return Outcome(final, tuple(stages), {"method": "cofi", "target": {kind: target}, "steps": steps, **shared.facts, **place.facts})
+    facts = {"method": "cofi", "target": {kind: target}, "steps": steps, "is_successive": begun is not None, **shared.facts, **place.facts}
+    return Outcome(final, tuple(stages), facts)
 
 
 def _chain(config: CofiConfig, place: Workplace, kind: str, target: float) -> tuple[Path | None, Path | None]:
@@ -255,6 +256,8 @@ def _facts(trained: Sequence[Compressed]) -> dict[str, str]:
         facts = [item.facts for item in trained if item.recipe.name == name]
         reached = ", ".join(f"{100 * one['sparsity']:.1f}%" for one in facts)
         found[f"{name}: encoder parameters gone"] = reached
+        if any(one.get("is_successive") for one in facts):
+            found[f"{name}: training"] = "goes on where the target above it ended pruning, whose time is not in its own"
         times = [one["latency"] for one in facts if "latency" in one]
         if times:
             found[f"{name}: predicted, measured"] = ", ".join(f"{one['predicted_ms']:.3g}, {one['measured_ms']:.3g} ms" for one in times)
