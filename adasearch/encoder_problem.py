@@ -108,9 +108,9 @@ class EncoderProblem:
         """A copy of the dense fine-tuned model as our encoder. Raises ``ModelError`` when it is of another kind."""
         return from_hugging_face(self.teacher.model).requires_grad_(True)
 
-    def load(self, folder: Path) -> EncoderForSequenceClassification:
-        """An encoder of ours that was saved in ``folder``, in float32."""
-        return EncoderForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    def load(self, folder: Path) -> PreTrainedModel:
+        """A model that was saved in ``folder``, in float32 and eval mode."""
+        return load_classifier(folder)
 
     def forward(self, model: PreTrainedModel, batch: Batch, **inputs: Any) -> ModelOutput:
         """The model's output for a batch, segment ids of pairs included. ``inputs`` such as ``gates`` or ``output_hidden_states``."""
@@ -124,12 +124,34 @@ class EncoderProblem:
 
     def logits(self, model: PreTrainedModel, examples: Examples, is_mixed: bool = False) -> np.ndarray:
         """Logits (N, C) of all examples."""
-        forward = Teacher(model.eval(), self.tokenizer).logits
+        return self.outputs(Teacher(model.eval(), self.tokenizer).logits, examples, is_mixed)
+
+    def graph_logits(self, runtime: Runtime, examples: Examples) -> np.ndarray:
+        """The same as a runtime computes them, with the segment ids that the model is fed."""
+        types_of = Teacher(self.teacher.model, self.tokenizer).token_types
+
+        def forward(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+            types = types_of(ids_BL).get("token_type_ids")
+            arrays = (tensor.cpu().numpy() for tensor in (ids_BL, mask_BL, *([] if types is None else [types])))
+            return torch.from_numpy(runtime(*arrays))
+
+        return self.outputs(forward, examples)
+
+    def outputs(self, forward: Callable[[Tensor, Tensor], Tensor], examples: Examples, is_mixed: bool = False) -> np.ndarray:
+        """Of all examples what ``forward`` says of ids and mask (B, L)."""
         return outputs_of(lambda ids, mask: (forward(ids, mask),), examples, self.accelerator, is_mixed=is_mixed)[0]
+
+    def agreement(self, first: np.ndarray, second: np.ndarray, examples: Examples) -> float:
+        """Share of the examples of which two models' logits predict the same; see ``metrics.agreement``."""
+        return agreement(first, second, self.task.problem_type)
+
+    def scores_of(self, logits: np.ndarray, examples: Examples) -> dict[str, float]:
+        """The task's metrics of logits, as fractions."""
+        return score(self.task.metrics, logits, examples.labels)
 
     def scores(self, model: PreTrainedModel, examples: Examples) -> dict[str, float]:
         """The task's metrics as fractions, in float32."""
-        return score(self.task.metrics, self.logits(model, examples), examples.labels)
+        return self.scores_of(self.logits(model, examples), examples)
 
     def teacher_logits(self) -> np.ndarray:
         """The teacher's logits (N, C) of the training texts, computed once and mapped from files."""

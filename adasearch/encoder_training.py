@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from adasearch.config import FitConfig
+from adasearch.encoder import axes_of
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.export import save_student
@@ -112,12 +113,38 @@ class Workplace:
 @dataclass(frozen=True)
 class Outcome:
     """A trained model; ``stages`` are those whose histories make its own, in order; ``facts`` are plain data for the
-    report; ``files`` of the work folder go with the model."""
+    report; ``files`` of the work folder go with the model; ``after`` is the model it was made from, whose training counts as
+    a part of its own."""
 
     model: PreTrainedModel
     stages: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    after: Compressed | None = None
+
+
+class Form:
+    """How a recipe's models are written to files, read back and run. Here: as they are, in float32."""
+
+    precision = "fp32"  # of the graph that is to be run
+
+    def save(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path) -> dict[str, Any]:
+        """Write the folder; what is returned joins the model's facts."""
+        save_student(model, problem.tokenizer, folder)
+        return {}
+
+    def answering(self, problem: EncoderProblem, folder: Path) -> PreTrainedModel:
+        """The model that says what was scored."""
+        return problem.load(folder)
+
+    def sparsity(self, problem: EncoderProblem, model: PreTrainedModel) -> float:
+        """Share of the unpruned encoder's prunable parameters (weights and biases of its layers' linear maps) that is gone."""
+        whole, left = (float(axes.expected_params(None, "prunable")) for axes in (problem.whole_axes, axes_of(model)))
+        return 1 - left / whole
+
+    def columns(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Further fields of ``report.System``, from the facts of all seeds."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -129,12 +156,14 @@ class Recipe:
         key: of the folders ``models/<key>-<seed>``.
         name: in the table.
         train: trains one model.
+        form: what becomes of it.
     """
 
     kind: str
     key: str
     name: str
     train: Callable[[Workplace], Outcome]
+    form: Form = Form()
 
 
 @dataclass(frozen=True)
@@ -153,7 +182,8 @@ def train_recipe(
 ) -> Compressed:
     """Train one model into ``models/<key>-<seed>``, or read it back when it is there.
 
-    ``facts`` gain ``train_seconds`` and ``train_cpu_seconds``; they are absent where the training was interrupted.
+    ``facts`` gain ``train_seconds`` and ``train_cpu_seconds``, those of the model it was made from included; they are absent
+    where a training was interrupted.
     """
     target, work = (problem.folder / part / f"{recipe.key}-{seed}" for part in ("models", "work"))
     if not (target / "scores.json").exists():
@@ -162,18 +192,25 @@ def train_recipe(
         place = Workplace(problem, config, seed, work, f"{recipe.name}, seed {seed}", tick=tick)
         with place.watch.running():
             outcome = recipe.train(place)
-        took = {"train_seconds": place.watch.wall_s, "train_cpu_seconds": place.watch.cpu_s} if is_whole else {}
+        took = _sum_seconds(place, outcome.after) if is_whole else {}
         held_out = problem.scores(outcome.model, problem.held_out)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
-        save_student(outcome.model.cpu(), problem.tokenizer, target)
+        saved = recipe.form.save(outcome.model.cpu().eval(), problem, target)
         write_json(target / "history.json", _history(work, outcome.stages))
-        write_json(target / "facts.json", {**outcome.facts, **took})
+        write_json(target / "facts.json", {**outcome.facts, **saved, **took})
         for name in outcome.files:
             shutil.copyfile(work / name, target / name)
         write_json(target / "scores.json", held_out)  # last: it says that all is there
     for left in (*work.glob("*-model"), *work.glob("*/checkpoint.pt")):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return Compressed(recipe, seed, target, read_json(target / "scores.json"), read_json(target / "facts.json"))
+
+
+def _sum_seconds(place: Workplace, after: Compressed | None) -> dict[str, float]:
+    """What the whole way took; nothing where a part of it is not known."""
+    took = {"train_seconds": place.watch.wall_s, "train_cpu_seconds": place.watch.cpu_s}
+    before = {} if after is None else after.facts
+    return {name: value + before.get(name, 0.0) for name, value in took.items()} if after is None or set(took) <= set(before) else {}
 
 
 def _history(work: Path, stages: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ Both are plain helpers that a training method calls from its hooks of the same n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from adasearch.sparse_model import attach_masks, bake_masks, broken_zeros, find_masks, lock_pattern, mean_sparsity, pattern_of, prune_to
@@ -47,19 +49,22 @@ class GradualPruning:
 
 
 class Lock:
-    """The zeros a model begins with, kept exactly: what optimisers, momentum and weight decay do to them never shows."""
+    """The zeros a model begins with, kept exactly: what optimisers, momentum and weight decay do to them never shows.
 
-    def __init__(self) -> None:
-        self.pattern: dict[str, Tensor] = {}
+    ``names`` are the layers; ``sparse_model.encoder_linears`` when None.
+    """
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names, self.pattern = names, dict[str, Tensor]()
 
     def attach(self, model: nn.Module) -> None:
         """Lock the pattern as it is. Raises ``ModelError`` as ``lock_pattern``."""
-        masks = lock_pattern(model)
+        masks = lock_pattern(model, self.names)
         self.pattern = {name: kept.cpu() for name, kept in pattern_of(model, list(masks)).items()}
 
     def measures(self, model: nn.Module) -> dict[str, float]:
         """For the history."""
-        return {"sparsity": mean_sparsity(model)}
+        return {"sparsity": mean_sparsity(model, list(self.pattern))}
 
     def finish(self, model: nn.Module) -> None:
         """Check that the pattern survived, then leave exact zeros in plain weights."""

@@ -35,7 +35,7 @@ from adasearch.files import read_json, write_folder, write_json
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.int8_modules import int8_twin
-from adasearch.methods.locked import GradualFinetuning, Taught
+from adasearch.methods.locked import GradualFinetuning
 from adasearch.methods.qat import QuantizeAware
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.qdq_export import export_int8, zeros_of
@@ -46,6 +46,7 @@ from adasearch.sparse_model import attach_masks, bake_masks, broken_zeros, lock_
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_size import sparse_size
 from adasearch.sparsity_schedule import SparsitySchedule
+from adasearch.taught_method import Taught
 from adasearch.teacher import Teacher
 from adasearch.teaching import QUESTION_ANSWERING, predictions
 from adasearch.tokens import Examples
@@ -110,7 +111,7 @@ class Workshop:
             lock_pattern(model, names)
             settings = self.config.int8
             fit_config = place.fit_config(self._steps(settings), settings)
-            method = QuantizeAware(fit_config, settings, self.config.teach, *self._task)
+            method = QuantizeAware(fit_config, *self._task, int8=settings, **self._teaching)
             place.fit(model, method, "int8", examples=self.problem.taught())
             _check_pattern(model, pattern, "int8")
             return model, ("int8",), {"sparsity": sparse.facts["sparsity"], "sparsity_int8": mean_sparsity(model, names)}

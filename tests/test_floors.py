@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "augment", "masked_language", "masked_model", "masked_task", "calibration", "corpora", "demo_assets", "known_labels", "labels", "language", "language_task", "metrics", "outputs", "perplexity", "rouge", "sources", "space", "tables", "tasks", "teacher",
         "texts", "tokens", "transfer", "vocabulary", "student_vocabulary", "warm_start", "answers", "question_answering", "questions", "reader", "squad_metrics",
     ),  # F3: the problem
-    ("derive", "distributed", "evolution", "search_method", "strategies", "fit", "methods", "tracking", "turns"),  # F4: the one loop and the methods (a folder stands for all its files)
+    ("derive", "distributed", "evolution", "search_method", "strategies", "taught_method", "fit", "methods", "tracking", "turns"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
         "__init__", "__main__", "sparse_pretraining_run", "sparse_pretraining_report", "arguments", "baselines", "bench", "bench_ratios", "cold", "references", "speed_table", "streams", "table_files", "bundle", "canvas", "card", "cascade", "chunks", "classifier", "cli", "console", "curves", "draw",
         "environment", "evidence", "export", "finished", "formats", "honest", "honest_rows", "html", "html_charts", "html_tables", "inspect_run", "latency_bench", "latency_target", "layout", "markdown", "measure", "pipeline",

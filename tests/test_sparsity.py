@@ -40,7 +40,7 @@ INPUTS = {"input_ids": torch.tensor([[2, 5, 6, 7, 3], [2, 8, 9, 3, 0]]), "attent
 def test_exactly_the_least_go(ratio: float, size: tuple[int, ...]) -> None:
     scores = torch.randn(size).abs()
     kept = select({"w": scores}, ratio)["w"]
-    count = math.floor(round(ratio * 1000) * scores.numel() / 1000)  # in whole numbers, where nothing is rounded
+    count = -(-round(ratio * 1000) * scores.numel() // 1000)  # rounded up in whole numbers: never less than was asked for
     assert kept.shape == scores.shape and int((~kept).sum()) == count == dropped_count(ratio, scores.numel())
     order = sorted(range(scores.numel()), key=lambda i: scores.flatten()[i].item())
     assert set((~kept).flatten().nonzero().flatten().tolist()) == set(order[:count])

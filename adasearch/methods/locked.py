@@ -6,54 +6,26 @@ gradual magnitude pruning on every task anew. Both learn from the task's dense m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from adasearch.config import FitConfig
 from adasearch.gradual_pruning import GradualPruning, Lock
-from adasearch.methods.base import Batch, Group, Method
+from adasearch.methods.base import Group
 from adasearch.sparsity_schedule import rewinding_factor
-from adasearch.teaching import predictions, teaching_terms
-
-Forward = Callable[..., Any]  # (model, batch) -> its Hugging Face output, segment ids included
-
-
-class Taught(Method):
-    """A task model on its teacher's logits (``teacher_logits`` in the batch) and gold labels. The published weights are 1 and 0.
-
-    Args:
-        config: steps, batch size, rates.
-        problem_type: single_label, multi_label, regression or question_answering.
-        forward: how a batch is fed to the model.
-        task_weight: of the loss against gold labels.
-        kd_weight: of T^2 KL towards the teacher.
-        temperature: T.
-    """
-
-    schedule = "linear"
-
-    def __init__(
-        self, config: FitConfig, problem_type: str, forward: Forward, *, task_weight: float = 0.0, kd_weight: float = 1.0,
-        temperature: float = 2.0,
-    ):
-        super().__init__(config, problem_type)
-        self.forward_model, self.task_weight, self.kd_weight, self.temperature = forward, task_weight, kd_weight, temperature
-
-    def loss(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return teaching_terms(
-            predictions(self.forward_model(student, batch)), batch, self.problem_type,
-            task_weight=self.task_weight, kd_weight=self.kd_weight, temperature=self.temperature,
-        )  # fmt: skip
+from adasearch.taught_method import Taught
 
 
 class LockedFinetuning(Taught):
-    """The zeros in the model's layers stay exactly where they are; it ends with plain weights that hold them."""
+    """The zeros in the model's layers stay exactly where they are; it ends with plain weights that hold them.
 
-    def __init__(self, *args: Any, **options: Any):
+    ``names`` are the layers locked; the linear ones of the transformer layers when None.
+    """
+
+    def __init__(self, *args: Any, names: Sequence[str] | None = None, **options: Any):
         super().__init__(*args, **options)
-        self.lock = Lock()
+        self.lock = Lock(names)
 
     def attach(self, student: nn.Module) -> None:
         """Lock. Raises ``ModelError`` for a model without layers to lock."""

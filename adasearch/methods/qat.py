@@ -5,41 +5,28 @@ Prune Once for All, stage 4 (Zafrir et al. 2021; specs c.6): the locked pattern 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from adasearch.config import FitConfig
-from adasearch.methods.base import Batch, Group, Method, weight_groups
-from adasearch.prune_ofa_task_config import Int8Config, TeachConfig
+from adasearch.methods.base import Group, weight_groups
+from adasearch.prune_ofa_task_config import Int8Config
 from adasearch.quantize_aware import Int8Layers, attach_int8, find_int8
-from adasearch.teaching import predictions, teaching_terms
-
-Forward = Callable[..., Any]  # (model, batch) -> its output, segment ids told
+from adasearch.taught_method import Taught
 
 
-class QuantizeAware(Method):
+class QuantizeAware(Taught):
     """int8 weights and activations while training, the gradient straight through the rounding.
 
     Masks that the student has stay as they are and come before the rounding. The student keeps its quantisers when training
     ends: ``int8_twin`` and ``bake_int8`` make something of them.
 
-    Args:
-        fit_config: steps, batch size, rates.
-        int8: what is quantised and how.
-        teach: weights of teacher and labels.
-        problem_type: single_label, multi_label, regression or question_answering.
-        forward: how a batch is fed to the student.
+    ``int8`` says what is quantised and how; the rest is as in ``Taught``.
     """
 
-    schedule = "linear"
-
-    def __init__(self, fit_config: FitConfig, int8: Int8Config, teach: TeachConfig, problem_type: str, forward: Forward):
-        super().__init__(fit_config, problem_type)
-        self.int8, self.teach, self.forward_model = int8, teach, forward
-        self.layers = Int8Layers()
+    def __init__(self, *args: Any, int8: Int8Config, **options: Any):
+        super().__init__(*args, **options)
+        self.int8, self.layers = int8, Int8Layers()
 
     def attach(self, student: PreTrainedModel) -> None:
         """Quantisers into the student, unless it has them already."""
@@ -64,13 +51,6 @@ class QuantizeAware(Method):
         for quantizer in self.layers.activations:
             quantizer.is_rounding = step >= self.int8.delay * steps
             quantizer.is_observing = step < max(1, self.int8.freeze * steps)
-
-    def loss(self, student: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        """``ce`` and ``kd``, each times its weight."""
-        return teaching_terms(
-            predictions(self.forward_model(student, batch)), batch, self.problem_type, task_weight=self.teach.gold_weight,
-            kd_weight=self.teach.teacher_weight, temperature=self.teach.temperature,
-        )  # fmt: skip
 
     def finish(self, student: PreTrainedModel) -> None:
         """Everything rounds: a delay longer than the training would leave a model that was never int8."""
