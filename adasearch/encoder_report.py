@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from adasearch.card import model_card
-from adasearch.encoder import axes_of
+from adasearch.deploy import Deployment, load_deployment, save_deployment
 from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
-from adasearch.encoder_training import Compressed
+from adasearch.encoder_training import Compressed, is_whole
 from adasearch.evidence import kept_logits
 from adasearch.export import export_student
 from adasearch.files import read_json, write_json, write_text
+from adasearch.graph_bench import Graph, time_elsewhere
+from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.honest import calibrate_student, deployments_of, evidence_fields, majority_of
 from adasearch.honest_rows import Row, bench_lengths, measure_rows, model_row
 from adasearch.inspect_run import inspect
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads
-from adasearch.metrics import score
+from adasearch.quantize_aware import stacked_layers
 from adasearch.references import make_reference, reference_label
 from adasearch.report import Report, System
 from adasearch.report_files import write_html, write_report
 from adasearch.runtimes import choose_runtime
+from adasearch.sparse_model import sparsity_of
+from adasearch.sparsity_plots import write_zeros
 from adasearch.structure_plots import structure_of, write_structures
 from adasearch.teacher import Teacher
 from adasearch.tokens import Examples
@@ -35,28 +41,30 @@ if TYPE_CHECKING:
     from adasearch.encoder_run import EncoderRun
 
 DENSE_NAME = "dense, fine-tuned"
+AS_FLOAT = "timed in float32"  # a model with an int8 graph in a runtime that reads none
 
 
 def report_encoders(run: EncoderRun, problem: EncoderProblem, trained: Sequence[Compressed]) -> Path:
-    """Time everything; write structure.json, report.json, .md and .html, figures/ and the model card.
+    """Time everything; write structure.json, zeros.json, report.json, .md and .html, figures/ and the model card.
 
     Returns the path of report.html.
     """
-    rows = {trained[0].recipe.key: [item for item in trained if item.recipe.key == trained[0].recipe.key]}
+    rows: dict[str, list[Compressed]] = {}
     for item in trained:
-        rows.setdefault(item.recipe.key, [found for found in trained if found.recipe.key == item.recipe.key])
-    first = {key: problem.load(items[0].folder).eval() for key, items in rows.items()}
-    student = partial(_kept_logits, run, problem, first[trained[0].recipe.key], trained[0].folder)
+        rows.setdefault(item.recipe.key, []).append(item)
+    main, first = trained[0], {key: problem.load(items[0].folder) for key, items in rows.items()}
+    student = partial(_kept_logits, run, problem, main)
     if problem.is_asked:  # no one label to be right or wrong about
         evidence, dense_scores = {"majority": {}}, _dense_answers(problem)
     else:
         logits = {"student": student(problem.held_out, "held_out"), "teacher": _dense_logits(run, problem)}
-        dense_scores = score(problem.task.metrics, logits["teacher"], problem.task.held_out.labels)
+        dense_scores = problem.scores_of(logits["teacher"], problem.held_out)
         calibration = calibrate_student(run, problem, student)
         evidence = {"majority": majority_of(problem), **evidence_fields(run, problem, logits, calibration)}
     scores = {"teacher": [dense_scores], **{key: [item.scores for item in items] for key, items in rows.items()}}
     systems = _systems(run, problem, rows, first, scores)
     _write_structures(run, problem, rows, first)
+    _deploy(run, problem, main, next(system for system in systems if system.kind == "student"))
     began = read_json(run.folder / "run.json")
     report = Report(
         task=problem.task.name, metric=problem.task.metric, metrics=list(problem.task.metrics),
@@ -71,14 +79,10 @@ def report_encoders(run: EncoderRun, problem: EncoderProblem, trained: Sequence[
     return write_html(run.folder, report)
 
 
-def _kept_logits(
-    run: EncoderRun, problem: EncoderProblem, model: EncoderPreTrainedModel, folder: Path, examples: Examples, split: str
-) -> np.ndarray:
-    """Logits (N, C) of one split, computed once."""
-    forward = Teacher(model.to(run.accelerator.device), problem.tokenizer).logits
-    found = kept_logits(run, lambda ids, mask: (forward(ids, mask),), examples, f"{folder.name}-{split}", folder)
-    model.cpu()
-    return found
+def _kept_logits(run: EncoderRun, problem: EncoderProblem, main: Compressed, examples: Examples, split: str) -> np.ndarray:
+    """The student's logits (N, C) of one split, computed once."""
+    model = cache(lambda: Teacher(main.recipe.form.answering(problem, main.folder).to(run.accelerator.device), problem.tokenizer))
+    return kept_logits(run, lambda ids, mask: (model().logits(ids, mask),), examples, f"{main.folder.name}-{split}", main.folder)
 
 
 def _dense_logits(run: EncoderRun, problem: EncoderProblem) -> np.ndarray:
@@ -96,7 +100,7 @@ def _dense_answers(problem: EncoderProblem) -> dict[str, float]:
 
 
 def _systems(
-    run: EncoderRun, problem: EncoderProblem, rows: dict[str, list[Compressed]], first: dict[str, EncoderPreTrainedModel],
+    run: EncoderRun, problem: EncoderProblem, rows: dict[str, list[Compressed]], first: dict[str, PreTrainedModel],
     scores: dict[str, list[dict[str, float]]],
 ) -> list[System]:  # fmt: skip
     """The table: dense, what was trained here, references."""
@@ -111,43 +115,83 @@ def _systems(
     dense = problem.teacher.model.cpu()
     made: dict[str, Row] = {"teacher": model_row(run, DENSE_NAME, "teacher", dense, graph, problem.teacher_folder, length)}
     made["teacher"].facts |= {"encoder_sparsity": 0.0, "train_seconds": took.get("seconds"), "train_cpu_seconds": took.get("cpu_seconds")}
+    graphs = {"teacher": Graph(graph, "fp32")}
     for key, items in rows.items():
-        folder, recipe = items[0].folder, items[0].recipe
-        made[key] = model_row(run, recipe.name, recipe.kind, first[key], folder / "onnx" / "model.onnx", folder, length)
-        made[key].facts["encoder_sparsity"] = sparsity_of(problem, first[key])
-        for name in ("train_seconds", "train_cpu_seconds"):
-            seconds = [item.facts.get(name) for item in items]
-            made[key].facts[name] = None if None in seconds else float(np.mean(seconds))
+        made[key], graphs[key] = _row(run, problem, items, first[key], length)
         run.progress.step(len(made))
-    if choose_runtime(bench.runtime) in GRAPH_RUNTIMES:
+    student = next(iter(rows.values()))[0].recipe.form
+    if choose_runtime(bench.runtime) in GRAPH_RUNTIMES and not (run.folder / "student" / "onnx" / ONNX_FILES[student.precision]).is_file():
         export_student(run.folder / "student")
     for name in references:
         graph = problem.cache / ("reference" if name == "bert_base" else name) / "model.onnx"
         made[name] = model_row(run, reference_label(name), "reference", make_reference(name), graph, None, length)
         run.progress.step(len(made))
-    return measure_rows(run, problem.held_out, lengths, made, scores, problem.task.metric)
+    systems = measure_rows(run, problem.held_out, lengths, made, scores, problem.task.metric)
+    if not run.about.every_runtime:
+        return systems
+    elsewhere = time_elsewhere(graphs, dense.config.vocab_size, bench, lengths, run.progress)
+    return [dataclasses.replace(system, runtimes=elsewhere.get(key, [])) for key, system in zip(made, systems, strict=True)]
 
 
-def sparsity_of(problem: EncoderProblem, model: EncoderPreTrainedModel) -> float:
-    """Share of the unpruned encoder's prunable parameters (weights and biases of its layers' linear maps) that is gone."""
-    whole, left = (float(axes.expected_params(None, "prunable")) for axes in (problem.whole_axes, axes_of(model)))
-    return 1 - left / whole
+def _row(
+    run: EncoderRun, problem: EncoderProblem, items: Sequence[Compressed], model: PreTrainedModel, length: int
+) -> tuple[Row, Graph]:
+    """One recipe's row, of the graph in the form's precision where the runtime reads one, and that graph."""
+    folder, recipe = items[0].folder, items[0].recipe
+    graphs = {precision: folder / "onnx" / name for precision, name in ONNX_FILES.items()}
+    own = recipe.form.precision if graphs[recipe.form.precision].is_file() else "fp32"
+    timed = own if choose_runtime(run.config.bench.runtime) in GRAPH_RUNTIMES else "fp32"
+    note = AS_FLOAT if timed != recipe.form.precision else ""
+    row = model_row(run, recipe.name, recipe.kind, model, graphs[timed], folder, length, note, timed)
+    facts = [item.facts for item in items]
+    row.facts |= {"encoder_sparsity": recipe.form.sparsity(problem, model), **recipe.form.columns(facts)}
+    for name in ("train_seconds", "train_cpu_seconds"):
+        seconds = [fact.get(name) for fact in facts]
+        row.facts[name] = None if None in seconds else float(np.mean(seconds))
+    return row, Graph(graphs[own], own, has_zeros=recipe.form.is_sparse)
 
 
 def _write_structures(
-    run: EncoderRun, problem: EncoderProblem, rows: dict[str, list[Compressed]], first: dict[str, EncoderPreTrainedModel]
+    run: EncoderRun, problem: EncoderProblem, rows: dict[str, list[Compressed]], first: dict[str, PreTrainedModel]
 ) -> None:
-    """What is left in every trained model, each seed's where there are several."""
-    found = []
+    """What is left in every trained model that was cut, each seed's where there are several; of sparse ones the zeros in their layers."""
+    structures, zeros = [], {}
     for key, items in rows.items():
+        form = items[0].recipe.form
+        if form.is_sparse:
+            zeros[items[0].recipe.name] = sparsity_of(first[key], stacked_layers(first[key]))
         for item in items:
             model = first[key] if item is items[0] else problem.load(item.folder)
-            name = item.recipe.name if len(items) == 1 else f"{item.recipe.name}, seed {item.seed}"
-            found.append(structure_of(name, item.recipe.kind, model.config, problem.whole_config, sparsity_of(problem, model)))
-    write_structures(run.folder, found)
+            if isinstance(model, EncoderPreTrainedModel) and not is_whole(problem, model):
+                name = item.recipe.name if len(items) == 1 else f"{item.recipe.name}, seed {item.seed}"
+                share = form.sparsity(problem, model)
+                structures.append(structure_of(name, item.recipe.kind, model.config, problem.whole_config, share))
+    if structures:
+        write_structures(run.folder, structures)
+    if zeros:
+        write_zeros(run.folder, zeros)
+
+
+def _deploy(run: EncoderRun, problem: EncoderProblem, main: Compressed, student: System) -> None:
+    """Tell those that serve ``student/`` to take its graph, where that is not the one they would take by themselves.
+
+    What `adasearch quantize` has chosen stays.
+    """
+    chosen, metric = load_deployment(run.folder / "student"), problem.task.metric
+    if student.precision in (None, "fp32") or (chosen is not None and chosen.tried):
+        return
+    deployment = Deployment(
+        **{name: getattr(student, name) for name in ("runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50")},
+        texts_per_s=student.texts_per_s, size_bytes=student.size_bytes, metric=metric, score=main.facts["graph_scores"][metric],
+        score_fp32=main.scores[metric], hardware=hardware(),
+    )  # fmt: skip
+    save_deployment(deployment, run.folder / "student")
 
 
 def _method(run: EncoderRun, problem: EncoderProblem, trained: Sequence[Compressed]) -> dict[str, Any]:
     """What the report says of the method."""
     about, tag = run.about, "question-answering" if problem.is_asked else "text-classification"
-    return {"name": about.name, "paper": about.paper, "summary": about.summary, "facts": about.facts(trained), "pipeline_tag": tag}
+    return {
+        "name": about.name, "paper": about.paper, "summary": about.summary, "facts": about.facts(trained), "pipeline_tag": tag,
+        "tags": list(about.tags), "files": about.files,
+    }  # fmt: skip

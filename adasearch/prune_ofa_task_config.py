@@ -90,18 +90,21 @@ class PruneOfaTaskConfig(EncoderRunConfig):
     """A sparse model on one task, then in int8.
 
     Args:
-        sparse_model: folder of the sparse model: what `adasearch compress prune-ofa-pretrain` wrote, or any encoder with zeros
-            in its weights. A CoFi-pruned encoder or a searched student that is dense can be given with ``sparsity``.
+        sparse_model: folder of the sparse model, or of the run of `adasearch compress prune-ofa-pretrain` that made it; any encoder
+            with zeros in its weights will do. A CoFi-pruned encoder or a searched student that is dense can be given with
+            ``sparsity``.
         sparsity: prune by magnitude, at once, before the pattern is locked; 0 takes the zeros that are there.
         pattern: of ``sparsity``: unstructured, N:M as 2:4, RxC as 4x1.
         scope: of ``sparsity``: this share of every layer, or of all together (global).
         baselines: also make a dense model in int8, calibrated without training, to be scored and timed beside.
+        dense: also fine-tune ``model`` densely with every seed, by the settings of ``finetune``.
         direct: also prune ``model`` on this task alone, by magnitude, gradually, to the same sparsity.
         direct_epochs: of that; ``lock.epochs`` when absent.
+        direct_more_steps: on top of these: with those of sparse pre-training both ways to a sparse model have equal total steps.
         lock: fine-tuning with the pattern locked.
         int8: quantisation-aware training.
         teach: distillation from the task's dense model.
-        export: write ONNX graphs, check them and time them, where onnxruntime is installed.
+        export: write ONNX graphs, check them and time them, where onnx, onnxscript and onnxruntime are installed.
         format: of the sparse file: smallest of bitmap, index, delta, dense for each layer, or one of them.
         compression: of the sparse file: none, zlib, lzma, or zstd (pip install 'adasearch[compression]').
     """
@@ -111,8 +114,10 @@ class PruneOfaTaskConfig(EncoderRunConfig):
     pattern: str = "unstructured"
     scope: str = "layer"
     baselines: bool = True
+    dense: bool = False
     direct: bool = False
     direct_epochs: float | None = None
+    direct_more_steps: int = 0
     lock: LockConfig = field(default_factory=LockConfig)
     int8: Int8Config = field(default_factory=Int8Config)
     teach: TeachConfig = field(default_factory=TeachConfig)
@@ -145,5 +150,6 @@ class PruneOfaTaskConfig(EncoderRunConfig):
             check_range(name, value, low, high)
         if self.direct_epochs is not None:
             check_range("direct_epochs", self.direct_epochs, 1e-6, 1e6)
+        check_range("direct_more_steps", self.direct_more_steps, 0, 1e9)
         if not self.teach.teacher_weight and not self.teach.gold_weight:
             raise ConfigError("teach.teacher_weight, teach.gold_weight: both are 0, so nothing is learned; choices: one above 0")

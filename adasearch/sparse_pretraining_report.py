@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
+from adasearch.errors import ConfigError
+from adasearch.files import read_json, write_text
+from adasearch.sparsity_plots import draw_zeros
 
 SYSTEMS = {"model": "before", "teacher": "dense teacher", "sparse": "sparse"}
 
@@ -100,31 +102,36 @@ this one has learned.
 """
 
 
-def draw_figures(folder: Path, report: Mapping[str, Any]) -> list[Path]:
-    """figures/: zeros by layer, and the curves of both trainings; as SVG and PNG."""
+def read_pretraining(folder: Path) -> dict[str, Any] | None:
+    """The report of a sparse pre-training's folder; None where it is another's, or there is none. Raises ``ConfigError``."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        report = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: it cannot be read ({error}); choices: JSON as adasearch writes it") from error
+    return report if isinstance(report, dict) and "sparsity_by_layer" in report else None
+
+
+def write_pretraining(folder: Path, report: Mapping[str, Any], figures: bool = True) -> Path:
+    """figures/, report.md and the model card; returns the path of report.md."""
+    if figures:
+        draw_figures(folder, report, folder / "figures")
+    write_text(folder / "report.md", report_text(report, folder))
+    write_text(folder / "sparse" / "README.md", model_card(report))
+    return folder / "report.md"
+
+
+def draw_figures(folder: Path, report: Mapping[str, Any], target: Path) -> list[Path]:
+    """Zeros by layer, and the curves of both trainings; as SVG and PNG in ``target``."""
     histories = {name: _history(folder / "work" / name / "history.jsonl") for name in ("teacher", "sparse")}
-    zeros = sparsity_figure(report["sparsity_by_layer"], report["sparsity"], report["pattern"])
-    figures = {"sparsity": zeros, "curves": curves_figure(histories)}
-    return [path for name, figure in figures.items() for path in save_figure(figure, folder / "figures" / name)]
+    written = draw_zeros({"sparse": report["sparsity_by_layer"]}, target / "zeros")
+    return written + (save_figure(curves_figure(histories), target / "curves") if any(histories.values()) else [])
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def sparsity_figure(shares: Mapping[str, float], mean: float, pattern: str) -> Figure:
-    """Share of zeros in each layer, a bar a layer in the model's order, and of all together as a line."""
-    figure = Figure(figsize=(9, max(2.4, 1.0 + 0.19 * len(shares))), facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    names = list(shares)
-    axes.barh(range(len(names)), [shares[name] for name in names], color=LINE_COLOURS[0], height=0.7)
-    axes.axvline(mean, color=INK, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(names)), names, fontsize=6.5)
-    axes.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title(f"Zeros by layer ({pattern}); {100 * mean:.2f}% of all, dashed", size=11, weight="bold", loc="left", color=INK)
-    _plain(axes)
-    return figure
 
 
 def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:

@@ -17,10 +17,10 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from adasearch.config import to_dict
+from adasearch.accelerator import make_accelerator
 from adasearch.demo_assets import fetch_demo_model
-from adasearch.errors import ConfigError, ModelError
-from adasearch.files import read_json, write_folder, write_json, write_text
+from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.files import read_json, write_folder, write_json
 from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_language import MaskedBlocks, Masking
@@ -29,13 +29,13 @@ from adasearch.masked_task import load_blocks
 from adasearch.measure import hardware
 from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
-from adasearch.prepare import make_accelerator
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.run_files import begin_run, check_reopening, note_stage
+from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
-from adasearch.sparse_pretraining_report import draw_figures, model_card, report_text
+from adasearch.sparse_pretraining_report import write_pretraining
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned
@@ -90,10 +90,7 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
         write_json(folder / "report.json", _report(this))
         stop_trackers(this.accelerator)
     report = read_json(folder / "report.json")
-    if config.figures:
-        draw_figures(folder, report)
-    write_text(folder / "report.md", report_text(report, folder))
-    write_text(folder / SPARSE / "README.md", model_card(report))
+    write_pretraining(folder, report, config.figures)
     return report
 
 
@@ -125,7 +122,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         choices = "a folder or a hub id of a masked language model"
         raise ModelError(f"model: {name!r} has no tokenizer that can be loaded ({reason}); choices: {choices}") from error
 

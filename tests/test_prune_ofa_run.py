@@ -1,62 +1,47 @@
-"""A whole run of Prune Once for All in miniature: lock, int8, files, graphs, report; going on after a kill; what is refused."""
+"""A run of Prune Once for All in miniature: lock, int8, files, graphs, report; all verbs on its folder; going on; what is refused."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, tiny_prune_ofa
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from adasearch.config import BenchConfig, FinetuneConfig
 from adasearch.errors import ConfigError, ModelError
-from adasearch.export import save_student
-from adasearch.files import read_json
-from adasearch.int8_modules import int8_layers
+from adasearch.files import read_json, write_json
+from adasearch.inspect_run import inspect
+from adasearch.predict import predict_file
+from adasearch.prune_files import prune_student
 from adasearch.prune_ofa_run import prune_once_for_all
-from adasearch.prune_ofa_systems import agreement
-from adasearch.prune_ofa_task_config import Int8Config, LockConfig, PruneOfaTaskConfig
+from adasearch.prune_ofa_task_config import Int8Config
+from adasearch.qdq_export import export_folder, zeros_of
+from adasearch.quantize import quantize
 from adasearch.quantize_aware import stacked_layers
+from adasearch.quantize_config import QuantizeConfig
+from adasearch.report import Report
+from adasearch.report_files import read_report, rebuild_report
 from adasearch.runtimes import load_runtime
 from adasearch.sparse_files import SparseModel
-from adasearch.sparse_model import prune_once, sparsity_of
-from adasearch.student import AdasearchForSequenceClassification
-from tests.tiny import tiny_architecture, tiny_config
-from tests.tiny_task import WORDS, write_csv, write_teacher
-
-SPARSITY = 0.8
-
-
-def a_config(folder: Path, **changes: Any) -> PruneOfaTaskConfig:
-    """A run that takes seconds."""
-    encoder, sparse = folder / "encoder", folder / "sparse"
-    if not sparse.exists():
-        write_teacher(encoder)
-        shutil.copytree(encoder, sparse)
-        model = AutoModel.from_pretrained(sparse)
-        prune_once(model, SPARSITY)
-        model.save_pretrained(sparse)
-    settings: dict[str, Any] = {
-        "task": "tiny", "train_file": write_csv(folder / "train.csv", 96, 1), "validation_file": write_csv(folder / "validation.csv", 40, 2),
-        "max_seq_length": 16, "model": str(encoder), "sparse_model": str(sparse), "output_dir": str(folder / "run"), "cpu": True, "threads": 1,
-        "mixed_precision": "no", "evaluate": 1, "quiet": True, "finetune": FinetuneConfig(epochs=3, learning_rate=1e-3, batch_size=16),
-        "lock": LockConfig(epochs=3, learning_rate=1e-3, batch_size=16), "int8": Int8Config(epochs=2, learning_rate=1e-4, batch_size=16, per="row"),
-        "bench": BenchConfig(seq_lengths=[8], batch_sizes=[1], repeats=2, warmup=1, reference=False, cold_starts=0, stream_texts=0),
-    }  # fmt: skip
-    return PruneOfaTaskConfig(**{**settings, **changes})
+from adasearch.speed_table import build_tables
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("once")
-    return folder / "run", prune_once_for_all(a_config(folder, baselines=False))
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run without baselines."""
+    return prune_once_for_all(tiny_prune_ofa(tmp_path_factory.mktemp("once"), baselines=False))
 
 
-def test_the_pattern_survives_every_stage_exactly(finished: tuple[Path, dict[str, Any]]) -> None:
-    run, _ = finished
+@pytest.fixture(scope="module")
+def report(run: Path) -> Report:
+    return read_report(run)
+
+
+def test_the_pattern_survives_every_stage_exactly(run: Path) -> None:
     source = AutoModel.from_pretrained(run.parent / "sparse")
     zeros = sorted(int((source.get_submodule(name).weight == 0).sum()) for name in stacked_layers(source))
     sparse = AutoModelForSequenceClassification.from_pretrained(run / "models" / "sparse-42")
@@ -69,102 +54,113 @@ def test_the_pattern_survives_every_stage_exactly(finished: tuple[Path, dict[str
         assert (levels - levels.round()).abs().max() < 1e-3, "weights lie on their row's grid"
 
 
-def test_the_graph_agrees_and_the_small_file_computes_the_same(finished: tuple[Path, dict[str, Any]]) -> None:
-    run, report = finished
-    rows = {row["kind"]: row for row in report["rows"]}
-    assert list(rows) == ["dense", "sparse", "sparse_int8"]
-    assert min(rows["sparse_int8"]["agreement"]) >= 0.975  # 40 texts: one may sit on the edge
+def test_the_graph_agrees_and_the_small_file_computes_the_same(run: Path, report: Report, tmp_path: Path) -> None:
+    assert report.find("student").agreement >= 0.975  # 40 texts: one may sit on the edge
     model = SparseModel.from_pretrained(run / "student" / "sparse")
     runtime = load_runtime("onnxruntime", run / "student", 1, "int8")
     tokens = AutoTokenizer.from_pretrained(run / "student")(["the film was good", "a poor plot"], return_tensors="pt", padding=True)
     found = runtime(*(tokens[name].numpy() for name in ("input_ids", "attention_mask")))
     expected = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits.detach()
     assert (torch.from_numpy(found) - expected).abs().max() < 0.05
+    # those that serve the folder take this graph by themselves
+    (tmp_path / "texts.txt").write_text("the film was good\na poor plot\n", encoding="utf-8")
+    for how, options in (("auto", {}), ("int8", {"runtime": "onnxruntime", "precision": "int8"}), ("torch", {"runtime": "torch"})):
+        predict_file(run / "student", tmp_path / "texts.txt", tmp_path / f"{how}.jsonl", calibrated=False, **options)
+    auto, int8, rounded = ((tmp_path / f"{how}.jsonl").read_text() for how in ("auto", "int8", "torch"))
+    assert auto == int8 != rounded, "in torch activations are not rounded"
+    label = model.config.id2label[1]
+    assert json.loads(auto.splitlines()[0])[f"probability_{label}"] == pytest.approx(float(torch.from_numpy(found).softmax(-1)[0, 1]), abs=1e-6)
 
 
-def test_the_report_counts_from_the_files(finished: tuple[Path, dict[str, Any]]) -> None:
-    run, report = finished
-    rows = {row["kind"]: row for row in report["rows"]}
-    assert rows["sparse"]["sparsity"] == pytest.approx(SPARSITY, abs=0.01)
-    ratios = rows["sparse_int8"]["size"]["ratios"]
-    assert ratios["nominal"] >= 0.98 * 4 / (1 - SPARSITY) and ratios["nominal"] > ratios["with_index"]
-    assert rows["sparse_int8"]["size"]["file_bytes"] == (run / "student" / "sparse" / "sparse.safetensors").stat().st_size
-    names = {(row["name"], row["runtime"], row["option"]) for row in report["timings"]}
-    assert ("sparse int8", "onnxruntime", "") in names and ("dense fp32", "onnxruntime", "") in names
-    text = (run / "report.md").read_text(encoding="utf-8")
-    assert "## Speed" in text and "nominal" in text and "Zeros alone" in text
+def test_the_report_is_like_every_other_and_counts_from_the_files(run: Path, report: Report) -> None:
+    assert [system.kind for system in report.systems] == ["teacher", "student", "sparse"]
+    student, sparse = report.find("student"), report.find("sparse")
+    assert (student.precision, sparse.precision, student.runtime) == ("int8", "fp32", "onnxruntime")
+    assert sparse.encoder_sparsity == pytest.approx(SPARSITY, abs=0.01) and student.encoder_sparsity >= sparse.encoder_sparsity
+    assert student.size_ratios["nominal"] >= 4 / (1 - SPARSITY) > 0 and student.size_ratios["nominal"] > student.size_ratios["with_index"]
+    assert student.sparse_bytes == (run / "student" / "sparse" / "sparse.safetensors").stat().st_size
+    took = [read_json(run / "models" / f"{key}-42" / "facts.json")["train_seconds"] for key in ("sparse", "sparse_int8")]
+    assert (sparse.train_seconds, student.train_seconds) == (took[0], took[1]) and took[0] < took[1], "int8 comes on top of the lock"
+    ways = {(row["runtime"], row["precision"], row["option"]) for row in student.runtimes}
+    assert ways == {("openvino", "int8", ""), ("openvino", "int8", "sparse weights")}
+    assert len(student.runtimes) == 2 * len(student.timings) == 4
+    text, page = ((run / name).read_text(encoding="utf-8") for name in ("report.md", "report.html"))
+    for part in ("## Size", "## Every runtime", "## Prune Once for All", "Zeros alone", "in a file", "once for all"):
+        assert (part in text) == (part not in ("once for all",)), part  # the sparse model of this run has no folder that tells its time
+    for section in ("speed", "systems", "sizes", "runtimes", "deployments", "confusion", "disagreements", "method", "architecture", "training"):
+        assert f'<section id="{section}"' in page, section
+    assert {path.stem for path in (run / "figures").iterdir()} == {"zeros", "training", "comparison"}
+    card = (run / "student" / "README.md").read_text(encoding="utf-8")
+    assert "model_int8.onnx" in card and "sparse/" in card and "int8" in card
 
 
-def test_a_run_goes_on_with_the_same_weights(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    run, report = finished
-    again = tmp_path / "run"
+def test_a_run_goes_on_with_the_same_weights(tmp_path: Path) -> None:
+    run = prune_once_for_all(tiny_prune_ofa(tmp_path, **WITHOUT_GRAPHS, baselines=False, max_steps=4))
+    scores, again = read_report(run).find("sparse").scores, tmp_path / "again"
     shutil.copytree(run, again)
     for name in ("models/sparse_int8-42", "student", "report.json"):  # killed after the lock
         path = again / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    config = dataclasses.replace(a_config(run.parent), output_dir=str(again), baselines=True, direct=True, export=False)
-    found = prune_once_for_all(config)
+    config = tiny_prune_ofa(tmp_path, **WITHOUT_GRAPHS, output_dir=str(again), baselines=True, direct=True, dense=True, max_steps=4)
+    prune_once_for_all(config)
     before, after = (AutoModelForSequenceClassification.from_pretrained(folder / "student").state_dict() for folder in (run, again))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    rows = {row["kind"]: row for row in found["rows"]}  # what adds rows may differ from the settings it was begun with
-    assert list(rows) == ["dense", "dense_int8", "direct", "sparse", "sparse_int8"]
-    assert rows["direct"]["sparsity"] == pytest.approx(SPARSITY, abs=0.01)
-    assert rows["sparse"]["scores"] == [row for row in report["rows"] if row["kind"] == "sparse"][0]["scores"]
+    found = read_report(again)  # what adds rows may differ from the settings it was begun with
+    assert [system.kind for system in found.systems] == ["teacher", "student", "sparse", "direct", "dense", "dense_int8"]
+    assert found.find("direct").encoder_sparsity == pytest.approx(SPARSITY, abs=0.01) and found.find("sparse").scores == scores
+    assert found.find("student").note == "timed in float32" and found.find("student").precision == "fp32"
+    assert [len(system.size_ratios) for system in found.systems] == [0, 4, 4, 4, 0, 4]
     with pytest.raises(ConfigError, match="other settings"):
         prune_once_for_all(dataclasses.replace(config, int8=Int8Config(per="tensor")))
-    assert read_json(again / "models" / "sparse_int8-42" / "facts.json")["sparsity"] == pytest.approx(SPARSITY, abs=0.01)
 
 
-def test_orders_that_make_no_sense_are_refused(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    run, _ = finished
-    config = dataclasses.replace(a_config(run.parent), teacher=str(run / "teacher"))
-    with pytest.raises(ModelError, match="quantised already"):
-        prune_once_for_all(dataclasses.replace(config, output_dir=str(tmp_path / "a"), sparse_model=str(run / "student")))
+def test_every_verb_works_on_the_folder(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    graph = folder / "student" / "onnx" / "model_int8.onnx"
+    zeros = zeros_of(graph)
+    shutil.rmtree(graph.parent)
+    assert [path.name for path in export_folder(folder / "student")] == ["model.onnx", "model_int8.onnx"] and zeros_of(graph) == zeros
+    trained = graph.read_bytes()
+    quantize(folder, QuantizeConfig(precisions=["fp32", "int8"], runtimes=["onnxruntime"], max_drop=100.0, repeats=2))
+    assert graph.read_bytes() == trained, "its scales were trained, not to be calibrated anew"
+    assert {row["precision"] for row in read_json(folder / "student" / "deploy.json")["tried"]} == {"fp32", "int8"}
+    for name in ("report.md", "report.html"):
+        (folder / name).unlink()
+    assert rebuild_report(folder) == folder / "report.html" and (folder / "report.md").is_file()
+    shutil.rmtree(folder / "figures")
+    assert "zeros in a layer" in inspect(folder, None) and (folder / "figures" / "zeros.svg").is_file()
+    _, tables = build_tables([folder], published=False)
+    assert any("sparse int8" in line for line in tables[1].lines for line in line)
+    with pytest.raises(ModelError, match="choices: a student"):
+        prune_student(folder / "student", tmp_path / "cut", size=10)
+
+
+def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> None:
+    config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"))
+
+    def begin(name: str, **changes: object) -> None:
+        prune_once_for_all(dataclasses.replace(config, output_dir=str(tmp_path / name), **changes))
+
+    for name, given in (("a", run), ("b", run / "student")):  # a run stands for its student
+        with pytest.raises(ModelError, match="quantised already"):
+            begin(name, sparse_model=str(given))
     with pytest.raises(ConfigError, match="has no zeros"):
-        prune_once_for_all(dataclasses.replace(config, output_dir=str(tmp_path / "b"), sparse_model=str(run / "teacher")))
+        begin("c", sparse_model=str(run / "teacher"))
     with pytest.raises(ConfigError, match="none given"):
-        prune_once_for_all(dataclasses.replace(config, output_dir=str(tmp_path / "c"), sparse_model=None))
+        begin("d", sparse_model=None)
+    with pytest.raises(ModelError, match="sparse_model: .*absent has no tokenizer"):
+        begin("e", sparse_model=str(tmp_path / "absent"))
 
 
-def test_a_dense_encoder_of_ours_is_masked_then_quantised(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    run, _ = finished
-    dense = tmp_path / "dense"  # what structural pruning leaves: our encoder, fine-tuned, without zeros
-    shutil.copytree(run / "models" / "sparse-42", dense)
-    model = AutoModelForSequenceClassification.from_pretrained(dense)
-    with torch.no_grad():
-        for name in stacked_layers(model):
-            model.get_submodule(name).weight.add_(0.01)
-    model.save_pretrained(dense)
-    config = dataclasses.replace(
-        a_config(run.parent), teacher=str(run / "teacher"), output_dir=str(tmp_path / "run"), sparse_model=str(dense), sparsity=0.5, baselines=False,
-        export=False,
+def test_the_seconds_of_pretraining_are_those_of_both_its_stages(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parent / "sparse", tmp_path / "pretraining" / "sparse")
+    stages = {"teacher": {"seconds": 2.5, "total_seconds": 9.0}, "sparse": {"seconds": 4.0}}
+    write_json(tmp_path / "pretraining" / "run.json", {"stages": stages})
+    config = tiny_prune_ofa(
+        run.parent, **WITHOUT_GRAPHS, teacher=str(run / "teacher"), output_dir=str(tmp_path / "run"), sparse_model=str(tmp_path / "pretraining"),
+        max_steps=1, baselines=False,
     )  # fmt: skip
-    report = prune_once_for_all(config)
-    found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "models" / "sparse-42")
-    assert all(share == pytest.approx(0.5, abs=0.01) for share in sparsity_of(found).values())
-    assert report["rows"][-1]["kind"] == "sparse_int8"
-
-
-def test_a_searched_student_is_masked_then_quantised(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    run, _ = finished
-    torch.manual_seed(1)
-    shape = {"vocab_size": len(WORDS), "sep_token_id": 3, "num_labels": 2, "embedding_rank": None}
-    student = AdasearchForSequenceClassification(tiny_config(tiny_architecture(), **shape))
-    save_student(student, AutoTokenizer.from_pretrained(run / "teacher"), tmp_path / "student")
-    config = dataclasses.replace(
-        a_config(run.parent), teacher=str(run / "teacher"), output_dir=str(tmp_path / "run"), sparse_model=str(tmp_path / "student"), sparsity=0.5,
-        baselines=False, export=False,
-    )  # fmt: skip
-    report = prune_once_for_all(config)
-    assert report["rows"][-1]["sparsity"] == pytest.approx(0.5, abs=0.02)
-    found = SparseModel.from_pretrained(tmp_path / "run" / "student" / "sparse")
-    assert {type(layer).__name__ for layer in int8_layers(found).values()} == {"Int8Conv1d", "Int8Linear"}
-
-
-def test_agreement_by_hand() -> None:
-    torch.manual_seed(0)
-    expected = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [0.0, 3.0]]).numpy()
-    found = torch.tensor([[0.0, 0.5], [0.0, 1.0], [2.0, 1.5], [1.0, 3.0]]).numpy()
-    assert agreement(expected, found, "single_label") == 0.75
-    assert agreement(expected - 0.75, found - 0.75, "multi_label") == 0.25
-    assert agreement(expected[:, :1], expected[:, :1] + [[0.0], [0.01], [0.03], [0.0]], "regression") == 0.75
+    prune_once_for_all(config)
+    assert read_json(tmp_path / "run" / "models" / "sparse-42" / "facts.json")["pretraining_seconds"] == 6.5
+    assert read_report(tmp_path / "run").method["facts"]["time to make the sparse model, once for all tasks"] == "6 s"

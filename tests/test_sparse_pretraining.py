@@ -309,7 +309,7 @@ def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
         "config.yaml", "run.json", "report.json", "report.md", "sparse/README.md",
         *(f"{folder}/{file}" for folder in ("teacher", "sparse") for file in files),
         *(f"work/{name}/history.jsonl" for name in ("teacher", "sparse")),
-        *(f"figures/{name}.{ending}" for name in ("curves", "sparsity") for ending in ("svg", "png")),
+        *(f"figures/{name}.{ending}" for name in ("curves", "zeros") for ending in ("svg", "png")),
     }  # fmt: skip
     before = (run / "sparse" / "model.safetensors").stat().st_mtime_ns
     config.quiet = True

@@ -1,0 +1,86 @@
+"""Prune Once for All on other models and tasks: a structurally pruned encoder, a searched student, questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_architecture, tiny_config
+from tiny_prune_ofa import IN_TORCH, WITHOUT_GRAPHS, tiny_prune_ofa, tiny_questions_run
+from tiny_task import WORDS
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from adasearch.encoder_layers import EncoderForQuestionAnswering
+from adasearch.errors import ConfigError, ModelError
+from adasearch.export import save_student
+from adasearch.gate_values import GateValues
+from adasearch.int8_modules import int8_layers
+from adasearch.predict import predict_file
+from adasearch.prune_files import prune_student
+from adasearch.prune_ofa_run import prune_once_for_all
+from adasearch.report_files import read_report
+from adasearch.shrink_encoder import shrink_encoder
+from adasearch.sparse_files import SparseModel
+from adasearch.sparse_model import sparsity_of
+from adasearch.student import AdasearchForSequenceClassification
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that has its own dense model."""
+    return prune_once_for_all(tiny_prune_ofa(tmp_path_factory.mktemp("once"), **WITHOUT_GRAPHS, baselines=False, max_steps=2))
+
+
+def test_an_encoder_pruned_by_structure_is_masked_then_quantised(run: Path, tmp_path: Path) -> None:
+    whole = AutoModelForSequenceClassification.from_pretrained(run / "models" / "sparse-42")
+    with torch.no_grad():
+        for name in sparsity_of(whole):
+            whole.get_submodule(name).weight.add_(0.01)  # what structural pruning leaves has no zeros
+    heads, neurons = [torch.tensor([1.0, 0.0])], [(torch.arange(32) < 20).float()]
+    cut = shrink_encoder(whole, GateValues(heads=heads, neurons=neurons))
+    save_student(cut, AutoTokenizer.from_pretrained(run / "student"), tmp_path / "cofi" / "student")
+    settings = {"teacher": str(run / "teacher"), "sparse_model": str(tmp_path / "cofi"), "sparsity": 0.5, "baselines": False, "max_steps": 2}
+    settings |= WITHOUT_GRAPHS
+    folder = prune_once_for_all(tiny_prune_ofa(run.parent, output_dir=str(tmp_path / "run"), **settings))
+    found = AutoModelForSequenceClassification.from_pretrained(folder / "models" / "sparse-42")
+    assert list(found.config.heads) == [1] and all(share == pytest.approx(0.5, abs=0.01) for share in sparsity_of(found).values())
+    assert torch.allclose(found.head.dense.weight, cut.head.dense.weight, atol=0.01), "its head has learned this task before"
+    whole_weights, left = 4 * 16 * 16 + 2 * 16 * 32, 4 * 16 * 8 + 2 * 16 * 20
+    report = read_report(folder)
+    assert report.find("sparse").encoder_sparsity == pytest.approx(1 - 0.5 * left / whole_weights, abs=1e-3), "cut off or 0"
+    assert (folder / "figures" / "structure.svg").is_file() and "Zeros alone" not in (folder / "report.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="direct: .* smaller"):
+        prune_once_for_all(tiny_prune_ofa(run.parent, output_dir=str(tmp_path / "direct"), **settings, direct=True))
+
+
+def test_a_searched_student_is_masked_then_quantised(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    shape = {"vocab_size": len(WORDS), "sep_token_id": 3, "num_labels": 2, "embedding_rank": None}
+    student = AdasearchForSequenceClassification(tiny_config(tiny_architecture(cells=1), **shape))
+    save_student(student, AutoTokenizer.from_pretrained(run / "teacher"), tmp_path / "searched" / "student")
+    config = tiny_prune_ofa(
+        run.parent, **IN_TORCH, teacher=str(run / "teacher"), output_dir=str(tmp_path / "run"), sparse_model=str(tmp_path / "searched"),
+        sparsity=0.5, baselines=False, max_steps=2,
+    )  # fmt: skip
+    folder = prune_once_for_all(config)
+    report = read_report(folder)
+    assert report.find("sparse").encoder_sparsity == pytest.approx(0.5, abs=0.02) and report.find("student").agreement >= 0.95
+    assert {path.stem for path in (folder / "figures").iterdir()} >= {"zeros", "network"}
+    found = SparseModel.from_pretrained(folder / "student" / "sparse")
+    assert {type(layer).__name__ for layer in int8_layers(found).values()} == {"Int8Conv1d", "Int8Linear"}
+    with pytest.raises(ModelError, match="quantised already"):
+        prune_student(folder / "student", tmp_path / "cut", size=10, texts_file=str(run.parent / "train.csv"))
+
+
+def test_questions_are_answered_in_int8(tmp_path: Path) -> None:
+    folder = prune_once_for_all(tiny_questions_run(tmp_path, **IN_TORCH, baselines=False, max_steps=4))
+    student = read_report(folder).find("student")
+    assert set(student.metrics) == {"f1", "exact_match"} and student.agreement >= 0.75  # of 8 questions
+    assert {row["precision"] for row in student.runtimes} == {"int8"}, "timed in the runtimes that read its graph"
+    assert isinstance(SparseModel.from_pretrained(folder / "student" / "sparse"), EncoderForQuestionAnswering)
+    (tmp_path / "asked.jsonl").write_text('{"question": "the film", "context": "the film was good actor bad"}\n', encoding="utf-8")
+    predict_file(folder / "student", tmp_path / "asked.jsonl", tmp_path / "answers.jsonl", precision="int8")
+    assert "answer_start" in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "QuestionAnswerer" in page and "text-classification" not in page and "adasearch serve" not in page
