@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoTokenizer
 import adasearch
 from adasearch.answers import Answer, best_answers
 from adasearch.classifier import open_runtime, shortest
-from adasearch.errors import ModelError
+from adasearch.errors import ModelError, one_line
 from adasearch.progress import Progress
 from adasearch.question_answering import PLACE, QUESTION, Frame, QuestionExamples, cut_windows
 from adasearch.question_config import QuestionConfig
 from adasearch.questions import COLUMNS, Questions
-from adasearch.runtime_base import answers_questions, one_line
+from adasearch.runtime_base import answers_questions
 
 SCHEMA = (("prediction", pa.string()), ("probability", pa.float32()), ("answer_start", pa.int64()), ("answer_end", pa.int64()))
 

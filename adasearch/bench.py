@@ -19,8 +19,8 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from adasearch.bench_config import BenchConfig, check_bench
 from adasearch.cold import Deployed, cold_fields, cold_starts
-from adasearch.config import BenchConfig, check_bench
 from adasearch.errors import ConfigError
 from adasearch.export import check_onnx, example_inputs, export_onnx, input_names, longest_input
 from adasearch.int8 import write_int8, write_int8_embedding
@@ -93,7 +93,7 @@ def bench_folders(
     check_bench(config)
     for folder in models:
         if not (Path(folder) / "config.json").is_file():
-            raise ConfigError(f"models: {folder} is no model folder (config.json is missing)")
+            raise ConfigError(f"models: {folder} is no model folder (config.json is missing); choices: runs/<name>/student")
     if not models and not references:
         raise ConfigError("models: nothing to time; name one or more folders, or let references be true")
     shapes = [(batch, length) for length in config.seq_lengths for batch in config.batch_sizes]

@@ -35,7 +35,8 @@ OPERATION_NAMES = {  # name without its kernel -> (family, readable name)
     "soft_alignment": ("attention", "soft alignment"), "cross_attention": ("attention", "cross-attention"),
     "inherited_": ("inherited", "teacher layer"), "pair_compare": ("pair", "pair compare"), "max_matching": ("pair", "max matching"),
 }  # fmt: skip
-KIND_COLOURS = dict(zip(KINDS, ("#000000", "#D55E00", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F", "#56B4E9", "#B8A800")))
+KIND_COLOURS = dict(zip(KINDS, ("#000000", "#D55E00", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#7F7F7F", "#56B4E9", "#B8A800",
+                               "#E69F00", "#009E73", "#56B4E9", "#CC79A7")))  # kinds of one method share no colour
 INK, FAINT, WIRE = "#222222", "#A8A8A8", "#555555"
 PNG_DPI = 150  # 8-point text is 17 pixels high
 LINE_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F")
@@ -92,6 +93,23 @@ def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
+    return figure, axes
+
+
+def dress_axes(axes: Axes, title: str) -> None:
+    """A plot's title, grid, ticks, and two of its four sides."""
+    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
+    axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9, colors=INK)
+
+
+def plot_axes(title: str, size: tuple[float, float] = (8.4, 4.8)) -> tuple[Figure, Axes]:
+    """A white figure of ``size`` inches with one dressed axes."""
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    dress_axes(axes, title)
     return figure, axes
 
 

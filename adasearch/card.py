@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from adasearch.markdown import scores_table
+from adasearch.markdown import plain_table, scores_table
 from adasearch.report import Report
+from adasearch.sparse_tables import SIZES_NOTE, sizes_table
 from adasearch.verdict import verdict, warnings
 
 
@@ -22,9 +23,25 @@ class Snippet:
     code: str
 
 
-def usage(student: str) -> list[Snippet]:
-    """How to call a student that lies in the folder ``student``."""
-    folder, graph, tokenizer = map(json.dumps, (student, f"{student}/onnx/model.onnx", f"{student}/tokenizer.json"))
+def is_reader(report: Report) -> bool:
+    """Whether the student answers questions instead of labelling texts."""
+    return report.method.get("pipeline_tag") == "question-answering"
+
+
+def usage(student: str, report: Report) -> list[Snippet]:
+    """How to call the student of a report, which lies in the folder ``student``."""
+    if is_reader(report):  # transformers 5 has no pipeline for these
+        return [Snippet("With `adasearch` installed", "python", f"""
+from pathlib import Path
+
+from adasearch.answers_file import QuestionAnswerer
+
+found = QuestionAnswerer(Path({json.dumps(student)})).answer(["Who wrote it?"], ["It was written by Ada."])
+print(found.answers[0].text)
+""")]  # fmt: skip
+    system = report.find("student")
+    file = "model_int8.onnx" if system is not None and system.precision == "int8" else "model.onnx"
+    folder, graph, tokenizer = map(json.dumps, (student, f"{student}/onnx/{file}", f"{student}/tokenizer.json"))
     return [
         Snippet("With `adasearch` installed", "python", f"""
 import adasearch  # makes the model known to transformers
@@ -64,7 +81,9 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
     )
     if method:
         origin = f"A transformer for {report.task}, made smaller by {method['name']} ({method['paper']}) with `adasearch`."
-    about = ["structured-pruning"] if method else ["neural-architecture-search", "knowledge-distillation"]
+    about = ["neural-architecture-search", "knowledge-distillation"]
+    if method:
+        about = method.get("tags", ["structured-pruning"])
     front: dict[str, Any] = {
         "library_name": "transformers", "pipeline_tag": method.get("pipeline_tag", "text-classification"), "license": license,
         "tags": ["adasearch", *about, method.get("pipeline_tag", "text-classification")], "metrics": list(report.metrics),
@@ -75,6 +94,8 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
         "The licences of the teacher and of the data apply; they are not known here.",
         *warnings(report),
     ]
+    sizes = f"\n{plain_table(found)}\n\n{SIZES_NOTE}\n" if (found := sizes_table(report)) else ""
+    files = f"\n{method['files']}\n" if method.get("files") else ""
     precision = "" if student is None or student.precision is None else f" ({student.precision})"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -86,11 +107,11 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
 
 ## Use
 
-{chr(10).join(_section(snippet) for snippet in usage("path/to/student"))}
+{chr(10).join(_section(snippet) for snippet in usage("path/to/student", report))}{files}
 ## Scores
 
 {scores_table(report)}
-
+{sizes}
 Mean ± standard deviation over the seeds {', '.join(map(str, report.seeds))}; latencies as measured{precision}.
 
 ## Limits

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from adasearch.architecture import CellChoice, Macro
-from adasearch.operations import OPERATIONS, Context
+from adasearch.masked_norm import Context
+from adasearch.operations import OPERATIONS
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class Cell(nn.Module):
                 result = result if step.scale is None else result * step.scale
                 total = result if total is None else total + result
             nodes.append(context.clean(total))
-        inner = nodes[2:]
+        return self.mixed(nodes[2:])
+
+    def mixed(self, inner: list[Tensor]) -> Tensor:
+        """The cell's output, (B, D, L), of its inner nodes."""
         if self.output == "attentive":
             weights = self.output_logits.softmax(0)
             return sum(weight * node for weight, node in zip(weights.unbind(), inner))

@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adasearch.errors import DataError
-from adasearch.tables import SHOWN_ROWS, SURROGATE, one_line
+from adasearch.errors import DataError, one_line
+from adasearch.tables import SHOWN_ROWS, SURROGATE
 
 STANDARD_STREAM = Path("-")
 CHUNK_ROWS = 8192  # enough for batches of nearly equal lengths; few enough that little is lost by a kill
@@ -82,7 +82,7 @@ class RowFile:
         except OSError as error:
             raise DataError(f"input_file: {self.path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, pa.ArrowException) as error:  # bytes that are not UTF-8, no header, no parquet
-            raise DataError(f"input_file: {self.path}: is not a {suffix[1:]} file ({one_line(error)})") from error
+            raise DataError(f"input_file: {self.path}: is not a {suffix[1:]} file ({one_line(error, 300)})") from error
 
     def survey(self) -> Survey:
         """Read the whole file once. Raises ``DataError``, also when a column of texts is not there."""

@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoTokenizer
 import adasearch
 from adasearch.calibration import load_calibration, probabilities
 from adasearch.deploy import load_deployed
-from adasearch.errors import ConfigError, ModelError
+from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.progress import Progress
-from adasearch.runtime_base import answers_questions
-from adasearch.runtimes import Runtime, choose_runtime, load_runtime, one_line
+from adasearch.runtime_base import answers_questions, require_head
+from adasearch.runtimes import Runtime, choose_runtime, load_runtime
 
 Arrays = dict[str, np.ndarray]
 Tell = Callable[[int], None]  # hears how many texts are done
@@ -163,6 +163,7 @@ def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str 
         raise ConfigError(f"batch_size: {batch_size} is out of range; choices: 1 or more")
     if not (Path(model_dir) / "config.json").is_file():
         raise ConfigError(f"{setting}: {model_dir}: is no model folder (no config.json); choices: runs/<name>/student")
+    require_head(Path(model_dir))
     choose_runtime(runtime)
 
 

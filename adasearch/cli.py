@@ -19,7 +19,6 @@ from typing import Any
 
 import adasearch
 from adasearch.config import RunConfig, validate
-from adasearch.console import make_progress, quiet_third_parties
 from adasearch.errors import AdasearchError, ConfigError, DataError
 from adasearch.progress import Progress
 from adasearch.verbs import METHODS, VERBS, Verb
@@ -115,6 +114,8 @@ def dispatch(arguments: Sequence[str]) -> int:
         name = f"{COMPRESS} {rest.pop(0)}"
     verb = find_verb(name)
     settings, modules = parse(name, rest)
+    from adasearch.console import make_progress, quiet_third_parties  # rich takes a third of the time of --help, which needs none
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it once; spinning threads stall a shared machine
     quiet_third_parties()
     for module in modules:

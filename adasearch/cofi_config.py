@@ -6,9 +6,10 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from adasearch.config import FinetuneConfig, FitConfig, check_choice, check_range
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
+from adasearch.fit_config import FinetuneConfig, FitConfig
+from adasearch.settings import check_choice, check_range
 
 FAMILIES = ("heads", "neurons", "layers", "hidden")
 MATCHINGS = ("paper", "any", "ordered", "fixed")
@@ -62,7 +63,8 @@ class CofiConfig(EncoderRunConfig):
         target_latency_ms: instead: milliseconds that one call may take, one model for each; see ``latency``.
         latency: what milliseconds are measured of.
         successive: prune to a target from where the target before ended (its weights, gates and multipliers), so that several
-            cost one rising pruning. Each must be harder than the one before. Not as published, where each begins anew.
+            cost one rising pruning. Each must be harder than the one before. The target rises from what is saved already, not
+            from 0. Not as published, where each begins anew.
         families: what is gated: heads, neurons, layers (attention and feed-forward sublayers), hidden.
         prefinetune_epochs: distillation before there are gates.
         warmup_epochs: of those of pruning, so many in which the target rises linearly.
@@ -224,3 +226,8 @@ def with_target(config: CofiConfig, kind: str, target: float) -> CofiConfig:
     """The same settings for one target alone."""
     names = {"sparsity": "target_sparsity", "latency": "target_latency_ms"}
     return dataclasses.replace(config, **{name: [target] if key == kind else None for key, name in names.items()})
+
+
+def target_name(kind: str, target: float) -> str:
+    """A target in words: "CoFi 95%" or "CoFi 3 ms"."""
+    return f"CoFi {100 * target:g}%" if kind == "sparsity" else f"CoFi {target:g} ms"

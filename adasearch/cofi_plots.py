@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.cofi_config import target_name
 from adasearch.files import read_json
 
 FAMILIES = {"mha_N": "attention sublayers", "ffn_N": "feed-forward sublayers", "heads": "heads", "neurons": "neurons", "hidden_D": "hidden"}
@@ -32,10 +33,19 @@ def prunings_figure(prunings: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """A row for each model, four panels over the steps: share saved, share open, matching, multipliers."""
     figure = Figure(figsize=(15, 0.3 + 2.9 * len(prunings)), facecolor="white", layout="constrained")
     rows = figure.subplots(len(prunings), 4, squeeze=False)
-    for row, (name, records) in zip(rows, prunings.items()):
-        row[0].set_title(name, size=10, weight="bold", loc="left", color=INK)
+    for row, (folder, records) in zip(rows, prunings.items()):
+        row[0].set_title(_title(folder), size=10, weight="bold", loc="left", color=INK)
         _draw_row(row, records)
+    for ax in rows[0]:  # above the curves, which go everywhere; the rows below have the same colours
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8, frameon=False, ncol=3, loc="lower left", bbox_to_anchor=(-0.05, 1.08), columnspacing=1.0, handlelength=1.4)
     return figure
+
+
+def _title(folder: str) -> str:
+    """The target and seed that a model's folder is named by, in words."""
+    kind, target, seed = folder.removeprefix("cofi-").split("-", 2)
+    return f"{target_name(kind, float(target))}, seed {seed}"
 
 
 def _draw_row(row: Sequence[Axes], records: Sequence[dict[str, Any]]) -> None:
@@ -67,8 +77,6 @@ def _finish(ax: Axes, label: str) -> None:
     ax.tick_params(labelsize=8.5, colors=INK)
     ax.grid(True, color="#E4E4E4", linewidth=0.8)
     ax.set_axisbelow(True)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, frameon=False)
 
 
 def draw_prunings(prunings: Mapping[str, Sequence[dict[str, Any]]], target: Path) -> list[Path]:

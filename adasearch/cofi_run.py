@@ -20,10 +20,9 @@ from torch import nn
 
 from adasearch.budget import Budget
 from adasearch.cofi_budget import budget_for, open_table
-from adasearch.cofi_config import CofiConfig
+from adasearch.cofi_config import CofiConfig, target_name
 from adasearch.encoder_latency_bench import compare_encoder
 from adasearch.encoder_layers import EncoderPreTrainedModel
-from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_run import About, run_encoders
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.errors import ConfigError
@@ -55,11 +54,6 @@ def cofi_recipes(config: CofiConfig) -> list[Recipe]:
         )
         for index, (kind, target) in enumerate(config.targets)
     ]
-
-
-def target_name(kind: str, target: float) -> str:
-    """A target in words: "CoFi 95%" or "CoFi 3 ms"."""
-    return f"CoFi {100 * target:g}%" if kind == "sparsity" else f"CoFi {target:g} ms"
 
 
 def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -> Outcome:
@@ -144,7 +138,7 @@ def _prune(
     before = None if begun is None else _load(begun)
     method = CofiPrune(
         config, config.fit_config("prune", steps["prune"]), config.schedule("prune"), problem.task.problem_type, guide, layers, budget,
-        steps["warmup"], **({} if before is None else {"start": before["target"], "before": before["method"]}),
+        steps["warmup"], None if config.successive else 0.0, before and before["method"],
     )  # fmt: skip
     if before is not None:
         student.load_state_dict(before["student"])
@@ -161,7 +155,7 @@ def _prune(
     place.fit(student, method, "prune", evaluate=evaluate, evaluations=config.evaluations)
     with place.watch.paused():
         if ended is not None:
-            _save(ended, {"student": student.state_dict(), "method": method.state_dict(), "target": budget.target})
+            _save(ended, {"student": student.state_dict(), "method": method.state_dict()})
         found = best.take()
         if found is None:
             problem.progress.warning(

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adasearch.config import TaskConfig
 from adasearch.errors import ConfigError, DataError
 from adasearch.sources import find_source
 from adasearch.tables import SUFFIXES, SURROGATE, Table, check_file, read_table, read_text
+from adasearch.task_config import TaskConfig
 
 TEXT_SUFFIX = ".txt"
 

@@ -6,7 +6,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, family, save_figure, text_width, tint
+from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, dress_axes, family, save_figure, tint
 from adasearch.errors import ConfigError
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_threads, metric_name
+from adasearch.histories import column_of, names_of
+from adasearch.label_places import LABEL_HEIGHT, LABEL_SIZE, Extent, Label, place_labels
 from adasearch.report import KINDS
-
-DIRECTIONS = [  # in which a label may lie from its point, best first
-    (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0),
-    *((dx, dy) for dy in (0.7, -0.7, 0.94, -0.94) for dx in (0.7, -0.7, 0.35, -0.35)),
-]  # fmt: skip
-LABEL_SIZE, LABEL_HEIGHT = 8.5, 14.0  # points
-Extent = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def _grid(panels: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -57,22 +51,6 @@ def _stack(ax: Axes, steps: np.ndarray, parts: np.ndarray, labels: Sequence[str]
     """Shares of one, stacked from below: (parts, records)."""
     ax.stackplot(steps, parts, labels=labels, colors=colours, edgecolor="white", linewidth=0.4)
     ax.set(ylim=(0, 1), xlim=(steps[0], max(steps[-1], steps[0] + 1)))
-
-
-def column_of(history: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
-    """One number a record, NaN where a record has none: (records,)."""
-    values = []
-    for record in history:
-        value: Any = record
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        values.append(math.nan if value is None else float(value))
-    return np.array(values)
-
-
-def names_of(history: Sequence[dict[str, Any]], key: str) -> list[str]:
-    """The names that the records have under ``key``, in order of appearance."""
-    return list(dict.fromkeys(name for record in history for name in record.get(key) or {}))
 
 
 def _shades(operations: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -232,19 +210,14 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     axes.set_ylim(low - pad, high + pad)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=INK)
+    dress_axes(axes, f"{report['task']}: score against latency, area by parameters")
     first = next((s for s in systems if s.get("seq_len")), systems[0])
     shape = f"batch {first.get('batch_size')}, {first.get('seq_len')} word pieces"
     where = f"{format_threads(first.get('threads'))}, {first.get('runtime')}"
     axes.set_xlabel(f"median latency in ms (log): {shape}, {where}", size=9, color=INK)
     axes.set_ylabel(metric_name(report["metric"]) + (", points" if factor == 100 else ""), size=9, color=INK)
-    title = f"{report['task']}: score against latency, area by parameters"
-    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
     obstacles: list[Extent] = []
-    labels: list[_Label] = []
+    labels: list[Label] = []
     to_points = 72 / figure.dpi  # figure points do not change with the resolution a figure is saved at
 
     def point(x: float, y: float) -> tuple[float, float]:
@@ -262,16 +235,16 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
         obstacles.append((x_pt - radius, y_pt - radius, x_pt + radius, y_pt + radius))
         obstacles.append((x_pt - 4, y_pt - reach, x_pt + 4, y_pt + reach))
         text = s["name"] + ("" if s.get("params") is None else f", {format_count(s['params'])}")
-        labels.append(_Label(text, colour, "bold" if is_student else "normal", x_pt, y_pt, radius))
+        labels.append(Label(text, colour, "bold" if is_student else "normal", x_pt, y_pt, radius))
     for s in timed:
         if s.get("score_mean") is None:
             colour = KIND_COLOURS.get(s["kind"], INK)
             axes.axvline(s["latency_ms_p50"], color=colour, linewidth=1.1, linestyle="--", zorder=1)
             x_pt, y_pt = point(s["latency_ms_p50"], low - pad)
             obstacles.append((x_pt - 1, 0.0, x_pt + 1, math.inf))
-            labels.append(_Label(s["name"], colour, "normal", x_pt, y_pt + 12, 1.0))
+            labels.append(Label(s["name"], colour, "normal", x_pt, y_pt + 12, 1.0))
     left, bottom, right, top = (value * to_points for value in axes.get_window_extent().extents)
-    for label, (x, y) in zip(labels, _place_labels(labels, obstacles, (left, bottom, right, top))):
+    for label, (x, y) in zip(labels, place_labels(labels, obstacles, (left, bottom, right, top))):
         style = {"size": LABEL_SIZE, "weight": label.weight, "color": [0.72 * c for c in to_rgb(label.colour)]}
         place = {"xycoords": "figure points", "ha": "left", "va": "center_baseline", "zorder": 5}
         axes.annotate(label.text, (x + 2, y + LABEL_HEIGHT / 2), **place, **style)
@@ -281,46 +254,6 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
             place = {"xycoords": "figure points", "textcoords": "figure points", "zorder": 1}
             axes.annotate("", (label.x, label.y), near, arrowprops=line, **place)
     return figure
-
-
-@dataclass(frozen=True)
-class _Label:
-    """A text that wants to stand beside the marker of ``radius`` at (x, y); all in points."""
-
-    text: str
-    colour: str
-    weight: str
-    x: float
-    y: float
-    radius: float
-
-    @property
-    def width(self) -> float:
-        return 72 * text_width(self.text, LABEL_SIZE, self.weight) + 4
-
-
-def _place_labels(labels: Sequence[_Label], obstacles: Sequence[Extent], frame: Extent) -> list[tuple[float, float]]:
-    """Lower left corner of each label: the nearest place in the frame that meets no marker and no other label."""
-    taken, corners = list(obstacles), []
-
-    def fits(box: Extent) -> bool:
-        return frame[0] < box[0] and box[2] < frame[2] and frame[1] < box[1] and box[3] < frame[3]
-
-    def is_free(box: Extent) -> bool:
-        return not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
-
-    for label in labels:
-        width, height = label.width, LABEL_HEIGHT
-        boxes = []
-        for reach in np.arange(label.radius + 3, label.radius + 300, 5):
-            for dx, dy in DIRECTIONS:
-                x = label.x + dx * reach - (0 if dx > 0.5 else width if dx < -0.5 else width / 2)
-                y = label.y + dy * reach - (0 if dy > 0.3 else height if dy < -0.3 else height / 2)
-                boxes.append((x, y, x + width, y + height))
-        inside = [box for box in boxes if fits(box)]
-        taken.append(next(filter(is_free, inside), (inside or boxes)[0]))
-        corners.append(taken[-1][:2])
-    return corners
 
 
 def draw_comparison(report: dict[str, Any], path: Path) -> list[Path]:

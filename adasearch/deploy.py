@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from adasearch.errors import ConfigError, ModelError
+from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.progress import Progress
-from adasearch.runtimes import ONNX_FILES, RUNTIMES, Runtime, choose_runtime, load_runtime, one_line
+from adasearch.runtimes import ONNX_FILES, RUNTIMES, Runtime, choose_runtime, load_runtime
 
 DEPLOY_FILE = "deploy.json"
 VERSION = 1

@@ -12,7 +12,7 @@ measured the winner is: what it really takes mends the predictions, and the choi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,27 @@ def _within(supernet: Supernet, method: SearchMethod, factor: float, generator: 
         add(fastest_member(supernet.space, method.latency, seed))
     below = sorted((member for member, share in used.items() if share < USED), key=used.__getitem__, reverse=True)
     return (chosen + below)[:few] or [min(used, key=used.__getitem__)]
+
+
+def best_within(
+    losses: Mapping[Architecture, float], method: SearchMethod, progress: Progress, measure: Measure | None = None
+) -> Architecture:
+    """Of members that were weighed, under a constraint: the least loss within the target, measured where it is a latency.
+
+    Where none is within, the one that comes nearest to it, with a warning.
+    """
+
+    def choose(factor: float, tried: Collection[Architecture] = ()) -> Architecture | None:
+        within = [member for member in losses if member not in tried and method.budget_used(member, factor) <= 1]
+        return min(within, key=losses.__getitem__, default=None)
+
+    chosen = choose(1.0)
+    if chosen is not None and method.config.latency_target_ms and measure is not None:
+        chosen = measured(chosen, choose, method, measure, progress, USED)
+    if chosen is None:
+        chosen = min(losses, key=method.budget_used)
+        progress.warning(f"search: no member within the target was found; the nearest takes {method.budget_used(chosen):.3g} times it")
+    return chosen
 
 
 def measured(

@@ -20,25 +20,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from adasearch.architecture import Architecture, Space
-from adasearch.config import RunConfig, to_dict
+from adasearch.accelerator import make_accelerator
+from adasearch.architecture import Architecture
+from adasearch.config import RunConfig
 from adasearch.derive import BATCH, member_loss
 from adasearch.diagnosis import (
     against_controls, agreement, chance_agreement, conv3_stack_like, discretisation_gap, last_entropy, loss_shares, rank_correlation,
 )  # fmt: skip
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
-from adasearch.honest import commit
 from adasearch.latency import LatencyModel
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import check, run_folder
-from adasearch.prepare import Problem, make_accelerator, prepare
+from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
+from adasearch.run_files import commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking
+from adasearch.settings import to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
 from adasearch.strategies import find_strategy
 from adasearch.supernet import Supernet

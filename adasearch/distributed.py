@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adasearch.errors import ConfigError
 from adasearch.gates import gates_of
-from adasearch.operations import MaskedBatchNorm
+from adasearch.masked_norm import MaskedBatchNorm
 
 PATIENCE = timedelta(days=7)  # the others wait while the main process measures; torch's 30 minutes would end the run
 

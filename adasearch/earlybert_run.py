@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adasearch.config import FitConfig
 from adasearch.encoder_config import EarlyBertConfig
 from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_run import About, run_encoders
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.files import write_json
+from adasearch.fit_config import FitConfig
 from adasearch.gate_values import GateValues
 from adasearch.methods.earlybert import FAMILIES, EarlyBert
 from adasearch.methods.finetune_encoder import FinetuneEncoder

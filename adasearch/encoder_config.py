@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from adasearch.config import BenchConfig, FinetuneConfig, FitConfig, TaskConfig, check_bench, check_choice, check_range
+from adasearch.bench_config import BenchConfig, check_run_bench
 from adasearch.errors import ConfigError
+from adasearch.fit_config import FinetuneConfig, check_finetune, check_fit
 from adasearch.question_config import QuestionConfig, check_questions
+from adasearch.settings import check_choice, check_range, check_report_to, tracker_names
+from adasearch.task_config import TaskConfig
 
 SCOPES = ("layerwise", "global")
 DRAWS = ("detector", "fixed")
@@ -64,8 +67,7 @@ class EncoderRunConfig(TaskConfig):
     @property
     def trackers(self) -> list[str]:
         """Names of the trackers reported to."""
-        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
-        return [] if names == ["none"] else list(dict.fromkeys(names))
+        return tracker_names(self.report_to)
 
     @property
     def all_seeds(self) -> list[int]:
@@ -86,11 +88,8 @@ class EncoderRunConfig(TaskConfig):
             raise ConfigError("unlabeled_file: these methods learn from the labelled texts alone; choices: leave it out, or adasearch run")
         choices = ("single_label", "multi_label", "regression", "question_answering")
         check_choice("problem_type", self.problem_type or choices[0], choices)
-        check_choice("finetune.when", self.finetune.when, ("auto", "always", "never"))
         check_choice("mixed_precision", self.mixed_precision, ("auto", "no", "bf16", "fp16"))
-        check_choice("bench.runtime", self.bench.runtime, ("auto", "torch", "torch_compile", "onnxruntime", "openvino"))
-        for name in self.trackers:
-            check_choice("report_to", name, ("tensorboard", "trackio", "wandb", *(("none",) if not self.trackers[1:] else ())))
+        check_report_to(self.report_to)
         for name, low, high in (
             ("max_seq_length", 4, 1 << 20), ("evaluate", 0, 1e6), ("report_examples", 0, 50), ("checkpoint_seconds", 0, 1e9),
         ):  # fmt: skip
@@ -98,27 +97,13 @@ class EncoderRunConfig(TaskConfig):
         for name, low, high in (("threads", 1, 1024), ("max_steps", 1, math.inf)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, high)
-        check_fit("finetune", self.finetune)
-        check_range("finetune.epochs", self.finetune.epochs, 1e-6, 1e6)
-        check_bench(self.bench, "bench.")
+        check_finetune(self.finetune)
+        check_run_bench(self.bench)
         check_questions(self.question, "question.")
-        if self.bench.runtimes or self.bench.precisions != ["fp32"]:
-            raise ConfigError(
-                "bench.runtimes, bench.precisions: a run times its systems in one runtime at fp32; choices: bench.runtime here, "
-                "these lists in `adasearch bench` and `adasearch quantize`"
-            )
         if self.seeds is not None and not self.seeds:
             raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
         if self.seeds and len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds: {self.seeds}: one is named twice; name every seed once")
-
-
-def check_fit(where: str, settings: FitConfig | FinetuneConfig) -> None:
-    """Check the numbers of one stage of training; raises ``ConfigError``."""
-    check_range(f"{where}.batch_size", settings.batch_size, 1, math.inf)
-    check_range(f"{where}.learning_rate", settings.learning_rate, 0, 10)
-    check_range(f"{where}.warmup", settings.warmup, 0, 1)
-    check_range(f"{where}.weight_decay", settings.weight_decay, 0, 10)
 
 
 @dataclass

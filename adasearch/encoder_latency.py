@@ -8,14 +8,13 @@ numbers, so that expected numbers give an expected time, and the same formula se
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adasearch.errors import ConfigError
-from adasearch.latency import Deployment, Lengths, interpolation
+from adasearch.latency import Deployment, Lengths, differing, interpolation, load_table
 
 TABLE_VERSION = 1
 UNITS = ("call", "attention", "head", "ffn", "neuron")
@@ -82,9 +81,8 @@ class EncoderLatencyTable:
         """Raise ``ConfigError`` naming what differs unless the table was measured here, so, and of such an encoder."""
         theirs = {**dataclasses.asdict(self.deployment), **dataclasses.asdict(self.shape)}
         ours = {**dataclasses.asdict(here), **dataclasses.asdict(shape)}
-        different = [f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key]]
-        if different:
-            raise ConfigError(f"{where}: a latency table of something else ({'; '.join(different)}); choices: leave --latency.table out to measure one")
+        if different := differing(theirs, ours):
+            raise ConfigError(f"{where}: a latency table of something else ({different}); choices: leave --latency.table out to measure one")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -111,8 +109,4 @@ class EncoderLatencyTable:
     @classmethod
     def load(cls, path: Path) -> EncoderLatencyTable:
         """Read from JSON. Raises ``ConfigError`` when the file is absent, is no JSON or does not fit."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: no latency table can be read ({error}); leave --latency.table out to measure one") from error
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(load_table(path, "leave --latency.table out to measure one"), where=str(path))

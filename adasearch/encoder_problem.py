@@ -9,6 +9,7 @@ Dimensions: N examples, B batch, L tokens, C labels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,19 @@ from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassification
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
-from adasearch.metrics import score
+from adasearch.metrics import agreement, score
 from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
-from adasearch.prepare import finetune
 from adasearch.progress import Progress
 from adasearch.question_answering import tokenize_questions
 from adasearch.questions import PROBLEM_TYPE
 from adasearch.reader import load_reader, needs_answers
+from adasearch.runtimes import Runtime, load_classifier
 from adasearch.stopwatch import Stopwatch
 from adasearch.structure import Axes
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher, load_teacher, needs_finetuning
+from adasearch.teacher_training import finetune
 from adasearch.texts import tokenize
 from adasearch.tokens import Examples
 
@@ -127,15 +129,18 @@ class EncoderProblem:
         return self.outputs(Teacher(model.eval(), self.tokenizer).logits, examples, is_mixed)
 
     def graph_logits(self, runtime: Runtime, examples: Examples) -> np.ndarray:
-        """The same as a runtime computes them, with the segment ids that the model is fed."""
+        """The same as a runtime computes them."""
+        return self.outputs(self.graph_forward(runtime), examples)
+
+    def graph_forward(self, runtime: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
+        """A runtime as a function of ids and mask (B, L), fed the segment ids that the model is fed."""
         types_of = Teacher(self.teacher.model, self.tokenizer).token_types
 
         def forward(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-            types = types_of(ids_BL).get("token_type_ids")
-            arrays = (tensor.cpu().numpy() for tensor in (ids_BL, mask_BL, *([] if types is None else [types])))
-            return torch.from_numpy(runtime(*arrays))
+            tensors = (ids_BL, mask_BL, *types_of(ids_BL).values())
+            return torch.from_numpy(runtime(*(tensor.cpu().numpy() for tensor in tensors)))
 
-        return self.outputs(forward, examples)
+        return forward
 
     def outputs(self, forward: Callable[[Tensor, Tensor], Tensor], examples: Examples, is_mixed: bool = False) -> np.ndarray:
         """Of all examples what ``forward`` says of ids and mask (B, L)."""

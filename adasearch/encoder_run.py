@@ -8,22 +8,20 @@ the same command goes on after a kill.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from adasearch.config import to_dict
+from adasearch.accelerator import make_accelerator
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_problem import EncoderProblem, open_problem
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
-from adasearch.files import write_folder
-from adasearch.prepare import make_accelerator
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_reopening, note_stage
+from adasearch.run_files import begin_run, check_reopening, hand_over, note_stage
+from adasearch.settings import to_dict
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
@@ -41,14 +39,19 @@ def no_facts(trained: Sequence[Compressed]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class About:
-    """What is said of a method: its name, the word that its runs' folders begin with, its paper, one or two sentences; and
-    what ``facts`` makes of the trained models, values as text by what they say."""
+    """What is said of a method: its name, the word that its runs' folders begin with, its paper, one or two sentences;
+    what ``facts`` makes of the trained models, values as text by what they say; ``tags`` of the model card, and ``files``,
+    Markdown on what lies in ``student/`` beside the usual. ``every_runtime``: its graphs are timed in all runtimes that read
+    one, not in the bench's alone."""
 
     name: str
     slug: str
     paper: str
     summary: str
     facts: Callable[[Sequence[Compressed]], dict[str, str]] = no_facts
+    tags: tuple[str, ...] = ("structured-pruning",)
+    files: str = ""
+    every_runtime: bool = False
 
 
 @dataclass
@@ -77,10 +80,15 @@ def run_encoders(
     ``free`` are settings of the method that may differ when a run goes on. Raises ``ConfigError`` or ``DataError`` before
     any training when the request or the data are wrong.
     """
-    assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
     run, problem = open_encoders(config, about, progress, free)
-    trained = [train_recipe(recipe, problem, config, seed) for recipe in recipes for seed in run.seeds]
-    _hand_over(run, trained[0])
+    return run_recipes(run, problem, recipes)
+
+
+def run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
+    """The same in a run that is open already."""
+    assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
+    trained = [train_recipe(recipe, problem, run.config, seed) for recipe in recipes for seed in recipe.seeds or run.seeds]
+    hand_over(trained[0].folder, run.folder / "student")
     note_stage(run.folder, "train")
     stop_trackers(run.accelerator)
     report_encoders(run, problem, trained)
@@ -112,9 +120,3 @@ def open_encoders(
 def run_folder(config: EncoderRunConfig, slug: str) -> Path:
     """Where a run lies: ``output_dir``, else ``runs/<method>-<task>``."""
     return Path(config.output_dir or Path("runs") / f"{slug}-{config.task.replace('/', '--').replace(':', '-')}")
-
-
-def _hand_over(run: EncoderRun, main: Compressed) -> None:
-    target = run.folder / "student"
-    if not (target / "config.json").exists():
-        write_folder(target, lambda partial: shutil.copytree(main.folder, partial, dirs_exist_ok=True))

@@ -8,7 +8,6 @@ scoring, saving and waiting does not count as training.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
-from adasearch.config import FitConfig
 from adasearch.encoder import axes_of
 from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.export import save_student
 from adasearch.files import read_json, write_folder, write_json
 from adasearch.fit import Evaluate, fit
+from adasearch.fit_config import FitConfig
 from adasearch.methods.base import Method
 from adasearch.methods.finetune_encoder import FinetuneEncoder
 from adasearch.stopwatch import Stopwatch
@@ -50,7 +51,7 @@ class Workplace:
 
     def fit(
         self, model: PreTrainedModel, method: Method, stage: str, *, examples: Examples | None = None,
-        evaluate: Evaluate | None = None, evaluations: int | None = None,
+        evaluate: Evaluate | None = None, evaluations: int | None = None, is_mixed: bool = True,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Train ``model`` in place by ``method`` with the method's own settings, and return the history.
 
@@ -59,6 +60,7 @@ class Workplace:
             examples: what is learned from; the training texts with their labels when absent.
             evaluate: metrics on the validation examples for the history; the task's metrics of the model when absent.
             evaluations: how often; ``config.evaluate`` when absent.
+            is_mixed: in the run's mixed precision.
 
         An interrupted stage goes on from its checkpoint, which stays until ``stage`` has kept the result.
         """
@@ -73,7 +75,7 @@ class Workplace:
             model, method, {"train": problem.train if examples is None else examples}, method.config, seed=self.seed,
             folder=self.folder / stage, accelerator=problem.accelerator, progress=problem.progress, title=f"{self.title}: {stage}",
             evaluate=evaluate_unwatched, evaluations=config.evaluate if evaluations is None else evaluations,
-            checkpoint_seconds=config.checkpoint_seconds, is_mixed=True, on_step=self._on_step,
+            checkpoint_seconds=config.checkpoint_seconds, is_mixed=is_mixed, on_step=self._on_step,
         )  # fmt: skip
 
     def _on_step(self) -> None:
@@ -127,9 +129,10 @@ class Form:
     """How a recipe's models are written to files, read back and run. Here: as they are, in float32."""
 
     precision = "fp32"  # of the graph that is to be run
+    is_sparse = False  # whether it has zeros that a figure can show
 
-    def save(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path) -> dict[str, Any]:
-        """Write the folder; what is returned joins the model's facts."""
+    def save(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path, logits: np.ndarray) -> dict[str, Any]:
+        """Write the folder; what is returned joins the model's facts. ``logits`` are the model's of the held-out examples."""
         save_student(model, problem.tokenizer, folder)
         return {}
 
@@ -138,9 +141,8 @@ class Form:
         return problem.load(folder)
 
     def sparsity(self, problem: EncoderProblem, model: PreTrainedModel) -> float:
-        """Share of the unpruned encoder's prunable parameters (weights and biases of its layers' linear maps) that is gone."""
-        whole, left = (float(axes.expected_params(None, "prunable")) for axes in (problem.whole_axes, axes_of(model)))
-        return 1 - left / whole
+        """See ``sparsity_of``."""
+        return sparsity_of(problem, model)
 
     def columns(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Further fields of ``report.System``, from the facts of all seeds."""
@@ -157,6 +159,7 @@ class Recipe:
         name: in the table.
         train: trains one model.
         form: what becomes of it.
+        seeds: those of the run when empty.
     """
 
     kind: str
@@ -164,6 +167,7 @@ class Recipe:
     name: str
     train: Callable[[Workplace], Outcome]
     form: Form = Form()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,10 @@ def train_recipe(
         with place.watch.running():
             outcome = recipe.train(place)
         took = _sum_seconds(place, outcome.after) if is_whole else {}
-        held_out = problem.scores(outcome.model, problem.held_out)
+        logits = problem.logits(outcome.model.to(problem.accelerator.device), problem.held_out)
+        held_out = problem.scores_of(logits, problem.held_out)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
-        saved = recipe.form.save(outcome.model.cpu().eval(), problem, target)
+        saved = recipe.form.save(outcome.model.cpu().eval(), problem, target, logits)
         write_json(target / "history.json", _history(work, outcome.stages))
         write_json(target / "facts.json", {**outcome.facts, **saved, **took})
         for name in outcome.files:
@@ -204,6 +209,18 @@ def train_recipe(
     for left in (*work.glob("*-model"), *work.glob("*/checkpoint.pt")):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return Compressed(recipe, seed, target, read_json(target / "scores.json"), read_json(target / "facts.json"))
+
+
+def sparsity_of(problem: EncoderProblem, model: EncoderPreTrainedModel) -> float:
+    """Share of the unpruned encoder's prunable parameters (weights and biases of its layers' linear maps) that is gone."""
+    whole, left = (float(axes.expected_params(None, "prunable")) for axes in (problem.whole_axes, axes_of(model)))
+    return 1 - left / whole
+
+
+def is_whole(problem: EncoderProblem, model: EncoderPreTrainedModel) -> bool:
+    """Whether an encoder has all heads, neurons and hidden dimensions of the unpruned one: zeros take none away."""
+    own, whole = model.config, problem.whole_config
+    return all(getattr(own, name) == getattr(whole, name) for name in ("hidden_size", "heads", "neurons"))
 
 
 def _sum_seconds(place: Workplace, after: Compressed | None) -> dict[str, float]:

@@ -4,6 +4,8 @@ The command line prints them as one line and exits with 2 (``ConfigError``, ``Da
 wrong) or 1 (any other ``AdasearchError``: the run failed). Every other exception is a bug of ours and keeps its traceback.
 """
 
+from __future__ import annotations
+
 
 class AdasearchError(Exception):
     """Base class of the errors that are the user's to mend."""
@@ -23,3 +25,8 @@ class ModelError(AdasearchError):
 
 class TrainingError(AdasearchError):
     """A run cannot go on (loss is not finite, disk is full); the last checkpoint is still good."""
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """What an error says, or its kind where it says nothing, without line breaks and cut to ``most`` characters."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -17,10 +17,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.bundle import bundle_modelling, modelling_modules
-from adasearch.errors import ConfigError, ModelError, TrainingError
+from adasearch.errors import ModelError, TrainingError, one_line
 from adasearch.files import read_json, write_json, write_text
 from adasearch.graph_runtimes import VOCABULARY_KEY
-from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier, one_line
+from adasearch.runtime_base import require_onnx
+from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier
 from adasearch.trace import Logits, example_inputs, input_names, longest_input, trace
 
 MODELLING_FILE = "modeling_adasearch.py"
@@ -57,7 +58,7 @@ def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
     is exported in eval mode and left as it was. Raises ``ConfigError`` when the exporter is not installed,
     ``ModelError`` when the model does something it cannot express, ``TrainingError`` when the disk is full.
     """
-    _require_exporter()
+    require_onnx("export", "onnx", "onnxscript")
     names = input_names(model)
     try:
         with _quiet(), torch.no_grad():
@@ -76,7 +77,7 @@ def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
         ) from error
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ModelError(
-            f"{path}: {type(model).__name__} cannot be exported to ONNX ({one_line(error)[:600]})"
+            f"{path}: {type(model).__name__} cannot be exported to ONNX ({one_line(error, 600)})"
         ) from error
     return path
 
@@ -102,14 +103,6 @@ def staged(path: Path) -> Iterator[Path]:
 def _sync(file: Path) -> None:
     with open(file, "rb+") as stream:
         os.fsync(stream.fileno())
-
-
-def _require_exporter() -> None:
-    for package in ("onnx", "onnxscript"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise ConfigError(f"export: {package!r} is not installed; pip install 'adasearch[onnx]'") from error
 
 
 def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -> float:
@@ -158,10 +151,15 @@ def export_student(student_dir: Path) -> Path:
     path = student_dir / "onnx" / ONNX_FILES["fp32"]
     with staged(path) as partial:
         check_onnx(model, export_onnx(model, partial))
-    for name in TOKENIZER_FILES:
-        if (student_dir / name).is_file() and not (path.parent / name).exists():
-            shutil.copyfile(student_dir / name, path.parent / name)
+    copy_tokenizer(student_dir)
     return path
+
+
+def copy_tokenizer(student_dir: Path) -> None:
+    """Put the tokenizer's files of a folder beside its graphs, which travel without the rest."""
+    for name in TOKENIZER_FILES:
+        if (student_dir / name).is_file() and not (student_dir / "onnx" / name).exists():
+            shutil.copyfile(student_dir / name, student_dir / "onnx" / name)
 
 
 def save_student(

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.config import TaskConfig
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json
-from adasearch.prepare import lesson_rows, soft_label_logits
+from adasearch.lesson import lesson_rows, soft_label_logits
+from adasearch.task_config import TaskConfig
 from adasearch.tasks import Task, load_task
 from adasearch.tokens import Examples, TokenStore
 
@@ -93,5 +93,6 @@ def find_run(path: Path) -> tuple[Path, FinishedRun | None]:
         raise ConfigError(f"student: {student}: no student's folder (config.json is missing); choices: runs/<name>, runs/<name>/student")
     for folder in (student.parent, student.parent.parent):
         if (folder / "run.json").is_file() and (folder / "cache").is_dir():
-            return student, FinishedRun(folder, read_json(folder / "run.json")["config"])
+            config = read_json(folder / "run.json")["config"]
+            return student, FinishedRun(folder, config) if "task" in config else None  # a language model's run has none
     return student, None

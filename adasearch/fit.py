@@ -20,10 +20,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
 from adasearch.distributed import Processes
 from adasearch.errors import TrainingError
 from adasearch.files import write_atomically, write_text
+from adasearch.fit_config import FitConfig
 from adasearch.methods.base import Group, Method
 from adasearch.outputs import autocast
 from adasearch.progress import Progress

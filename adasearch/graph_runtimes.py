@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.errors import ModelError
+from adasearch.errors import ModelError, one_line
 from adasearch.runtime_base import (
-    Runtime, count_labels, needs_package, one_line, read_vocab_size, register_runtime, require_runtime,
+    Runtime, count_labels, needs_package, read_vocab_size, register_runtime, require_runtime,
 )  # fmt: skip
 
 # by precision, in the model's folder ``onnx/``; bf16 is no file: OpenVINO rounds what it reads from the fp32 graph
@@ -82,7 +82,7 @@ class OpenvinoRuntime(Runtime):
             self.metadata = {VOCABULARY_KEY: graph.get_rt_info(place).value} if graph.has_rt_info(place) else {}
             self.compiled = openvino.Core().compile_model(graph, "CPU", properties)
         except Exception as error:  # its own exceptions have no other common base
-            raise ModelError(f"{path}: OpenVINO cannot load it ({one_line(error)[:600]})") from error
+            raise ModelError(f"{path}: OpenVINO cannot load it ({one_line(error, 600)})") from error
         self.request = self.compiled.create_infer_request()
         self.input_names = {port.get_any_name() for port in self.compiled.inputs}
         labels = self.compiled.output(0).get_partial_shape()[1]

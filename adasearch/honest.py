@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -169,13 +168,3 @@ def _search_facts(run: Run, architecture: Architecture) -> dict[str, Any]:
         last = json.loads(lines[-1])
         facts |= {"steps": last["step"], "entropy": last["entropy"]}
     return facts
-
-
-def commit() -> str | None:
-    """Commit of the checkout the package runs from; None where it is no checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adasearch.baselines import TfidfBaseline
+from adasearch.bench_config import BenchConfig
 from adasearch.cold import ColdStart, Deployed, cold_fields, cold_starts
-from adasearch.config import BenchConfig
 from adasearch.export import export_student
 from adasearch.measure import (
     GRAPH_RUNTIMES,
@@ -109,12 +109,13 @@ def measure_rows(
 
 
 def model_row(
-    run: Run | EncoderRun, name: str, kind: str, model: Any, graph: Path, folder: Path | None, length: int, note: str = ""
-) -> Row:
+    run: Run | EncoderRun, name: str, kind: str, model: Any, graph: Path, folder: Path | None, length: int, note: str = "",
+    precision: str = "fp32",
+) -> Row:  # fmt: skip
     """A model ready in the bench's runtime, exported to ``graph`` first where that reads one, with parameters, MACs at
-    ``length`` and what ``folder`` takes on disk (without one: 4 bytes a parameter)."""
+    ``length`` and what ``folder`` takes on disk (without one: 4 bytes a parameter). ``precision`` is that of the ``graph``."""
     bench, runtime = run.config.bench, choose_runtime(run.config.bench.runtime)
-    ready = ready_runtime(model, runtime, bench.threads, graph)
+    ready = ready_runtime(model, runtime, bench.threads, graph, precision=precision)
     params, embedding = count_params(model)
     on_disk = size_bytes(folder, runtime, graph) if folder is not None and folder.exists() else 4 * params
     facts = {
@@ -163,7 +164,7 @@ def _rows(
 
 
 def _system(
-    row: _Row, timings: list[Timing], streams: list[StreamTiming], start: ColdStart | None, scores: list[dict[str, float]], metric: str
+    row: Row, timings: list[Timing], streams: list[StreamTiming], start: ColdStart | None, scores: list[dict[str, float]], metric: str
 ) -> System:
     spread = {
         name: {"mean": float(np.mean([s[name] for s in scores])), "sd": _sd([s[name] for s in scores])}

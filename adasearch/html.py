@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from adasearch.card import Snippet, usage
+from adasearch.card import Snippet, is_reader, usage
 from adasearch.errors import ConfigError
 from adasearch.formats import format_bytes, format_count, format_ms, format_score, format_threads, format_usd, metric_name
 from adasearch.html_charts import cascade_chart, comparison_charts, search_charts, training_charts
@@ -32,6 +32,7 @@ from adasearch.html_tables import (
 from adasearch.inspect_run import read_history
 from adasearch.markdown import how_measured, price_note, search_facts
 from adasearch.report import FIGURES, Report
+from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,
     disagreement_sentence,
@@ -43,9 +44,10 @@ from adasearch.verdict import (
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 PAGE_WIDTH = 1080.0  # pixels between the margins of a section
-PICTURES = ("structure", "tickets", "pruning", "cell", "network")  # taken from figures/ as they are; the page draws the rest itself, to its width
+PICTURES = ("structure", "zeros", "tickets", "pruning", "cell", "network")  # taken from figures/ as they are; the page draws the rest itself, to its width
 STAND_IN = {  # what is drawn in a picture, for those who do not see it
     "structure": "The layers of each pruned model: its heads, its feed-forward neurons and its hidden dimensions that are left",
+    "zeros": "For each layer the share of its weights that are 0, of each sparse model",
     "tickets": "Two squares of colours, for heads and for neurons: the share in which the tickets of two steps differ",
     "pruning": "Over the steps, for each model: target and share saved, open gates of each family, matched layers, multipliers",
     "cell": "The derived cell: its nodes and the operation on every edge",
@@ -67,6 +69,7 @@ def html(report: Report, run_dir: Path | None = None) -> str:
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None and (folder / "student" / "deploy.json").is_file():
         report = dataclasses.replace(report, deployments=_deployment(folder / "student"))
+    runtimes = runtimes_table(report)  # which has all shapes
     environment = Environment(
         loader=PackageLoader("adasearch"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -77,13 +80,15 @@ def html(report: Report, run_dir: Path | None = None) -> str:
         report=report, script=Markup(script), script_hash=allowed, metric=metric_name(report.metric),
         verdict=verdict(report), warnings=warnings(report), key_figures=key_figures(report),
         comparison=comparison_charts(report), honest=honest_table(report), how=how_measured(report), price=price_note(report),
-        shapes=shapes_table(report), starts=starts_table(report), deployments=deployments_table(report), deployed=_deployed(report),
+        shapes=None if runtimes else shapes_table(report), starts=starts_table(report), deployments=deployments_table(report), deployed=_deployed(report),
         prediction=latency_sentence(report), cascade=cascade_chart(report), cascade_table=cascade_table(report),
         cascade_text=cascade_sentence(report), calibration=_calibration(report), confusion=confusion_tables(report),
         disagreement_text=disagreement_sentence(report), examples=report.disagreements.get("examples") or [],
         pictures=_pictures(folder), search_facts=search_facts(report.search), operations=operations_table(report.search),
         search=search_charts(_history(folder)), training=training_charts(_histories(folder)),
-        snippets=usage(student), commands=commands(student, folder), hardware=_hardware(report),
+        sizes=sizes_table(report), sizes_note=SIZES_NOTE, runtimes=runtimes, runtimes_note=RUNTIMES_NOTE,
+        zeros=zeros_sentences(report), snippets=usage(student, report), commands=commands(student, folder, is_reader(report)),
+        hardware=_hardware(report),
     )  # fmt: skip
 
 
@@ -113,22 +118,27 @@ def key_figures(report: Report) -> list[KeyFigure]:
         found.append(KeyFigure(times(ratio["size"]), f"smaller: {format_bytes(student.size_bytes)}"))
     elif student.params is not None:
         found.append(KeyFigure(format_count(student.params), "parameters"))
+    if student.size_ratios and student.sparse_bytes is not None:
+        found.append(KeyFigure(times(student.size_ratios["whole"]), f"smaller as the sparse file: {format_bytes(student.sparse_bytes)}"))
     if (cost := usd_per_million(student, report.price_per_hour)) is not None:
         found.append(KeyFigure(format_usd(cost), "per million texts, assumed price"))
     return found
 
 
-def commands(student: str, folder: Path | None) -> list[Snippet]:
+def commands(student: str, folder: Path | None, answers_questions: bool = False) -> list[Snippet]:
     """What one types to use the student and to write this page again."""
     name = shlex.quote(student)
-    found = [
-        Snippet("Label a file", "sh", f"adasearch predict {name} --input_file texts.csv --output_file labelled.csv"),
-        Snippet("Serve it over HTTP", "sh", f"adasearch serve {name} --port 8000"),
-        Snippet("Choose runtime and precision by measuring them here", "sh", f"adasearch quantize {name}"),
-    ]
+    path = name if folder is None else shlex.quote(shown_path(folder))
+    if answers_questions:
+        files = "--input_file questions.jsonl --output_file answers.jsonl"
+        found = [Snippet("Answer a file of questions", "sh", f"adasearch predict {name} {files}")]
+    else:
+        found = [
+            Snippet("Label a file", "sh", f"adasearch predict {name} --input_file texts.csv --output_file labelled.csv"),
+            Snippet("Serve it over HTTP", "sh", f"adasearch serve {name} --port 8000"),
+            Snippet("Choose runtime and precision by measuring them here", "sh", f"adasearch quantize {path}"),
+        ]
     if folder is not None:
-        path = shlex.quote(shown_path(folder))
-        found[-1] = Snippet(found[-1].title, "sh", f"adasearch quantize {path}")
         found.append(Snippet("Write this page again", "sh", f"adasearch report {path}"))
     return found
 

@@ -13,8 +13,8 @@ import numpy as np
 from markupsafe import Markup
 
 from adasearch.canvas import COLOURS, family
-from adasearch.curves import column_of, names_of
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_ms, format_score, format_spread, metric_name
+from adasearch.histories import column_of, names_of
 from adasearch.report import KINDS, Report, System
 from adasearch.svg import Dot, Line, area_chart, line_chart, scatter_chart
 

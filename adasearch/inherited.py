@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from adasearch.architecture import Macro
 from adasearch.cost import Axes, Axis, Cost
 from adasearch.errors import ConfigError
-from adasearch.operations import WIDTH, Context, Operation, make_norm, register_operation
+from adasearch.masked_norm import Context, make_norm
+from adasearch.operations import WIDTH, Operation, register_operation
 
 BLOCK_EPS = 1e-12  # of BERT's and DistilBERT's normalisations; RoBERTa has 1e-5, which is below what training moves
 

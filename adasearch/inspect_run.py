@@ -15,12 +15,14 @@ from adasearch.files import read_json
 from adasearch.layout import Costs
 from adasearch.member_cost import operation_costs
 from adasearch.report import FIGURES
+from adasearch.sparse_pretraining_report import draw_figures, read_pretraining
+from adasearch.sparsity_plots import describe_zeros, draw_zeros, read_zeros
 from adasearch.structure_plots import MODEL_TYPE, describe_structures, draw_structures, read_structures
 from adasearch.ticket_plots import draw_distances, read_distances
 
 DRAWABLE = (
     "a run's folder (search/architecture.json, search/history.jsonl, report.json), an architecture.json,"
-    " a student's folder (config.json with 'architecture'), a pruned encoder's folder"
+    " a student's folder (config.json with 'architecture'), a pruned encoder's folder, a sparse pre-training's run"
 )
 
 
@@ -31,8 +33,11 @@ def inspect(path: Path, output_dir: Path | None) -> str:
     Raises ``ConfigError`` when ``path`` is none of these or a file in it cannot be read.
     """
     path = Path(path)
-    architecture, config = _find(path)
     folder = Path(output_dir) if output_dir else (path.parent if path.is_file() else path) / "figures"
+    if pretraining := read_pretraining(path):
+        drawn = draw_figures(path, pretraining, folder)
+        return "\n\n".join([describe_zeros({"sparse": pretraining["sparsity_by_layer"]}), "\n".join(map(str, drawn))])
+    architecture, config = _find(path)
     text, written = [], []
     if architecture is not None:
         costs, details = _costs_of(architecture, config, where=path)
@@ -43,6 +48,9 @@ def inspect(path: Path, output_dir: Path | None) -> str:
     if structures := read_structures(path):
         text.append(describe_structures(structures))
         written += draw_structures(structures, folder / "structure")
+    if zeros := read_zeros(path):
+        text.append(describe_zeros(zeros))
+        written += draw_zeros(zeros, folder / "zeros")
     if distances := read_distances(path):
         written += draw_distances(distances, folder / "tickets")
     if prunings := read_prunings(path):

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.config import check_choice
-from adasearch.errors import ConfigError, ModelError
-from adasearch.runtimes import one_line
+from adasearch.errors import ModelError, one_line
+from adasearch.runtime_base import require_onnx
+from adasearch.settings import check_choice
 
 CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # onnxruntime's names for them
 QUANTISED = ("Conv", "MatMul", "Gemm")
@@ -35,7 +35,7 @@ def write_int8_embedding(source: Path, target: Path, vocab_size: int) -> Path:
     Rows are scaled after they were looked up, so the table stays int8 in memory as well. Raises ``ModelError`` when no
     look-up of input ids in a table of ``vocab_size`` rows is found.
     """
-    require_onnx()
+    require_onnx("quantize", "onnx", "onnxruntime")
     import onnx
     from onnx import helper, numpy_helper
 
@@ -77,7 +77,7 @@ def write_int8(source: Path, target: Path, feeds: Sequence[Feeds], *, calibratio
     ``ModelError`` when the graph cannot be quantised or nothing in it can.
     """
     check_choice("calibration", calibration, tuple(CALIBRATIONS))
-    require_onnx()
+    require_onnx("quantize", "onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -99,7 +99,7 @@ def write_int8(source: Path, target: Path, feeds: Sequence[Feeds], *, calibratio
                 },
             )  # fmt: skip
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{source}: cannot be quantised ({one_line(error)[:600]})") from error
+        raise ModelError(f"{source}: cannot be quantised ({one_line(error, 600)})") from error
     quantised = onnx.load(str(target))
     attach_fp32(quantised, chosen)
     for entry in model.metadata_props:  # what says whose graph it is
@@ -151,15 +151,6 @@ def attach_fp32(model: Any, quantised: Collection[str]) -> None:
         used = {out.name for out in graph.output} | {name for node in graph.node for name in node.input}
         for node in [node for node in graph.node if not used & set(node.output)]:
             graph.node.remove(node)
-
-
-def require_onnx() -> None:
-    """Raise ``ConfigError`` that says how to get them unless onnx and onnxruntime are installed."""
-    for package in ("onnx", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise ConfigError(f"quantize: {package!r} is not installed; pip install 'adasearch[onnx]'") from error
 
 
 def _worth_quantising(model: Any) -> list[str]:

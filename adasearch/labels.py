@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.config import TaskConfig
 from adasearch.errors import ConfigError, DataError
 from adasearch.metrics import UNKNOWN, is_known
 from adasearch.sources import Source
 from adasearch.tables import SHOWN_ROWS, Table
+from adasearch.task_config import TaskConfig
 from adasearch.texts import Split
 
 SOFT_SUM_TOLERANCE = 1e-3  # probabilities written with three digits still pass

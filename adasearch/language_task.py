@@ -14,7 +14,6 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from adasearch.config import check_range
 from adasearch.corpora import find_corpus, find_pairs
 from adasearch.errors import DataError
 from adasearch.language import Seq2SeqPairs, TokenBlocks, tokenize_blocks, tokenize_pairs
@@ -22,6 +21,7 @@ from adasearch.perplexity import perplexity, target_perplexity
 from adasearch.progress import Progress
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.rouge import generate_texts, rouge, rouge_scorer
+from adasearch.settings import check_range
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

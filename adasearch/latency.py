@@ -152,11 +152,9 @@ class LatencyTable:
 
     def check_deployment(self, here: Deployment, where: str) -> None:
         """Raise ``ConfigError`` naming what differs and how to rebuild, unless the table was measured as ``here`` says."""
-        theirs, ours = dataclasses.asdict(self.deployment), dataclasses.asdict(here)
-        different = [f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key]]
-        if different:
+        if different := differing(dataclasses.asdict(self.deployment), dataclasses.asdict(here)):
             table = dataclasses.replace(self, deployment=here)
-            raise ConfigError(f"{where}: a latency table of another deployment ({'; '.join(different)}); rebuild: {table.rebuild}")
+            raise ConfigError(f"{where}: a latency table of another deployment ({different}); rebuild: {table.rebuild}")
 
     def check_space(self, space: Space, where: str) -> None:
         """Raise ``ConfigError`` unless every member of the space can be predicted."""
@@ -199,11 +197,20 @@ class LatencyTable:
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
         """Read from JSON. Raises ``ConfigError`` when the file is absent, is no JSON or does not fit."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: no latency table can be read ({error}); choices: a file of adasearch bench --build_lut") from error
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(load_table(path, "choices: a file of adasearch bench --build_lut"), where=str(path))
+
+
+def load_table(path: Path, advice: str) -> Any:
+    """The JSON of a latency table. Raises ``ConfigError`` that ends with ``advice`` when the file is absent or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: no latency table can be read ({error}); {advice}") from error
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What is otherwise here (``ours``) than where a table was measured, in words; "" where nothing is."""
+    return "; ".join(f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key])
 
 
 def derivable(space: Space) -> list[str]:

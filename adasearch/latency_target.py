@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from adasearch.architecture import Architecture, Space
-from adasearch.config import SearchConfig
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json
 from adasearch.latency import MISS, LatencyModel, LatencyTable, Lengths, interpolation, knots_for, length_histogram
@@ -20,6 +19,7 @@ from adasearch.latency_bench import build_table, deployment_here, time_runtimes
 from adasearch.member_cost import cheapest_cost
 from adasearch.progress import Progress
 from adasearch.runtimes import load_runtime
+from adasearch.search_config import SearchConfig
 from adasearch.shrink import fastest_member
 from adasearch.student import AdasearchConfig
 from adasearch.tokens import Examples

@@ -15,7 +15,9 @@ from adasearch.formats import (
     format_usd,
     metric_name,
 )
+from adasearch.html_tables import Table
 from adasearch.report import FIGURES, Report, System
+from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,
     disagreement_sentence,
@@ -38,8 +40,14 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
         parts.append(price)
     if latency := latency_sentence(report):
         parts.append(latency)
-    if shapes := shapes_table(report):
+    runtimes = runtimes_table(report)  # which has all shapes
+    if not runtimes and (shapes := shapes_table(report)):
         parts += ["## Other shapes", "Batch size x word pieces: median latency, texts a second.", shapes]
+    if sizes := sizes_table(report):
+        parts += ["## Size", SIZES_NOTE, plain_table(sizes)]
+    if runtimes:
+        said = "\n".join(f"- {sentence}" for sentence in zeros_sentences(report))
+        parts += ["## Every runtime", RUNTIMES_NOTE, plain_table(runtimes), *([said] if said else [])]
     if examples := [text for text in (disagreement_sentence(report), cascade_sentence(report)) if text]:
         parts += ["## Student and teacher", *examples]
     if report.method:
@@ -61,7 +69,10 @@ def how_measured(report: Report) -> str:
     first = next((s for s in report.systems if s.seq_len), None)
     if first is not None:
         shape = f"batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}"
-        text += f" Latency at {shape}, {first.runtime} {first.precision or ''}".rstrip() + ", all systems interleaved."
+        others = [s for s in report.systems if s.runtime == first.runtime and s.precision not in (first.precision, None)]
+        named = "; ".join(f"{s.name} in {s.precision}" for s in others)
+        how = f"{first.runtime} {first.precision or ''}".rstrip() + (f" ({named})" if named else "")
+        text += f" Latency at {shape}, {how}, all systems interleaved."
     if report.majority.get("is_skewed"):
         text += "\n\nOne class is much more frequent than the others: read every metric against the constant answer."
     return text
@@ -95,7 +106,7 @@ def _search_text(search: dict[str, Any]) -> str:
 
 def _method_text(method: dict[str, Any]) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in (method.get("facts") or {}).items())
-    return "\n\n".join(part for part in (method.get("summary"), facts) if part)
+    return "\n\n".join(part for part in (method.get("summary"), facts, method.get("files")) if part)
 
 
 def _provenance(report: Report) -> str:
@@ -110,6 +121,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def plain_table(table: Table) -> str:
+    """A table of the page in Markdown: units behind the headings, notes in parentheses."""
+    header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in table.columns]
+    rows = [[cell.text.replace("–", "-") + (f" ({cell.note})" if cell.note else "") for cell in row.cells] for row in table.rows]
+    return _table(header, rows)
 
 
 def price_note(report: Report) -> str:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from adasearch.corpora import TEXT_SUFFIX, Corpus
-from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch.errors import ConfigError, DataError, ModelError, one_line
 from adasearch.files import fingerprint, write_array, write_json
 from adasearch.language import language_rules, tokenize_blocks
 from adasearch.language_objectives import UNSCORED
 from adasearch.progress import Progress
-from adasearch.tables import SUFFIXES, check_file, one_line
+from adasearch.tables import SUFFIXES, check_file
 from adasearch.texts import CHUNK_TEXTS
 from adasearch.tokens import TokenStore
 
@@ -221,7 +221,7 @@ def text_stream(source: str, column: str = "text", split: str = "train") -> Iter
             if isinstance(row[column], str) and row[column].strip():
                 yield row[column]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"stream: {source!r} cannot be read ({one_line(error)}); choices: a file, or a hub that can be reached") from error
+        raise DataError(f"stream: {source!r} cannot be read ({one_line(error, 300)}); choices: a file, or a hub that can be reached") from error
 
 
 def join_blocks(parts: Sequence[MaskedBlocks]) -> MaskedBlocks:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from adasearch.errors import ModelError
+from adasearch.errors import ModelError, one_line
 from adasearch.language_objectives import UNSCORED
 from adasearch.masked_language import MaskedBlocks, Masking
 from adasearch.outputs import autocast
@@ -36,7 +33,7 @@ def load_masked_model(name: str, dropout: float | None = None) -> tuple[PreTrain
             name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         choices = "a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ..."
         raise ModelError(f"model: {name!r} cannot be loaded as a masked language model ({reason}); choices: {choices}") from error
     if model.get_output_embeddings() is None:

@@ -1,16 +1,46 @@
-"""What members of a space cost, whole and in parts, without building them: parameters and multiply-accumulates."""
+"""What members of a space cost, whole and in parts, without building them: parameters and multiply-accumulates.
+
+Dimensions: W widths, K depths, C cells, R edges of a cell, N operations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from adasearch.architecture import Architecture, Macro, Space
 from adasearch.cost import Cost, FixedAxis
 from adasearch.operations import OPERATIONS, WIDTH, Operation
 from adasearch.student import AdasearchConfig
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What the parts of members cost at each width: the frame (W,), a cell's share of it (W,), each operation on each edge
+    (W, R, N), or (W, 1, N) where it is the same on all. ``cells`` are the smallest and the largest depth.
+    """
+
+    frame_W: Tensor
+    cell_W: Tensor
+    edges_WRN: Tensor
+    cells: tuple[int, int]
+
+    def expected(self, p_W: Tensor, p_K: Tensor, shares_CRN: Sequence[Tensor]) -> Tensor:
+        """E[cost] of a member, from the probabilities of the widths, of the depths, and that an edge is kept and has that
+        operation in each cell (in all, where there is one). These choices are independent, so it is exact. Differentiable.
+        """
+        deep_enough = p_K.flip(0).cumsum(0).flip(0)  # P(K >= each choice of depth)
+        run_RN: Tensor | float = 0.0
+        reached: Tensor | float = 0.0
+        for index in range(self.cells[1]):
+            p = deep_enough[max(0, index + 1 - self.cells[0])]
+            run_RN, reached = run_RN + shares_CRN[0 if len(shares_CRN) == 1 else index] * p, reached + p
+        frame_W, cell_W, edges_WRN = (part.to(p_W) for part in (self.frame_W, self.cell_W, self.edges_WRN))
+        return (p_W * (frame_W + reached * cell_W + (run_RN * edges_WRN).sum((1, 2)))).sum()
 
 
 @lru_cache(maxsize=32)

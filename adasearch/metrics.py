@@ -22,6 +22,7 @@ USUAL_METRICS = {
     "multi_label": ("f1_micro", "f1_macro"),
     "regression": ("pearson", "spearmanr", "mse"),
 }
+SAME_SHARE = 0.01  # of a regression's range: predictions that differ by less are taken for the same
 UNKNOWN = -100  # the label that torch's cross entropy leaves out
 
 
@@ -133,6 +134,16 @@ def score(metrics: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dic
         which = f"{broken_N.sum()} of {len(logits)} examples, the first is example {broken_N.argmax()}"
         raise TrainingError(f"metrics {', '.join(metrics)}: logits are not finite for {which}")
     return {name: METRICS[name](np.asarray(logits)[keep_N], labels[keep_N]) for name in metrics}
+
+
+def agreement(first: np.ndarray, second: np.ndarray, problem_type: str) -> float:
+    """Share of the examples of which two models predict the same: a label, a set of labels, a number within 1% of the first
+    model's range."""
+    if problem_type == "regression":
+        return float((np.abs(first - second).reshape(-1) <= SAME_SHARE * np.ptp(first)).mean())
+    if problem_type == "multi_label":
+        return float(((first > 0) == (second > 0)).all(1).mean())
+    return float((first.argmax(1) == second.argmax(1)).mean())
 
 
 def majority_baseline(labels_train: np.ndarray, labels_heldout: np.ndarray, metrics: Sequence[str]) -> dict[str, float]:

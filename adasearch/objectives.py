@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adasearch.config import DistillConfig
+from adasearch.fit_config import DistillConfig
 from adasearch.registry import Registry
 
 DISTILLATION_LOSSES: Registry[Callable[..., Tensor]] = Registry("distillation loss")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from adasearch.architecture import Macro
 from adasearch.cost import Axes, Axis, Cost, weights_cost
-from adasearch.operations import WIDTH, Context, Operation, SoftAlignment, make_norm, register_operation
+from adasearch.masked_norm import Context, make_norm
+from adasearch.operations import WIDTH, Operation, SoftAlignment, register_operation
 
 PERSPECTIVES = 8  # BiMPM has 20 in a far wider network; each costs L^2 D
 SMALLEST_NORM = 1e-6  # a zero vector's cosine with anything is 0

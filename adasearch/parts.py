@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.chunks import STANDARD_STREAM, RowFile, Values, in_chunks
-from adasearch.errors import ConfigError, DataError
+from adasearch.errors import ConfigError, DataError, one_line
 from adasearch.files import read_json, write_atomically, write_json
-from adasearch.tables import one_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 STATE = "state.json"
@@ -137,7 +136,7 @@ def input_schema(source: RowFile, columns: Sequence[str], output_file: Path) -> 
                 types[name] = pa.unify_schemas(both, promote_options="permissive").field(name).type
             except (pa.ArrowException, ValueError, OverflowError) as error:
                 raise DataError(
-                    f"input_file: {source.path}: column {name!r} has no type that parquet knows ({one_line(error)}); "
+                    f"input_file: {source.path}: column {name!r} has no type that parquet knows ({one_line(error, 300)}); "
                     "choices: an output_file that ends in .jsonl"
                 ) from error
     return pa.schema(list(types.items()))

@@ -6,29 +6,28 @@ a kill. What crosses from search to training is the Architecture, plain data (an
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 
+from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture, Space
 from adasearch.bundle import modelling_modules, modelling_source
 from adasearch.cold import peak_rss_bytes
-from adasearch.config import RunConfig, to_dict, validate
+from adasearch.config import RunConfig, validate
 from adasearch.distributed import main_first, open_group
 from adasearch.errors import ConfigError
-from adasearch.files import read_json, write_folder, write_json, write_text
-from adasearch.honest import commit, measure_and_report
+from adasearch.files import write_json
+from adasearch.honest import measure_and_report
 from adasearch.operations import OPERATIONS
-from adasearch.prepare import Problem, make_accelerator, prepare
+from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
+from adasearch.run_files import begin_run, check_reopening, hand_over, note_stage, stage_facts
+from adasearch.settings import to_dict
 from adasearch.space import load_space
 from adasearch.starts import check_starts
 from adasearch.strategies import find_strategy
@@ -60,15 +59,12 @@ class Run:
 
     def note(self, stage: str, **facts: Any) -> None:
         """Write into run.json that a stage is done, and what it took."""
-        if not self.accelerator.is_main_process:
-            return
-        state = read_json(self.folder / "run.json")
-        state["stages"].setdefault(stage, {"done": True, **facts})
-        write_json(self.folder / "run.json", state)
+        if self.accelerator.is_main_process:
+            note_stage(self.folder, stage, **facts)
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What ``note`` wrote."""
-        return read_json(self.folder / "run.json")["stages"].get(stage, {})
+        return stage_facts(self.folder, stage)
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> Path:
@@ -116,11 +112,8 @@ def check_settings(config: RunConfig) -> Space:
     refuse_questions(config, "the search")
     validate(config)
     find_strategy(config.search)
-    folder = run_folder(config)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir: {folder} is a file; a folder is expected")
     space = load_space(config.space)
-    _check_reopening(config, folder)
+    check_reopening(run_folder(config), to_dict(config), to_dict(RunConfig()), FREE)
     if config.architecture:
         _check_operations(Architecture.load(Path(config.architecture)), config.architecture)
     return space
@@ -179,39 +172,10 @@ def _open(config: RunConfig, progress: Progress) -> Run:
         for note in task.notes:
             progress.message(note)
     accelerator = make_accelerator(config)
-    if accelerator.is_main_process and not (folder / "run.json").exists():
-        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        write_json(
-            folder / "run.json",
-            {"command": _command(), "commit": commit(), "config": to_dict(config), "precision": accelerator.mixed_precision, "stages": {}},
-        )
+    if accelerator.is_main_process:
+        begin_run(folder, to_dict(config), accelerator.mixed_precision)
     start_trackers(config, folder, accelerator)
     return Run(config, folder, task, space, progress, accelerator)
-
-
-def _command() -> str:
-    """What was typed, without where the program lies."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["adasearch" if program in ("adasearch", "__main__.py") else program, *sys.argv[1:]])
-
-
-def _check_reopening(config: RunConfig, folder: Path) -> None:
-    """A folder goes on with the settings it was begun with, or not at all."""
-    if not (folder / "run.json").exists():
-        return
-    before, now = _completed(read_json(folder / "run.json")["config"], to_dict(RunConfig())), to_dict(config)
-    changed = [key for key in now if key not in FREE and before[key] != now[key]]
-    if changed:
-        what = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
-        raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
-
-
-def _completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an older version: what it did not know yet is at its default."""
-    return {
-        key: _completed(settings.get(key) or {}, value) if isinstance(value, dict) else settings.get(key, value)
-        for key, value in defaults.items()
-    }
 
 
 def _check_operations(architecture: Architecture, where: str) -> None:
@@ -242,6 +206,5 @@ def _search(this: Run, problem: Problem) -> tuple[Supernet | None, Architecture]
 
 def _hand_over(this: Run, student: Trained) -> None:
     """The student of the first seed becomes ``student/``: picked by its number, not by its score."""
-    target = this.folder / "student"
-    if this.accelerator.is_main_process and not (target / "config.json").exists():
-        write_folder(target, lambda partial: shutil.copytree(student.folder, partial, dirs_exist_ok=True))
+    if this.accelerator.is_main_process:
+        hand_over(student.folder, this.folder / "student")

@@ -6,9 +6,6 @@ What this file makes lies in ``teacher/`` and ``cache/`` of the run's folder and
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,31 +15,19 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from adasearch.augment import Pieces, load_masked_lm, neighbours_table
-from adasearch.config import FitConfig, RunConfig
+from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
-from adasearch.distributed import agree, main_first, open_group
-from adasearch.encoder_config import EncoderRunConfig
-from adasearch.errors import ConfigError
-from adasearch.files import fingerprint, write_array, write_folder
-from adasearch.fit import fit
-from adasearch.methods.distill import Finetune
-from adasearch.methods.reading import FinetuneReader
-from adasearch.metrics import score
-from adasearch.outputs import cached_outputs, outputs_of
+from adasearch.distributed import main_first
+from adasearch.lesson import lesson_rows, teach, transfer_stores
 from adasearch.progress import Progress
-from adasearch.reader import Reader, score_reader
-from adasearch.stopwatch import Stopwatch
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
-from adasearch.teacher import HF_PROBLEM_TYPES, PROBE_EXAMPLES, Teacher, fit_probes, load_teacher, needs_finetuning, tables_of
-from adasearch.texts import Split, split_sentences, tokenize
+from adasearch.teacher import HF_PROBLEM_TYPES, Teacher, load_teacher, needs_finetuning, tables_of
+from adasearch.teacher_training import finetune
+from adasearch.texts import tokenize
 from adasearch.tokens import Examples, TokenStore
-from adasearch.transfer import build_transfer
 from adasearch.vocabulary import pieces_of, start_rows
-
-BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be worth its rounding
 
 
 @dataclass
@@ -78,32 +63,6 @@ class Problem:
         return float(self.labelled.tokens.lengths.mean())
 
 
-def make_accelerator(config: RunConfig | EncoderRunConfig) -> Accelerator:
-    """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    open_group(config.cpu)
-    precision = config.mixed_precision
-    if precision == "auto":
-        on_cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        precision = "bf16" if on_cpu and agree(_bf16_gain()) > BF16_GAIN else "no"
-    return Accelerator(cpu=config.cpu, mixed_precision=precision)
-
-
-def _bf16_gain() -> float:
-    """How many times faster a 1024 x 384 x 1536 product is in bf16 than in fp32, here and now."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(1024, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = sorted(times)[len(times) // 2]
-    return seconds[torch.float32] / seconds[torch.bfloat16]
-
-
 def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
     """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept."""
     config = dataclasses.replace(config, seed=config.seed_of_data)
@@ -135,8 +94,8 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
     with main_first():
         teacher.model.eval().requires_grad_(False).to(accelerator.device)
         word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
-        extra = _transfer(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
-        known = _teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
+        extra = transfer_stores(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
+        known = teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
         teacher_validation, teacher_held_out = validation, held_out
         if config.vocabulary.kind == "pruned":
             tokenizer = reduced_tokenizer(config.vocabulary, teacher.tokenizer, labelled.tokens, extra)
@@ -168,166 +127,12 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
     )
 
 
-def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
-    """Rows of the lesson: the ``labelled`` first ones, repeated until they make up that share, then the others."""
-    again = max(1, math.ceil(labelled_share / (1 - labelled_share) * (whole - labelled) / labelled))
-    return np.concatenate([np.tile(np.arange(labelled), again), np.arange(labelled, whole)])
-
-
 def teacher_path(config: RunConfig, cache: Path) -> str:
     """Where the checkpoint lies that the teacher is made of, or its hub name; the demo's is fetched."""
     name = config.tokenizer if config.teacher == "none" else config.teacher
     if name != "demo":
         return name
     return str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
-
-
-def finetune(
-    config: RunConfig | EncoderRunConfig,
-    task: Task,
-    teacher: Teacher,
-    labelled: Examples,
-    validation: Examples,
-    folder: Path,
-    accelerator: Accelerator,
-    progress: Progress,
-    watch: Stopwatch | None = None,
-) -> None:
-    """Fine-tune the teacher in place and leave it in ``folder/teacher``. ``watch``, if it runs, rests while it is scored."""
-    settings = config.finetune
-    steps = max(1, round(settings.epochs * len(labelled) / settings.batch_size))
-    fit_config = FitConfig(
-        steps=min(steps, config.max_steps or steps),
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip_norm=1.0,  # as BERT's authors
-    )
-
-    def evaluate(_: torch.nn.Module) -> dict[str, float]:
-        teacher.model.eval()
-        with nullcontext() if watch is None else watch.paused():
-            if isinstance(teacher, Reader):
-                return score_reader(teacher.spans, validation, config.question, accelerator, is_mixed=True)
-            (logits,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), validation, accelerator, is_mixed=True)
-            return score(task.metrics, logits, validation.labels)
-
-    is_reader = isinstance(teacher, Reader)
-    fit(
-        teacher.model,
-        FinetuneReader(fit_config, teacher.spans) if is_reader else Finetune(fit_config, task.problem_type, teacher.logits),
-        {"train": labelled},
-        fit_config,
-        seed=config.seed,
-        folder=folder / "work" / "teacher",
-        accelerator=accelerator,
-        progress=progress,
-        title="fine-tune the teacher",
-        evaluate=evaluate,
-        evaluations=config.evaluate,
-        checkpoint_seconds=config.checkpoint_seconds,
-        is_mixed=True,
-    )
-
-    def save(partial: Path) -> None:
-        teacher.model.save_pretrained(partial)
-        teacher.tokenizer.save_pretrained(partial)
-
-    if accelerator.is_main_process:
-        write_folder(folder / "teacher", save)
-        (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-
-
-def _transfer(
-    config: RunConfig, task: Task, teacher: Teacher, train: TokenStore, word: Tensor, cache: Path, progress: Progress
-) -> list[TokenStore]:
-    """Texts without labels: made from the training texts, and the user's own."""
-    stores = []
-    settings = config.transfer
-    if settings.size:
-        pieces = Pieces.from_tokenizer(teacher.tokenizer)
-        table = None
-        if settings.neighbours:
-            table = neighbours_table(word.numpy(), settings.candidates, pieces, restrict=np.unique(train.ids))
-        mlm = load_masked_lm(settings.masked_lm_model, teacher.tokenizer) if settings.masked_lm else None
-        stores.append(
-            build_transfer(
-                train, settings, pieces, table, seed=config.seed, max_length=config.max_seq_length, cache=cache, progress=progress, mlm=mlm
-            )
-        )
-    if task.unlabeled is not None and settings.unlabeled_size:
-        split = task.unlabeled
-        if settings.split_sentences and not task.is_pair:
-            split = Split(split_sentences(split.texts))
-        if len(split) > settings.unlabeled_size:
-            chosen = np.random.default_rng(config.seed).choice(len(split), settings.unlabeled_size, replace=False)
-            split = split.select(np.sort(chosen))
-        store, _ = tokenize(split, teacher.tokenizer, config.max_seq_length, cache=cache, name="unlabeled", progress=progress)
-        stores.append(store)
-    return [store for store in stores if len(store)]
-
-
-def _teach(
-    config: RunConfig,
-    task: Task,
-    teacher: Teacher | None,
-    labelled: Examples,
-    extra: list[TokenStore],
-    cache: Path,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> Examples:
-    """The teacher's logits, and its probes', for every text; soft labels take the logits' place where there are any."""
-    soft = None if task.train.soft_labels is None else soft_label_logits(task.train.soft_labels, task.problem_type)
-    if teacher is None:
-        if soft is None:
-            raise ConfigError("teacher: 'none' needs soft_label_columns; or name a checkpoint")
-        return dataclasses.replace(labelled, teacher_logits=soft)
-    _probe(config, task, teacher, labelled, cache, accelerator, progress)
-    tokens = TokenStore.concatenate([labelled.tokens, *extra])
-    everything = Examples(tokens, labelled.pad_token_id)
-    name = fingerprint(tokens.ids, tokens.offsets)
-    names = (f"teacher-{name}", f"probes-{name}")
-    logits, probes = cached_outputs(
-        teacher.outputs, everything, cache, names, accelerator, progress, f"teacher labels {len(tokens):,} texts"
-    )
-    if soft is not None:
-        logits = np.concatenate([soft, logits[len(soft) :]])
-    unknown = -100 if labelled.labels.dtype == np.int64 else np.nan
-    missing = np.full((len(tokens) - len(labelled), *labelled.labels.shape[1:]), unknown, labelled.labels.dtype)
-    return dataclasses.replace(
-        everything, labels=np.concatenate([labelled.labels, missing]), teacher_logits=logits, probe_logits=probes
-    )
-
-
-def _probe(
-    config: RunConfig, task: Task, teacher: Teacher, labelled: Examples, cache: Path, accelerator: Accelerator, progress: Progress
-) -> None:
-    """Fit the probes, or read them back."""
-    paths = cache / "probe_weights.npy", cache / "probe_biases.npy"
-    if not paths[1].exists():
-        chosen = np.random.default_rng(config.seed).permutation(len(labelled))[:PROBE_EXAMPLES]
-        known = labelled.select(np.sort(chosen))
-        _, features = cached_outputs(
-            teacher.logits_and_features, known, cache, ("probe_logits", "probe_features"), accelerator, progress, "teacher's levels"
-        )
-        weights, biases = fit_probes(features, known.labels, task.problem_type, task.num_labels, progress)
-        for path, tensor in zip(paths, (weights, biases)):
-            write_array(path, tensor.numpy())
-        for name in ("probe_logits", "probe_features"):
-            (cache / f"{name}.npy").unlink()
-    teacher.probe_weights_PCD = torch.from_numpy(np.load(paths[0])).to(accelerator.device)
-    teacher.probe_biases_PC = torch.from_numpy(np.load(paths[1])).to(accelerator.device)
-
-
-def soft_label_logits(probabilities: np.ndarray, problem_type: str) -> np.ndarray:
-    """Soft labels (N, C) as logits; probabilities are kept 1e-4 away from 0 and 1, which no teacher is sure of."""
-    if problem_type == "regression":
-        return probabilities.astype(np.float32)
-    p = np.clip(probabilities, 1e-4, 1 - 1e-4)
-    return (np.log(p) - (np.log1p(-p) if problem_type == "multi_label" else 0)).astype(np.float32)
 
 
 def _student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunConfig, word: Tensor) -> AdasearchConfig:

@@ -24,6 +24,7 @@ from adasearch.files import write_json
 from adasearch.metrics import score
 from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
+from adasearch.quantize_aware import refuse_quantised
 from adasearch.runtimes import ONNX_FILES, load_classifier
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.texts import Split
@@ -127,6 +128,7 @@ def load_student_and_tokenizer(student_dir: Path) -> tuple[AdasearchForSequenceC
     model = load_classifier(student_dir)
     if not isinstance(model, AdasearchForSequenceClassification):
         raise ModelError(f"{student_dir}: a {model.config.model_type!r} model; choices: a student, runs/<name>/student")
+    refuse_quantised(model)
     return model, AutoTokenizer.from_pretrained(student_dir, local_files_only=True)
 
 

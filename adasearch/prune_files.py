@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import adasearch
-from adasearch.config import DistillConfig, FitConfig
 from adasearch.errors import ConfigError
 from adasearch.finished import FinishedRun, find_run
 from adasearch.fit import fit
+from adasearch.fit_config import DistillConfig, FitConfig
 from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.methods.distill import Distill
 from adasearch.metrics import choose_metrics

@@ -17,11 +17,40 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adasearch.errors import ConfigError, ModelError
-from adasearch.export import export_onnx
+from adasearch.export import copy_tokenizer, export_onnx, export_student, staged
+from adasearch.files import read_json
+from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.int8_modules import Grid, Int8Conv1d, Int8Layer, Int8Linear, int8_layers
-from adasearch.quantize_aware import INPUT, OUTPUT
+from adasearch.quantize_aware import INPUT, MARK, OUTPUT
+from adasearch.runtime_base import require_head
+from adasearch.sparse_files import FILE, SparseModel
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
+SPARSE = "sparse"  # the part of a folder that holds the integers and scales of a model that was trained in int8
+
+
+def is_trained_int8(folder: Path) -> bool:
+    """Whether a folder's model was trained in int8, and its integers lie beside its rounded weights."""
+    config = folder / "config.json"
+    return config.is_file() and MARK in read_json(config) and (folder / SPARSE / FILE).is_file()
+
+
+def export_folder(folder: Path) -> list[Path]:
+    """Write and check a model folder's graphs; returns their paths. A model that was trained in int8 has one with its scales.
+
+    Raises as ``export_student`` and ``export_int8``, and ``ModelError`` for a model without a head for a task.
+    """
+    require_head(folder)
+    return [export_student(folder), *([export_trained(folder)] if is_trained_int8(folder) else [])]
+
+
+def export_trained(folder: Path) -> Path:
+    """Write the int8 graph of a folder whose model was trained in int8, from the integers and scales in it; returns its path."""
+    path = folder / "onnx" / ONNX_FILES["int8"]
+    with staged(path) as partial:
+        export_int8(SparseModel.from_pretrained(folder / SPARSE), partial)
+    copy_tokenizer(folder)
+    return path
 
 
 def export_int8(twin: PreTrainedModel, path: Path) -> Path:

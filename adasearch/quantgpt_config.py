@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adasearch.config import FitConfig, check_choice, check_range
 from adasearch.errors import ConfigError
+from adasearch.fit_config import FitConfig
+from adasearch.settings import check_choice, check_range
 
 NEGATIVES = ("teacher", "student", "vocabulary")
 BANKS = ("position", "token", "none")

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import copy
 import math
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration, GPT2LMHeadModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adasearch.config import to_dict
-from adasearch.errors import ConfigError, ModelError
+from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.fit import fit
-from adasearch.honest import commit
 from adasearch.language import language_logits
 from adasearch.language_task import LanguageTask, load_language_task
 from adasearch.low_bit import load_low_bit, pack_model
@@ -40,6 +35,8 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
+from adasearch.run_files import begin_run, check_reopening, note_stage, stage_facts
+from adasearch.settings import to_dict
 
 # model_type -> class, and what its dropouts are called
 MODELS: dict[str, tuple[type[PreTrainedModel], tuple[str, ...]]] = {
@@ -68,15 +65,6 @@ class QuantRun:
         """Tokens, and the full-precision model's scores."""
         return cache_of(self.config, self.folder)
 
-    def note(self, stage: str, facts: dict[str, Any]) -> None:
-        """Write into run.json what a stage found out."""
-        state = read_json(self.folder / "run.json")
-        write_json(self.folder / "run.json", {**state, "stages": {**state["stages"], stage: facts}})
-
-    def facts(self, stage: str) -> dict[str, Any] | None:
-        """What ``note`` wrote."""
-        return read_json(self.folder / "run.json")["stages"].get(stage)
-
 
 def quantize_language_model(config: QuantGptConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Quantise ``config.model`` and return the report that ``report.json`` holds; the packed model is in ``model/``.
@@ -86,7 +74,7 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
     """
     config.check()
     folder = run_folder(config)
-    _check_reopening(config, folder)
+    check_reopening(folder, to_dict(config), to_dict(QuantGptConfig()), FREE)
     if not (folder / "report.json").exists():
         this = _open(config, folder, progress or Progress())
         if not (folder / "model" / "config.json").exists():
@@ -131,7 +119,7 @@ def cache_of(config: QuantGptConfig, folder: Path) -> Path:
 
 
 def _unloadable(name: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, 300)
     return ModelError(f"model: {name!r} cannot be loaded ({reason}); choices: a folder or a hub id of {' or '.join(MODELS)}")
 
 
@@ -156,9 +144,7 @@ def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     task = load_language_task(config, model_config, tokenizer, cache=cache_of(config, folder), progress=progress)
     teacher = load_language_model(config.model)
     this = QuantRun(config, folder, model_config, task, teacher.to(accelerator.device).eval(), accelerator, progress)
-    if not (folder / "run.json").exists():
-        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        write_json(folder / "run.json", {"command": _command(), "commit": commit(), "config": to_dict(config), "stages": {}})
+    begin_run(folder, to_dict(config), accelerator.mixed_precision)
     return this
 
 
@@ -176,25 +162,6 @@ def _check_quantizer(config: QuantGptConfig, model_config: PretrainedConfig) -> 
     )
     if not found.names:
         raise ConfigError(f"bits: {config.bits} quantises no weights, so there is nothing to pack; choices: such as 2-2-8")
-
-
-def _command() -> str:
-    """What was typed, without where the program lies."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["adasearch" if program in ("adasearch", "__main__.py") else program, *sys.argv[1:]])
-
-
-def _check_reopening(config: QuantGptConfig, folder: Path) -> None:
-    """A folder goes on with the settings it was begun with, or not at all. Raises ``ConfigError``."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir: {folder} is a file; a folder is expected")
-    if not (folder / "run.json").exists():
-        return
-    before, now = {**to_dict(QuantGptConfig()), **read_json(folder / "run.json")["config"]}, to_dict(config)
-    changed = [key for key in now if key not in FREE and before[key] != now[key]]
-    if changed:
-        what = "; ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed[:3])
-        raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
 
 
 def _train(this: QuantRun) -> None:
@@ -229,9 +196,9 @@ def _train(this: QuantRun) -> None:
         packed.save_pretrained(partial)
         task.tokenizer.save_pretrained(partial)
 
-    this.note("train", {"seconds": seconds, "steps": history[-1]["step"], "validation": history[-1].get("validation")})
+    note_stage(this.folder, "train", seconds=seconds, steps=history[-1]["step"], validation=history[-1].get("validation"))
     write_folder(this.folder / "model", save)
-    this.note("check", {"packed_logits_max_difference": _difference(this, student)})
+    note_stage(this.folder, "check", packed_logits_max_difference=_difference(this, student))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -267,7 +234,7 @@ def _measure(this: QuantRun) -> dict[str, Any]:
     packed = load_low_bit(folder / "model", memory="float").to(this.accelerator.device)
     scores = task.score(packed, this.accelerator, this.progress)
     totals = size_totals(size_table(folder / "model"), file_size(folder / "model"))
-    facts = this.facts("train") or {}
+    facts, began = stage_facts(folder, "train"), read_json(folder / "run.json")
     mebibyte = 2**20
     return {
         "task": task.name, "split": task.scored_split, "metric": task.metric, "higher_is_better": not task.is_causal,
@@ -276,10 +243,9 @@ def _measure(this: QuantRun) -> dict[str, Any]:
         "size_mib_full_precision": totals["fp32_bytes"] / mebibyte, "size_mib_quantized": totals["file_bytes"] / mebibyte,
         "size_ratio": totals["file_ratio"], "size_ratio_nominal": totals["nominal_ratio"],
         "steps": facts.get("steps"), "train_seconds": facts.get("seconds"), "seed": config.seed,
-        "packed_logits_max_difference": (this.facts("check") or {}).get("packed_logits_max_difference"),
+        "packed_logits_max_difference": stage_facts(folder, "check").get("packed_logits_max_difference"),
         "model_type": this.model_config.model_type, "config": to_dict(config),
-        "command": read_json(folder / "run.json")["command"], "commit": read_json(folder / "run.json")["commit"],
-        "hardware": hardware(),
+        "command": began["command"], "commit": began["commit"], "hardware": hardware(),
     }  # fmt: skip
 
 

@@ -15,20 +15,23 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from adasearch.config import QuantizeConfig, check_choice, check_range
 from adasearch.deploy import Deployment, save_deployment
 from adasearch.errors import ModelError
 from adasearch.export import check_onnx, export_student, input_names, staged
 from adasearch.graph_runtimes import VOCABULARY_KEY
-from adasearch.int8 import CALIBRATIONS, leave_out, quantised_operations, require_onnx, write_int8, write_int8_embedding
+from adasearch.int8 import CALIBRATIONS, leave_out, quantised_operations, write_int8, write_int8_embedding
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes, time_systems
 from adasearch.metrics import score
 from adasearch.progress import Progress
+from adasearch.qdq_export import export_trained, is_trained_int8
+from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import Material, load_material
+from adasearch.runtime_base import require_onnx
 from adasearch.runtimes import (
     ONNX_FILES, RUNTIMES, OnnxRuntime, Runtime, TorchRuntime, available_runtimes, choose_precision, choose_runtime,
     graph_file, load_classifier, load_onnxruntime, load_runtime,
 )  # fmt: skip
+from adasearch.settings import check_choice, check_range
 
 SHARE_LEFT_OUT = 0.5  # int8 with more of its operations in fp32 than this is given up
 ROWS = ("runtime", "precision", "score", "drop_points", "latency_ms_p50", "latency_ms_p90", "texts_per_s", "size_bytes", "note")
@@ -97,7 +100,7 @@ def choose_ways(config: QuantizeConfig) -> list[Way]:
 
 def _check_fp32_graph(model: PreTrainedModel, model_dir: Path, progress: Progress) -> None:
     """Export the graph where there is none, or one of an earlier, slower export; refuse one that is not this model's."""
-    require_onnx()
+    require_onnx("quantize", "onnx", "onnxruntime")
     is_old = True
     if (model_dir / "onnx" / ONNX_FILES["fp32"]).is_file():
         is_old = VOCABULARY_KEY not in load_onnxruntime(model_dir, threads=1).metadata  # which checks labels, vocabulary
@@ -114,8 +117,16 @@ def _write_graphs(
     model: PreTrainedModel, material: Material, reference: Reference, ways: Sequence[Way], config: QuantizeConfig,
     progress: Progress,
 ) -> list[str]:  # fmt: skip
-    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score."""
+    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score.
+
+    The int8 graph of a model that was trained in int8 is not calibrated: it has its scales.
+    """
     wanted = {precision for runtime, precision in ways if runtime in GRAPH_RUNTIMES} & {"int8", "int8_embedding"}
+    if is_trained_int8(material.model_dir):
+        progress.message(f"{material.model_dir}: it was trained in int8; its graph keeps the scales it has")
+        if not (material.model_dir / "onnx" / ONNX_FILES["int8"]).is_file():
+            export_trained(material.model_dir)
+        wanted -= {"int8"}
     if not wanted:
         return []
     progress.stage("quantise")

@@ -15,12 +15,13 @@ import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import adasearch
-from adasearch.config import QuantizeConfig
-from adasearch.errors import ConfigError, DataError, ModelError
+from adasearch.errors import ConfigError, DataError, ModelError, one_line
 from adasearch.finished import FinishedRun
 from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.metrics import choose_metrics, is_skewed
-from adasearch.runtimes import Runtime, count_labels, one_line
+from adasearch.quantize_config import QuantizeConfig
+from adasearch.runtime_base import require_head
+from adasearch.runtimes import Runtime, count_labels
 from adasearch.texts import Split
 
 FEWEST_TEXTS = 32  # ranges of fewer are those of single words
@@ -86,6 +87,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
     if not (model_dir / "config.json").is_file():
         choices = "choices: runs/<name> of a finished run, or a model's folder"
         raise ConfigError(f"path: {model_dir}: is no model folder (no config.json); {choices}")
+    require_head(model_dir)
     adasearch.register_student()
     try:
         model_config = AutoConfig.from_pretrained(model_dir, local_files_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adasearch.config import check_range
+from adasearch.settings import check_range
 
 
 @dataclass

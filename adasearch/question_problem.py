@@ -6,8 +6,8 @@ Dimensions: W windows, T tokens of all windows, B batch, L tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from adasearch.answers import score_answers
+from adasearch.answers import best_answers, score_answers
 from adasearch.encoder import from_hugging_face
 from adasearch.encoder_layers import EncoderForQuestionAnswering
 from adasearch.encoder_problem import Batch, EncoderProblem
@@ -23,6 +23,7 @@ from adasearch.files import fingerprint
 from adasearch.question_answering import QuestionExamples
 from adasearch.question_config import QuestionConfig
 from adasearch.reader import Reader, cached_spans, load_reader, spans_of
+from adasearch.runtimes import Runtime
 from adasearch.span_objectives import span_loss
 
 
@@ -41,10 +42,6 @@ class QuestionProblem(EncoderProblem):
         torch.manual_seed(seed)
         return from_hugging_face(load_reader(self.checkpoint, is_finetuned=False).model)
 
-    def load(self, folder: Path) -> EncoderForQuestionAnswering:
-        """A reader of ours that was saved in ``folder``, in float32."""
-        return EncoderForQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
-
     def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
         """Mean of start's and end's cross-entropy over the batch, scalar."""
         logits_B2L = torch.stack([output.start_logits, output.end_logits], 1)
@@ -52,11 +49,27 @@ class QuestionProblem(EncoderProblem):
 
     def logits(self, model: PreTrainedModel, examples: QuestionExamples, is_mixed: bool = False) -> np.ndarray:
         """Start and end logits (T, 2) of all windows' tokens."""
-        return spans_of(Reader(model.eval(), self.tokenizer).spans, examples, self.accelerator, is_mixed=is_mixed)
+        return self.outputs(Reader(model.eval(), self.tokenizer).spans, examples, is_mixed)
 
-    def scores(self, model: PreTrainedModel, examples: QuestionExamples) -> dict[str, float]:
-        """F1 and exact match as fractions, in float32."""
-        return score_answers(self.logits(model, examples), examples, self.windows)
+    def graph_forward(self, runtime: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
+        """A runtime, whose spans are (B, L, 2), as a function of ids and mask (B, L) to (B, 2, L)."""
+        forward = super().graph_forward(runtime)
+        return lambda ids_BL, mask_BL: forward(ids_BL, mask_BL).mT
+
+    def outputs(
+        self, forward: Callable[[Tensor, Tensor], Tensor], examples: QuestionExamples, is_mixed: bool = False
+    ) -> np.ndarray:
+        """Spans (T, 2) of all windows' tokens, of which ``forward`` gives (B, 2, L)."""
+        return spans_of(forward, examples, self.accelerator, is_mixed=is_mixed)
+
+    def agreement(self, first: np.ndarray, second: np.ndarray, examples: QuestionExamples) -> float:
+        """Share of the questions to which two readers' logits (T, 2) give the same answer."""
+        answers = (best_answers(logits_T2, examples, self.windows) for logits_T2 in (first, second))
+        return float(np.mean([one.text == other.text for one, other in zip(*answers)]))
+
+    def scores_of(self, logits: np.ndarray, examples: QuestionExamples) -> dict[str, float]:
+        """F1 and exact match as fractions."""
+        return score_answers(logits, examples, self.windows)
 
     def teacher_logits(self) -> np.ndarray:
         """The teacher's logits (T, 2) of the training windows, computed once and mapped from files."""

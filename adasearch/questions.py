@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.config import TaskConfig
 from adasearch.errors import ConfigError, DataError
 from adasearch.sources import find_preset, find_source
 from adasearch.squad_metrics import METRICS_OF_QUESTIONS
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
+from adasearch.task_config import TaskConfig
 from adasearch.texts import Split
 
 PROBLEM_TYPE = "question_answering"

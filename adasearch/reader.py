@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from adasearch.answers import score_answers
-from adasearch.errors import ModelError
+from adasearch.errors import ModelError, one_line
 from adasearch.files import write_array
 from adasearch.outputs import CHUNK, autocast
 from adasearch.progress import Progress
@@ -51,7 +51,7 @@ def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = Fals
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model = AutoModelForQuestionAnswering.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"teacher: {path!r} cannot be loaded as a question-answering model ({reason})") from error
     return Reader(model.float(), tokenizer)
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from adasearch.architecture import Architecture, Macro
-from adasearch.config import check_choice
+from adasearch.settings import check_choice
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 
 SEED = 0

@@ -25,11 +25,16 @@ KINDS = {  # kind of a system -> what it is called in a sentence
     "reference": "the BERT-base shape",
     "pruned": "the model pruned to another target",
     "random_ticket": "a random ticket of the same ratios",
+    "sparse": "the sparse model before int8",
+    "direct": "a model pruned on this task alone",
+    "dense": "the dense model fine-tuned here",
+    "dense_int8": "the dense model in int8",
 }
 MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s",
-                "task_texts_per_s")  # fmt: skip
+                "task_texts_per_s", "sparse_bytes", "agreement")  # fmt: skip
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
     "structure": (("structure.json",), "What is left in each layer"),
+    "zeros": (("zeros.json",), "Zeros in the weights of each layer"),
     "tickets": (("models/*/mask_distances.json",), "How much the tickets drawn in the search differ"),
     "pruning": (("models/cofi-*/history.json",), "The pruning: what was to be saved, what is open, who learned from whom"),
     "cell": (("search/architecture.json",), "The derived cell"),
@@ -47,8 +52,11 @@ class System:
     ``seq_len`` is in word pieces, 0 where a system reads raw texts. ``task_texts_per_s`` is the rate over a stream of
     texts as long as the task's own, ``streams`` the fields of ``streams.StreamTiming`` for each way of batching them;
     ``import_s`` to ``peak_rss_bytes`` are those of ``cold.ColdStart``. ``encoder_sparsity`` is the share of the dense model's
-    prunable encoder parameters that is gone, ``train_seconds`` and ``train_cpu_seconds`` the mean over the seeds of what the
-    whole way from the pre-trained checkpoint took, scoring left out. None = not known or not applicable.
+    prunable encoder parameters that is gone (where weights are 0: of its weights), ``train_seconds`` and ``train_cpu_seconds``
+    the mean over the seeds of what the whole way from the pre-trained checkpoint took, scoring left out. ``size_ratios`` are
+    those of ``sparse_size.SparseSize``, ``sparse_bytes`` its file; ``agreement`` is the share of the held-out examples on which
+    the int8 graph predicts as the model that was trained, the least of all seeds; ``runtimes`` is like ``timings``, each row
+    with its ``option``, in the runtimes that the table is not timed in. None = not known or not applicable.
     """
 
     name: str
@@ -81,6 +89,10 @@ class System:
     encoder_sparsity: float | None = None
     train_seconds: float | None = None
     train_cpu_seconds: float | None = None
+    size_ratios: dict[str, float] = field(default_factory=dict)
+    sparse_bytes: int | None = None
+    agreement: float | None = None
+    runtimes: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,8 +105,8 @@ class Report:
     ``cascade`` has ``temperature``, ``fitted_on`` (how many validation examples; ``is_held_out``: they are also those of
     the curve) and ``curve``, a list of threshold, share_escalated and score; ``latency`` is what
     ``latency_target.compare_run`` says; ``deployments`` is the student's deploy.json. ``price_per_hour`` is
-    what one core is assumed to cost, in US dollars. ``method`` is of a compression that is no search: ``name``, ``summary``
-    and ``facts``, numbers as text by what they say.
+    what one core is assumed to cost, in US dollars. ``method`` is of a compression that is no search: ``name``, ``summary``,
+    ``facts``, numbers as text by what they say, and ``files``, Markdown on what lies in ``student/``.
     """
 
     task: str

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +13,23 @@ from typing import Any
 import yaml
 
 from adasearch.errors import ConfigError
-from adasearch.files import read_json, write_json, write_text
-from adasearch.honest import commit
+from adasearch.files import read_json, write_folder, write_json, write_text
 
 
 def typed_command() -> str:
     """What was typed, without where the program lies."""
     program = Path(sys.argv[0]).name
     return shlex.join(["adasearch" if program in ("adasearch", "__main__.py") else program, *sys.argv[1:]])
+
+
+def commit() -> str | None:
+    """Commit of the checkout the package runs from; None where it is no checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: Sequence[str]) -> None:
@@ -32,27 +43,32 @@ def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, 
     if not (folder / "run.json").exists():
         return
     before = completed(read_json(folder / "run.json")["config"], defaults)
-    changed = [key for key in settings if key not in free and before.get(key) != settings[key]]
-    if changed:
-        what = "; ".join(f"{key} was {before.get(key)!r}, is {settings[key]!r}" for key in changed[:3])
+    if what := differences(before, settings, free):
         raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
 
 
+def differences(before: dict[str, Any], now: dict[str, Any], free: Sequence[str] = ()) -> str:
+    """The first three settings, but for those that are ``free``, in which ``now`` is not ``before``; "" where there is none."""
+    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    return "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
+
+
 def completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Settings with what they lack at its default, nested ones too."""
-    known = {
+    """Settings of another version: what they lack is at its default, what is no setting now is left out; nested ones too."""
+    if not defaults:
+        return settings  # a mapping whose keys are the user's own
+    return {
         key: completed(settings.get(key) or {}, value) if isinstance(value, dict) else settings.get(key, value)
         for key, value in defaults.items()
     }
-    return {**settings, **known}
 
 
-def begin_run(folder: Path, settings: dict[str, Any], precision: str) -> None:
-    """Write ``config.yaml`` and ``run.json``, unless the run was begun before."""
+def begin_run(folder: Path, settings: dict[str, Any], precision: str, **facts: Any) -> None:
+    """Write ``config.yaml`` and ``run.json``, with more ``facts`` in it, unless the run was begun before."""
     if (folder / "run.json").exists():
         return
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    about = {"command": typed_command(), "commit": commit(), "config": settings, "precision": precision, "stages": {}}
+    about = {"command": typed_command(), "commit": commit(), "config": settings, "precision": precision, **facts, "stages": {}}
     write_json(folder / "run.json", about)
 
 
@@ -61,3 +77,14 @@ def note_stage(folder: Path, stage: str, **facts: Any) -> None:
     state = read_json(folder / "run.json")
     state["stages"].setdefault(stage, {"done": True, **facts})
     write_json(folder / "run.json", state)
+
+
+def stage_facts(folder: Path, stage: str) -> dict[str, Any]:
+    """What ``note_stage`` wrote first of a stage; nothing where it is not done."""
+    return read_json(folder / "run.json")["stages"].get(stage, {})
+
+
+def hand_over(model: Path, student: Path) -> None:
+    """Copy a trained model's folder whole to ``student``, unless there is one already."""
+    if not (student / "config.json").exists():
+        write_folder(student, lambda partial: shutil.copytree(model, partial, dirs_exist_ok=True))

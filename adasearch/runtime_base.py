@@ -19,7 +19,7 @@ from transformers import (
 )  # fmt: skip
 
 import adasearch
-from adasearch.errors import ConfigError, ModelError
+from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.registry import Registry
 
@@ -59,6 +59,7 @@ class RuntimeKind:
     offers: Callable[[], tuple[str, ...]]
 
 
+HEADS = ("ForSequenceClassification", "ForQuestionAnswering")  # in the name of a class
 RUNTIMES: Registry[RuntimeKind] = Registry("runtime")
 
 
@@ -84,6 +85,15 @@ def needs_package(package: str, extra: str) -> Callable[[], str | None]:
         return f"runtime: {package!r} is not installed; pip install 'adasearch[{extra}]', or choose torch"
 
     return missing
+
+
+def require_onnx(where: str, *packages: str) -> None:
+    """Raise ``ConfigError`` that says how to get them unless these packages of the extra ``onnx`` are installed."""
+    for package in packages:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ConfigError(f"{where}: {package!r} is not installed; pip install 'adasearch[onnx]'") from error
 
 
 def is_installed(package: str) -> bool:
@@ -119,14 +129,19 @@ def load_classifier(model_dir: Path) -> PreTrainedModel:
     return model.eval()
 
 
+def require_head(model_dir: Path) -> None:
+    """Raise ``ModelError`` where a folder's model was saved without a head for classes or answers: one would be made at random."""
+    names = _read_config(model_dir).get("architectures") or []
+    if names and not any(head in name for name in names for head in HEADS):
+        raise ModelError(
+            f"{model_dir}: its {names[0]} has no head for a task, so it has nothing to say of a text; choices: a model that was"
+            f" fine-tuned on one (a sparse model: adasearch compress prune-ofa TASK --sparse_model {model_dir})"
+        )
+
+
 def answers_questions(config: PreTrainedConfig) -> bool:
     """Whether a folder's model marks answers in texts (``...ForQuestionAnswering``) instead of labelling them."""
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or [])
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text, or its kind, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def uses_token_types(model: PreTrainedModel) -> bool:

@@ -12,17 +12,21 @@ Dimensions: B batch, C labels, K depths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adasearch.architecture import Architecture
-from adasearch.config import DistillConfig, SearchConfig
 from adasearch.cost import Cost, Number
 from adasearch.derive import Measure, derive
 from adasearch.errors import ConfigError
+from adasearch.fit import fit
+from adasearch.fit_config import DistillConfig
 from adasearch.gates import ChoiceGate, gates_of
 from adasearch.lagrangian import penalty
 from adasearch.latency import LatencyModel
@@ -31,6 +35,7 @@ from adasearch.methods.base import Batch, Group, Method, Phase
 from adasearch.objectives import Distillation
 from adasearch.progress import Progress
 from adasearch.registry import Registry
+from adasearch.search_config import SearchConfig
 from adasearch.supernet import Draw, Supernet, SupernetOutput
 from adasearch.tokens import Examples
 
@@ -111,6 +116,16 @@ class SearchMethod(Method):
             params = [{"params": [self.multiplier]}]
             groups.append(Group("multiplier", params, MULTIPLIER_LEARNING_RATE, "constant", torch.optim.SGD, {"maximize": True}))
         return groups
+
+    def train(
+        self, student: Supernet, splits: Mapping[str, Examples], *, seed: int, folder: Path, accelerator: Accelerator, progress: Progress,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:  # fmt: skip
+        """Train the supernet in place, with a history and checkpoints in ``folder``. A strategy may bring a loop of its own."""
+        fit(
+            student, self, splits, self.config, seed=seed, folder=folder, accelerator=accelerator, progress=progress, title="search",
+            checkpoint_seconds=checkpoint_seconds,
+        )  # fmt: skip
 
     def begin_step(self, student: Supernet, step: int, steps: int) -> None:
         config = self.config

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from adasearch.canvas import FAINT, INK, save_figure
+from adasearch.canvas import FAINT, INK, plot_axes, save_figure
 from adasearch.formats import format_count
 
 FRONT, SEARCHED, CONTROL, BASE = "#D55E00", "#0072B2", "#7F7F7F", "#CC79A7"
@@ -18,21 +17,10 @@ COST_NAMES = {"latency_ms": "predicted milliseconds a call", "macs": "multiply-a
 SYSTEM_NAMES = {"searched": "searched", "random": "random cells", "conv3_stack": "conv3 stack", "bag_of_embeddings": "bag of embeddings"}
 
 
-def _axes(title: str, size: tuple[float, float] = (8.4, 4.8)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
-    axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=INK)
-    return figure, axes
-
-
 def front_figure(front: dict[str, Any]) -> Figure:
     """Loss against cost of every member that was weighed; the front as steps, the chosen one marked."""
     cost = front["objectives"][1]
-    figure, axes = _axes(f"{front['evaluated']} members of one supernet: loss against cost")
+    figure, axes = plot_axes(f"{front['evaluated']} members of one supernet: loss against cost")
     losses, costs = zip(*front["others"])
     points = [(point[cost], point["loss"]) for point in front["front"]]
     axes.scatter(costs, losses, s=16, color=FAINT, alpha=0.7, label="weighed", zorder=2)
@@ -55,7 +43,7 @@ def draw_front(front: dict[str, Any], path: Path) -> list[Path]:
 
 def ranking_figure(members: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str) -> Figure:
     """Each member's score with the supernet's weights against its score after retraining; both in points."""
-    figure, axes = _axes(f"{len(members)} members: Spearman {format_rank(correlation)}", (6.2, 5.2))
+    figure, axes = plot_axes(f"{len(members)} members: Spearman {format_rank(correlation)}", (6.2, 5.2))
     sizes = [member["macs"] for member in members]
     axes.scatter(
         [100 * member["supernet_score"] for member in members], [100 * member["retrained_score"] for member in members],
@@ -76,7 +64,7 @@ def format_rank(correlation: dict[str, Any]) -> str:
 def controls_figure(groups: dict[str, list[float]], metric: str) -> Figure:
     """Searched students against their controls after equal retraining: means, standard deviations, every score."""
     known = {name: scores for name, scores in groups.items() if scores}
-    figure, axes = _axes("Equal cost, equal retraining", (6.6, 4.6))
+    figure, axes = plot_axes("Equal cost, equal retraining", (6.6, 4.6))
     points = {name: [100 * score for score in scores] for name, scores in known.items()}
     every = [score for scores in points.values() for score in scores]
     for place, (name, scores) in enumerate(points.items()):

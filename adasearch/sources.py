@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from adasearch.config import TaskConfig
-from adasearch.errors import ConfigError, DataError
-from adasearch.tables import SUFFIXES, Table, from_arrow, one_line, read_table
+from adasearch.errors import ConfigError, DataError, one_line
+from adasearch.tables import SUFFIXES, Table, from_arrow, read_table
+from adasearch.task_config import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _download(hub: str) -> dict[str, Table]:
         parts = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         choices = "a hub that can be reached, a copy in its cache (HF_HOME), --data_dir, or --train_file"
-        raise DataError(f"task: {hub!r} cannot be had from the hub ({one_line(error)}); choices: {choices}") from error
+        raise DataError(f"task: {hub!r} cannot be had from the hub ({one_line(error, 300)}); choices: {choices}") from error
     found = {split: next((n for n in names if n in parts), None) for split, names in SPLIT_NAMES.items()}
     if found["train"] is None:
         raise DataError(f"task: data set {hub!r} has no split 'train'; splits: {', '.join(parts)}")

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from adasearch.architecture import Macro, Space
-from adasearch.config import check_choice
 from adasearch.errors import ConfigError
 from adasearch.inherit_layers import check_macro, inherited_operations
 from adasearch.member_cost import learned_operations
 from adasearch.operations import OPERATIONS
+from adasearch.settings import check_choice
 
 MACRO_CHOICES = {
     "inputs": ("joint", "two"),

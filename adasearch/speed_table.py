@@ -103,10 +103,13 @@ def _measured_row(report: Report, system: System, bert: System | None, teacher: 
 
 
 def _times(other: System | None, system: System, name: str) -> float | None:
-    """The other's value over the system's; times only where both were taken at one shape, in one runtime."""
+    """The other's value over the system's; times only where both were taken at one shape, in one runtime.
+
+    Precision may differ: int8 is what a method made of the model, and stands in ``how``.
+    """
     if other is None:
         return None
-    alike = ("batch_size", "seq_len", "runtime", "precision", "threads")
+    alike = ("batch_size", "seq_len", "runtime", "threads")
     if name == "latency_ms_p50" and any(getattr(other, key) != getattr(system, key) for key in alike):
         return None
     return quotient(getattr(other, name), getattr(system, name))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from accelerate import PartialState
 
-from adasearch.config import SearchConfig, check_choice
 from adasearch.errors import ConfigError
-from adasearch.methods import adabert, darts, gdas, one_shot, proxyless  # noqa: F401 (they register themselves)
+from adasearch.methods import adabert, darts, gdas, nni_search, one_shot, proxyless  # noqa: F401 (they register themselves)
+from adasearch.search_config import SearchConfig
 from adasearch.search_method import STRATEGIES, SearchMethod
+from adasearch.settings import check_choice
 
 
 def find_strategy(config: SearchConfig) -> type[SearchMethod]:

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from adasearch.architecture import Architecture, Macro
 from adasearch.cell import fixed_cell, fixed_path
-from adasearch.operations import ChannelLayerNorm, Context
+from adasearch.masked_norm import ChannelLayerNorm, Context
 
 
 class AdasearchConfig(PreTrainedConfig):

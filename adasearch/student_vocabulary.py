@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adasearch.config import VocabularyConfig
 from adasearch.files import fingerprint, write_folder
 from adasearch.progress import Progress
+from adasearch.task_config import VocabularyConfig
 from adasearch.tasks import Task
 from adasearch.texts import tokenize
 from adasearch.tokens import Examples, TokenStore

@@ -1,6 +1,6 @@
 """The relaxed student: every candidate of a space in one network, of which each step runs one drawn member.
 
-Dimensions: B batch, L tokens, D width, C labels, K depth.
+Dimensions: B batch, L tokens, D width, C labels, K depth; of costs W widths, R edges, N operations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of
 from adasearch.latency import LatencyModel
-from adasearch.member_cost import frame_cost, learned_operations
+from adasearch.member_cost import CostTable, frame_cost, learned_operations
 from adasearch.operations import WIDTH
 from adasearch.student import AdasearchConfig, Trunk
 
@@ -166,7 +166,7 @@ class Supernet(nn.Module):
         self.width_gate = ChoiceGate("width", space.widths) if len(space.widths) > 1 else None
         self.trunk = Trunk(config, cells, width, space.macro, len(self.depth_gate.choices), config.num_labels)
         self.trunk.embeddings.apply(self._init_embedding)
-        self._cost_tables: dict[float, dict[str, tuple[Tensor, ...]]] = {}
+        self._cost_tables: dict[tuple[str, float], CostTable] = {}
 
     @staticmethod
     def _init_embedding(module: nn.Module) -> None:
@@ -217,47 +217,41 @@ class Supernet(nn.Module):
 
     def expected_cost(self, length: float) -> Cost:
         """E[cost] of a drawn member, its folded embedding table and read-out included, for one text; differentiable."""
-        if length not in self._cost_tables:
-            self._cost_tables[length] = {kind: self._cost_table(kind, length) for kind in ("params", "macs")}
-        tables = self._cost_tables[length]
-        return Cost(*(self._expected(*(part.to(self.depth_gate.logits.device) for part in tables[kind])) for kind in ("params", "macs")))
+        return Cost(*(self._expected(self.cost_table(kind, length)) for kind in ("params", "macs")))
 
     def expected_latency(self, model: LatencyModel) -> Tensor:
         """E[milliseconds] of one call of a drawn member, as the model predicts each; differentiable."""
-        names, widths = self.space.operations, self.space.widths
-        zeros = dict.fromkeys(widths, 0.0)  # what is never derived was not measured: it is there for the search only
-        like = self.depth_gate.logits
-        frame_W, cell_W = (like.new_tensor([times[width] for width in widths]) for times in (model.frame_ms, model.cell_ms))
-        edges_WN = like.new_tensor([[model.operation_ms.get(name, zeros)[width] for name in names] for width in widths])
-        return self._expected(frame_W, cell_W, edges_WN[:, None])
+        return self._expected(self.latency_table(model))
 
-    def _expected(self, frame_W: Tensor, cell_W: Tensor, edges_WRN: Tensor) -> Tensor:
-        """E of a sum of what the frame, every cell and every edge's operation cost at each width.
-
-        The gates are independent, so it is the sum over cells, edges, operations and widths of probability x cost.
-        """
+    def _expected(self, table: CostTable) -> Tensor:
         p_W = self.depth_gate.logits.new_ones(1) if self.width_gate is None else self.width_gate.expected()[0]
-        deep_enough = self.depth_gate.expected()[0].flip(0).cumsum(0).flip(0)  # P(K >= each choice of depth)
-        run_RN: Tensor | float = 0.0
-        cells: Tensor | float = 0.0
-        for index in range(len(self.trunk.cells)):
-            gates = self.cell_gates[0 if len(self.cell_gates) == 1 else index]
-            reached = deep_enough[max(0, index + 1 - self.space.cells[0])]
-            run_RN, cells = run_RN + gates.expected_share() * reached, cells + reached
-        return (p_W * (frame_W + cells * cell_W + (run_RN * edges_WRN).sum((1, 2)))).sum()
+        return table.expected(p_W, self.depth_gate.expected()[0], [gates.expected_share() for gates in self.cell_gates])
 
     def full_cost(self, length: float) -> Cost:
         """Cost of everything at once: all cells, edges and candidates at the largest width; the unit of efficiency."""
         widest, cells = self.space.widths.index(max(self.space.widths)), len(self.trunk.cells)
 
         def total(kind: str) -> float:
-            frame_W, cell_W, edges_WRN = self._cost_table(kind, length)
-            return float(frame_W[widest]) + cells * float(cell_W[widest] + edges_WRN[widest].sum())
+            table = self.cost_table(kind, length)
+            return float(table.frame_W[widest]) + cells * float(table.cell_W[widest] + table.edges_WRN[widest].sum())
 
         return Cost(total("params"), total("macs"))
 
-    def _cost_table(self, kind: str, length: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Parameters or MACs at each width of the frame (W), a cell's share of it (W), each operation on each edge (W, R, N)."""
+    def cost_table(self, kind: str, length: float) -> CostTable:
+        """What the parts of a member cost in "params" or "macs"."""
+        if (kind, length) not in self._cost_tables:
+            self._cost_tables[kind, length] = self._count(kind, length)
+        return self._cost_tables[kind, length]
+
+    def latency_table(self, model: LatencyModel) -> CostTable:
+        """What they take in milliseconds; an operation takes the same on every edge."""
+        names, widths = self.space.operations, self.space.widths
+        zeros = dict.fromkeys(widths, 0.0)  # what is never derived was not measured: it is there for the search only
+        frame_W, cell_W = (torch.tensor([times[width] for width in widths]) for times in (model.frame_ms, model.cell_ms))
+        edges_WN = torch.tensor([[model.operation_ms.get(name, zeros)[width] for name in names] for width in widths])
+        return CostTable(frame_W, cell_W, edges_WN[:, None], self.space.cells)
+
+    def _count(self, kind: str, length: float) -> CostTable:
         edges = self.trunk.cells[0].edges
         frame, cell, run = [], [], []
         for width in self.space.widths:
@@ -274,7 +268,7 @@ class Supernet(nn.Module):
                     for pair in self.cell_gates[0].pairs
                 ]
             )
-        return torch.tensor(frame), torch.tensor(cell), torch.tensor(run)
+        return CostTable(torch.tensor(frame), torch.tensor(cell), torch.tensor(run), self.space.cells)
 
     def decide(self, seed: int = 0) -> Architecture:
         """The decided member as plain data."""

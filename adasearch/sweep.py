@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adasearch.config import check_choice
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
-from adasearch.honest import commit
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
+from adasearch.run_files import commit, typed_command
+from adasearch.settings import check_choice
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
 from adasearch.sweep_jobs import Job
@@ -196,5 +195,4 @@ class Board:
 
     def _note(self, job: Job, status: str, **facts: Any) -> None:
         self.records[job.name] |= {"status": status, **facts}
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        write_json(self.config.folder / "sweep.json", {"command": command, "commit": commit(), "runs": self.records})
+        write_json(self.config.folder / "sweep.json", {"command": typed_command(), "commit": commit(), "runs": self.records})

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, check_choice, check_range, to_dict
+from adasearch.bench_config import BenchConfig
+from adasearch.config import RunConfig
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
+from adasearch.fit_config import DistillConfig, RetrainConfig
+from adasearch.search_config import SearchConfig
+from adasearch.settings import check_choice, check_range, to_dict
 
 ENGINES = ("local", "ray")
 BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``

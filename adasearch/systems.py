@@ -17,11 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
-from adasearch.config import DistillConfig, RunConfig, SearchConfig
+from adasearch.config import RunConfig
 from adasearch.distributed import main_first
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
+from adasearch.fit_config import DistillConfig
 from adasearch.latency_bench import measure_architecture
 from adasearch.latency_target import check_targets, known_latency, open_table, target_lengths
 from adasearch.member_cost import learned_operations
@@ -30,6 +31,7 @@ from adasearch.metrics import score
 from adasearch.outputs import outputs_of
 from adasearch.prepare import Problem
 from adasearch.progress import Progress
+from adasearch.search_config import SearchConfig
 from adasearch.search_plots import draw_front
 from adasearch.shrink import random_architecture_like, shrink
 from adasearch.starts import start_student, start_supernet
@@ -83,18 +85,10 @@ def run_search(
     if remark(settings):
         progress.message(remark(settings))
     method = strategy(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
-    fit(
-        supernet,
-        method,
-        splits,
-        settings,
-        seed=config.seed,
-        folder=folder,
-        accelerator=accelerator,
-        progress=progress,
-        title="search",
+    method.train(
+        supernet, splits, seed=config.seed, folder=folder, accelerator=accelerator, progress=progress,
         checkpoint_seconds=config.checkpoint_seconds,
-    )
+    )  # fmt: skip
     if not accelerator.is_main_process:  # one process derives, the others read what it found
         accelerator.wait_for_everyone()
         return _read_search(supernet, weights, path)

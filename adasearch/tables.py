@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adasearch.errors import ConfigError, DataError
+from adasearch.errors import ConfigError, DataError, one_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SHOWN_ROWS = 5  # in error messages
@@ -174,7 +174,7 @@ def _read_parquet(path: Path) -> Table:
         with pq.ParquetFile(path) as file:
             return from_arrow(file.read(), str(path))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no parquet file can be read ({one_line(error)})") from error
+        raise DataError(f"{path}: no parquet file can be read ({one_line(error, 300)})") from error
 
 
 def from_arrow(data: pa.Table, where: str) -> Table:
@@ -188,8 +188,3 @@ def from_arrow(data: pa.Table, where: str) -> Table:
             if isinstance(feature, ClassLabel):
                 class_names[name] = tuple(feature.names)
     return Table(where, data.to_pydict(), range(1, data.num_rows + 1), unit="row", class_names=class_names)
-
-
-def one_line(error: BaseException) -> str:
-    """An error of another library in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

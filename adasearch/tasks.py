@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from adasearch.config import TaskConfig, check_choice
 from adasearch.demo_assets import fetch_demo_reviews
 from adasearch.errors import ConfigError, DataError
 from adasearch.labels import Schema, check_learnable, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.questions import PROBLEM_TYPE, asks_questions, read_questions
+from adasearch.settings import check_choice
 from adasearch.sources import Source, find_preset, find_source
 from adasearch.squad_metrics import METRICS_OF_QUESTIONS
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
+from adasearch.task_config import TaskConfig
 from adasearch.texts import Split
 
 HELD_OUT_SHARE = 0.1  # of the training examples, when there is no validation split

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from adasearch.errors import ModelError
+from adasearch.errors import ModelError, one_line
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
 from adasearch.tasks import Task
@@ -88,7 +88,7 @@ def _config(path: str, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"teacher: {path!r} cannot be loaded ({reason}); choices: a folder, a hub name, 'demo' or 'none'") from error
 
 
@@ -131,7 +131,7 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
             path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, **labels
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"teacher: {path!r} cannot be loaded as a sequence classifier ({reason})") from error
     return Teacher(model.float(), tokenizer)
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from adasearch.errors import ModelError
-from adasearch.runtime_base import Runtime, load_classifier, one_line, register_runtime, uses_token_types
+from adasearch.errors import ModelError, one_line
+from adasearch.runtime_base import Runtime, load_classifier, register_runtime, uses_token_types
 from adasearch.trace import input_names, logits_of, trace
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -85,7 +85,7 @@ class CompiledTorchRuntime(TorchRuntime):
 
 
 def _say(model: PreTrainedModel, error: Exception) -> str:
-    return f"{type(model).__name__} ({one_line(error)[:600]})"
+    return f"{type(model).__name__} ({one_line(error, 600)})"
 
 
 def _without_compiler() -> str | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from adasearch.config import RunConfig, to_dict
+from adasearch.config import RunConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
+from adasearch.settings import to_dict
 from adasearch.tracking import numbers
 
 # Where a tracker keeps what it does not send: unset, all of these lie in the home folder. wandb's own offline mode is the

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.augment import AUGMENTATIONS, Material, Pieces, shorten
-from adasearch.config import TransferConfig
+from adasearch.augment import AUGMENTATIONS, Material
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.progress import Progress
+from adasearch.task_config import TransferConfig
 from adasearch.tokens import TokenStore
+from adasearch.word_pieces import Pieces, shorten
 
 BLOCK = 256  # items made together; the masked language model's batches are cut from a block, wherever a stream starts
 CHUNK = 10_000  # texts a cache file: what a kill costs at most

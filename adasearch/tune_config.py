@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adasearch.config import RunConfig, check_choice, check_range, to_dict, validate
+from adasearch.config import RunConfig, validate
 from adasearch.errors import ConfigError
+from adasearch.settings import check_choice, check_range, to_dict
 
 OBJECTIVES = ("score", "latency_ms", "macs", "params")
 LIMITS = {"latency_ms": "latency_limit_ms", "macs": "macs_limit", "params": "params_limit"}  # cost -> the setting that bounds it

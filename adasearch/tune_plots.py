@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
-from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
+from adasearch.canvas import FAINT, INK, LINE_COLOURS, plot_axes, save_figure
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, metric_name
 from adasearch.tune_config import TuneConfig
 
@@ -43,7 +42,7 @@ def front_figure(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], cos
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     stopped = [trial for trial in trials if trial.state == TrialState.PRUNED and cost in trial.user_attrs]
     factor = _factor(metric)
-    figure, axes = _axes(f"{len(done)} trials: score against {cost.replace('_ms', '')}")
+    figure, axes = plot_axes(f"{len(done)} trials: score against {cost.replace('_ms', '')}")
     axes.set_xscale("log")
     front = sorted((trial.user_attrs[cost], factor * trial.user_attrs["score"], trial.number) for trial in best)
     numbers = {number for *_, number in front}
@@ -72,7 +71,7 @@ def history_figure(trials: Sequence[FrozenTrial], metric: str, sign: float) -> F
     """Score of every finished trial in order, and the best so far."""
     done = sorted((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: trial.number)
     numbers, scores = [t.number for t in done], _factor(metric) * np.array([t.user_attrs["score"] for t in done])
-    figure, axes = _axes(f"{len(done)} finished trials of {len(trials)}")
+    figure, axes = plot_axes(f"{len(done)} finished trials of {len(trials)}")
     axes.scatter(numbers, scores, s=30, color=OTHERS, label="a trial", zorder=3)
     axes.step(numbers, sign * np.maximum.accumulate(sign * scores), where="post", color=FRONT, linewidth=1.6, label="the best so far", zorder=2)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -85,7 +84,7 @@ def history_figure(trials: Sequence[FrozenTrial], metric: str, sign: float) -> F
 def importance_figure(weights: dict[str, dict[str, float]]) -> Figure:
     """Bars: a setting a row, an objective a colour."""
     names = sorted({name for shares in weights.values() for name in shares}, key=lambda name: max(s.get(name, 0.0) for s in weights.values()))
-    figure, axes = _axes("What mattered: share of the variance", height=1.3 + 0.42 * len(names) * max(1, 0.55 * len(weights)))
+    figure, axes = plot_axes("What mattered: share of the variance", (8.4, 1.3 + 0.42 * len(names) * max(1, 0.55 * len(weights))))
     thickness = 0.8 / len(weights)
     for turn, (objective, shares) in enumerate(weights.items()):
         places = [row + 0.4 - (turn + 0.5) * thickness for row in range(len(names))]
@@ -114,17 +113,6 @@ def draw_history(trials: Sequence[FrozenTrial], metric: str, sign: float, path: 
 def draw_importances(weights: dict[str, dict[str, float]], path: Path) -> list[Path]:
     """Write ``importance_figure`` as ``path``.svg and .png."""
     return save_figure(importance_figure(weights), path)
-
-
-def _axes(title: str, height: float = 4.8) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.4, height), facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
-    axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=INK)
-    return figure, axes
 
 
 def _factor(metric: str) -> float:

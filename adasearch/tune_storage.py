@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.metrics import METRICS
+from adasearch.run_files import differences
 from adasearch.tune_config import TuneConfig
 
 JOURNAL = "journal.log"
@@ -225,7 +226,5 @@ def _was_enqueued(study: optuna.Study, trial: Trial) -> bool:
 
 
 def _check_same(before: dict, now: dict, where: str, choices: str) -> None:
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        what = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
+    if what := differences(before, now):
         raise ConfigError(f"{where} holds a study with other settings ({what}); choices: {choices}")

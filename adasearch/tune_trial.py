@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from filelock import FileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
 from adasearch.errors import AdasearchError
@@ -29,7 +30,7 @@ from adasearch.latency_bench import deployment_here, runtime_of, time_runtimes
 from adasearch.latency_target import open_table, target_lengths
 from adasearch.member_cost import architecture_cost
 from adasearch.metrics import METRICS
-from adasearch.prepare import Problem, make_accelerator, prepare
+from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.shrink import build_student
 from adasearch.supernet import Supernet

@@ -12,6 +12,8 @@ from adasearch.report import KINDS, Report, System
 PARAMETER_FREE = ("skip", "none", "max_pool", "avg_pool")  # an operation's name without its kernel
 COLLAPSE_SHARE = 0.8  # of the edges; the default of search.collapse_share
 UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of operations is as good as open
+SMALLER_ON_PURPOSE = ("pruned", "sparse", "dense", "dense_int8")  # kinds that a student is no better than, but smaller or faster
+HELD_AGAINST = {"direct": "sparse"}  # a control -> the kind it is a control of, where that is not the student
 NOISE_ERRORS = 2.0  # fewer standard errors than this are noise: 95% level of many seeds, 88% of three against three
 
 
@@ -89,6 +91,11 @@ def verdict(report: Report) -> str:
             sentence += f" in {format_ms(student.latency_ms_p50)} ms ({how})"
     if student.params is not None:
         sentence += f" with {format_count(student.params)} parameters"
+    if sizes := student.size_ratios:
+        sentence += (
+            f", in a file {sizes['whole']:.1f}x smaller (its encoder's weights alone {sizes['with_index']:.1f}x, {sizes['nominal']:.1f}x"
+            " by their values)"
+        )
     beside = [text for kind in ("tfidf", "random_architecture", "random_ticket") if (text := _beside(report, kind))]
     return f"{sentence}{'; it is ' if beside else ''}{' and '.join(beside)}."
 
@@ -124,17 +131,18 @@ def warnings(report: Report) -> list[str]:
 
 
 def _not_better(report: Report, student: System, kind: str) -> str | None:
-    other, ratio = report.find(kind), report.ratios.get(f"student_vs_{kind}") or {}
-    difference, error = ratio.get("score_difference"), ratio.get("standard_error")
-    if other is None:
+    other, rival = report.find(kind), report.find(HELD_AGAINST.get(kind, "student"))
+    if other is None or rival is None:
         return None
+    ratio = report.ratios.get(f"student_vs_{kind}") or {} if rival is student else _compare(rival, other)
+    difference, error = ratio.get("score_difference"), ratio.get("standard_error")
     if kind == "teacher":
         speed = ratio.get("speed")
         return None if speed is None or speed > 1 else f"The student is not faster than its teacher ({speed:.2f}x)."
-    if difference is None or kind == "pruned":  # smaller or larger on purpose
+    if difference is None or kind in SMALLER_ON_PURPOSE:
         return None
-    own, others = (format_score(system.score_mean, report.metric) for system in (student, other))
-    pair = f"({own} against {others})"
+    own, others = (format_score(system.score_mean, report.metric) for system in (rival, other))
+    pair, who = f"({own} against {others})", KINDS[rival.kind].capitalize()
     if difference <= 0:
         ends = {
             "tfidf": "the plain baseline is the better choice here",
@@ -142,11 +150,12 @@ def _not_better(report: Report, student: System, kind: str) -> str | None:
             "student_no_kd": "the teacher gained nothing",
             "bag_of_embeddings": "the cells gained nothing",
             "random_ticket": "the choice of heads and neurons gained nothing",
+            "direct": "sparse pre-training gained nothing here",
         }
-        return f"The student is not better than {KINDS[kind]} {pair}: {ends[kind]}."
+        return f"{who} is not better than {KINDS[kind]} {pair}: {ends[kind]}."
     if error is not None and difference < NOISE_ERRORS * error:
         return (
-            f"The student is not better than {KINDS[kind]} within noise {pair}:"
+            f"{who} is not better than {KINDS[kind]} within noise {pair}:"
             f" the difference is less than {NOISE_ERRORS:.0f} standard errors."
         )
     return None

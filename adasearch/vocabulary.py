@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adasearch.augment import Pieces, shorten
 from adasearch.errors import ConfigError, ModelError
 from adasearch.tokens import TokenStore
+from adasearch.word_pieces import Pieces, shorten
 
 # SST-2's student without new training at 10,000 rows of 30,522: 0.3 points lost with 0.2, 0.7 with next to nothing, 1.0
 # where the million pieces of labelled texts and the 3.7 million of others counted alike (a text is 0.1 points)

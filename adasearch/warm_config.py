@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from adasearch.config import FitConfig, check_choice, check_range
 from adasearch.errors import ConfigError
+from adasearch.fit_config import FitConfig, check_fit
+from adasearch.settings import check_choice, check_range
 
 
 @dataclass
@@ -77,9 +78,7 @@ class WarmConfig:
         for name, value, low, high in (
             ("level_weight", self.level_weight, 0, 1), ("cosine_weight", self.cosine_weight, 0, 1),
             ("texts", self.texts, 1, math.inf), ("max_seq_length", self.max_seq_length, 4, 1 << 20),
-            ("disk_gib", self.disk_gib, 0, math.inf), ("fit.steps", self.fit.steps, 1, math.inf),
-            ("fit.batch_size", self.fit.batch_size, 1, math.inf), ("fit.learning_rate", self.fit.learning_rate, 0, 10),
-            ("fit.embedding_rate", self.fit.embedding_rate, 0, 100), ("fit.warmup", self.fit.warmup, 0, 1),
-            ("fit.weight_decay", self.fit.weight_decay, 0, 10), ("fit.clip_norm", self.fit.clip_norm, 1e-9, math.inf),
+            ("disk_gib", self.disk_gib, 0, math.inf),
         ):  # fmt: skip
             check_range(name, value, low, high)
+        check_fit("fit", self.fit)

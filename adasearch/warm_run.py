@@ -11,9 +11,7 @@ Dimensions: N texts, P levels, M the teacher's hidden size, B batch, L tokens.
 from __future__ import annotations
 
 import itertools
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,18 +26,18 @@ from transformers import AutoModel, AutoTokenizer
 
 from adasearch.architecture import Space
 from adasearch.chunks import READERS, RowFile
-from adasearch.config import to_dict
 from adasearch.demo_assets import fetch_demo_model
-from adasearch.errors import ConfigError, DataError, ModelError
-from adasearch.files import fingerprint, read_json, write_atomically, write_json, write_text
+from adasearch.errors import ConfigError, DataError, ModelError, one_line
+from adasearch.files import fingerprint, write_atomically, write_json
 from adasearch.fit import fit
-from adasearch.honest import commit
 from adasearch.inherit_layers import inherited_operations
 from adasearch.measure import hardware
 from adasearch.methods.warm import Warm
 from adasearch.objectives import teacher_level
 from adasearch.outputs import streamed_outputs
 from adasearch.progress import Progress
+from adasearch.run_files import begin_run, check_reopening
+from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
 from adasearch.student import AdasearchConfig
@@ -78,7 +75,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     """
     config.check()
     folder = Path(config.output_dir)
-    _check_reopening(config, folder)
+    check_reopening(folder, to_dict(config), to_dict(WarmConfig()), FREE)
     if (folder / FACTS).exists():
         return folder
     this = _open(config, folder, progress or Progress())
@@ -86,16 +83,6 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     states_NPM = _states(this, tokens)
     _train(this, tokens, states_NPM)
     return folder
-
-
-def _check_reopening(config: WarmConfig, folder: Path) -> None:
-    if not (folder / "run.json").exists():
-        return
-    before, now = read_json(folder / "run.json")["config"], to_dict(config)
-    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
-    if changed:
-        what = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
-        raise ConfigError(f"output_dir: {folder} was begun with other settings ({what}); choices: another --output_dir, or delete it")
 
 
 def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
@@ -112,10 +99,7 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
     teacher = load_encoder(config, folder)
     accelerator = Accelerator(cpu=config.cpu)
     teacher.model.eval().requires_grad_(False).to(accelerator.device)
-    if not (folder / "run.json").exists():
-        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        facts = {"command": shlex.join(["adasearch", *sys.argv[1:]]), "commit": commit(), "config": to_dict(config), "hardware": hardware()}
-        write_json(folder / "run.json", facts)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, hardware=hardware())
     return WarmRun(config, folder, whole_space, space, teacher, accelerator, progress)
 
 
@@ -128,7 +112,7 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         model = AutoModel.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"teacher: {config.teacher!r} cannot be loaded ({reason}); choices: a folder, a hub name or 'demo'") from error
     if not tokenizer.is_fast or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
         raise ModelError(f"teacher: the tokenizer of {config.teacher!r} must be a fast one with a separator and a padding token")

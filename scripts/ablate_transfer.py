@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 from matplotlib.figure import Figure
 
+from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture
 from adasearch.arguments import parse_settings
 from adasearch.canvas import LINE_COLOURS, save_figure
@@ -41,11 +42,12 @@ from adasearch.config import DistillConfig, RunConfig
 from adasearch.console import make_progress
 from adasearch.files import read_json, write_json
 from adasearch.finished import FinishedRun
-from adasearch.honest import commit
+from adasearch.lesson import lesson_rows
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import check
-from adasearch.prepare import Problem, lesson_rows, make_accelerator, prepare
+from adasearch.prepare import Problem, prepare
+from adasearch.run_files import commit
 from adasearch.systems import Trainer, run_search
 from adasearch.tokens import Examples, TokenStore
 

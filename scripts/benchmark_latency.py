@@ -35,12 +35,12 @@ from adasearch.console import make_progress
 from adasearch.derive import derive
 from adasearch.files import write_json
 from adasearch.fit import fit
-from adasearch.honest import commit
 from adasearch.latency import LatencyTable
 from adasearch.latency_bench import build_table, deployment_here, measure_architecture, time_architectures
 from adasearch.measure import hardware
 from adasearch.methods.adabert import AdaBert
 from adasearch.progress import Progress
+from adasearch.run_files import commit
 from adasearch.shrink import fastest_member, random_architecture
 from adasearch.space import load_space
 from adasearch.student import AdasearchConfig

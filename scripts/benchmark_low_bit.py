@@ -151,7 +151,7 @@ def memory(folder: Path, tokens: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write results/runs/low_bit_size.json."""
     from adasearch.files import write_json
-    from adasearch.honest import commit
+    from adasearch.run_files import commit
     from adasearch.measure import hardware
 
     results = Path(__file__).resolve().parent.parent / "results" / "runs"

@@ -23,15 +23,16 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture, Edge, Macro, Space
 from adasearch.config import FinetuneConfig, RetrainConfig, RunConfig, TransferConfig
 from adasearch.console import make_progress
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import check
-from adasearch.prepare import Problem, make_accelerator, prepare
+from adasearch.prepare import Problem, prepare
+from adasearch.run_files import commit
 from adasearch.space import load_space
 from adasearch.systems import Trainer
 

@@ -20,12 +20,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import adasearch
 from adasearch.bench import bench_folders
+from adasearch.bench_config import REFERENCE_SHAPES
 from adasearch.bench_ratios import ANY, best_ratios, best_runtimes, format_bench
-from adasearch.config import REFERENCE_SHAPES, BenchConfig
+from adasearch.config import BenchConfig
 from adasearch.console import make_progress
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.measure import hardware
+from adasearch.run_files import commit
 
 
 def teacher_of(run: Path) -> Path:

@@ -37,11 +37,11 @@ from adasearch.cold import peak_rss_bytes
 from adasearch.config import DistillConfig, RetrainConfig, SearchConfig
 from adasearch.files import write_json
 from adasearch.fit import Training
-from adasearch.honest import commit
 from adasearch.measure import hardware
 from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
 from adasearch.progress import Progress
+from adasearch.run_files import commit
 from adasearch.shrink import build_student, random_architecture
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.space import load_space
@@ -222,7 +222,8 @@ def main() -> None:
         return
     results = Path(__file__).resolve().parent.parent / "results" / "runs"
     if arguments.strategies:
-        names = list(STRATEGIES) if arguments.strategies == ["all"] else arguments.strategies
+        ours = [name for name in STRATEGIES if STRATEGIES[name].train is SearchMethod.train]  # the others bring a loop of their own
+        names = ours if arguments.strategies == ["all"] else arguments.strategies
         found = measure_strategies(arguments, names)
         write_json(results / "search_strategies.json", found)
     else:

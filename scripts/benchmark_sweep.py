@@ -29,8 +29,8 @@ import adasearch
 from adasearch.config import RetrainConfig, SearchConfig, TransferConfig
 from adasearch.console import LogProgress
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.measure import hardware
+from adasearch.run_files import commit
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, plan
 

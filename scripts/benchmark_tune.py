@@ -40,9 +40,9 @@ from adasearch.config import FinetuneConfig, RetrainConfig, SearchConfig, Transf
 from adasearch.console import make_progress
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.measure import hardware
 from adasearch.progress import Progress
+from adasearch.run_files import commit
 from adasearch.tune_study import tune
 from adasearch.tune_config import TuneConfig
 from adasearch.tune_storage import open_storage

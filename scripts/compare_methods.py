@@ -29,8 +29,8 @@ from adasearch.canvas import INK, LINE_COLOURS, save_figure
 from adasearch.config import BenchConfig
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.measure import hardware
+from adasearch.run_files import commit
 
 COMPARED = {"student": "AdaBERT", "random_architecture": "random cell"}  # of a search's run, its rows that are shown
 

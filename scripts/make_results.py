@@ -168,10 +168,18 @@ def sparse_table(found: dict[str, Any]) -> list[str]:
     """Prune Once for All: scores of every task and their mean; the sizes of what is sparse and int8."""
     tasks, kinds = (list(dict.fromkeys(row[key] for row in found["rows"])) for key in ("task", "kind"))
     rows = {(row["task"], row["kind"]): row for row in found["rows"]}
-    lines = ["| system | " + " | ".join(f"{task} ({rows[task, kinds[0]]['metric']})" for task in tasks) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
+    heads = [f"{task} ({rows[task, kinds[0]]['metric']})" for task in tasks]
+    lines = ["| " + " | ".join(["system", *heads, "mean", "zeros", "x smaller, nominal", "x smaller, whole file"]) + " |", "|---" * (len(tasks) + 5) + "|"]
     for kind in kinds:
+        first = rows[tasks[0], kind]
         scores = [spread(rows[task, kind]["score_mean"], rows[task, kind]["score_sd"]) for task in tasks]
-        lines.append("| " + " | ".join([kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}"]) + " |")
+        sizes = [number(first["size_ratios"].get(name), ".1f") for name in ("nominal", "whole")]
+        cells = [kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}", number(first["encoder_sparsity"], ".1f", 100), *sizes]
+        lines.append("| " + " | ".join(cells) + " |")
+    time = found["time"]
+    if time["saved_s"] is not None:
+        lines += ["", f"One sparse model for {time['tasks']} tasks: {time['one_sparse_model_s']:,.0f} s of training; one for each task would take "
+                  f"{time['one_for_each_task_s']:,.0f} s ({100 * time['saved_share']:.0f}% saved)."]  # fmt: skip
     return lines
 
 

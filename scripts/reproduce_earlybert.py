@@ -37,14 +37,12 @@ from adasearch.console import make_progress, quiet_third_parties
 from adasearch.earlybert_run import ABOUT, earlybert_recipes
 from adasearch.encoder_config import EarlyBertConfig
 from adasearch.encoder_problem import EncoderProblem
-from adasearch.encoder_report import sparsity_of
 from adasearch.encoder_run import open_encoders
-from adasearch.encoder_training import Compressed, Recipe, dense_recipe, train_recipe
+from adasearch.encoder_training import Compressed, Recipe, dense_recipe, sparsity_of, train_recipe
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.measure import hardware
 from adasearch.progress import Progress
-from adasearch.run_files import typed_command
+from adasearch.run_files import commit, typed_command
 from adasearch.turns import Tick, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent

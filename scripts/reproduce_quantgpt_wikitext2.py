@@ -30,11 +30,11 @@ from transformers import AutoTokenizer
 
 from adasearch.canvas import INK, LINE_COLOURS, save_figure
 from adasearch.files import read_json, write_json
-from adasearch.honest import commit
 from adasearch.low_bit import load_low_bit
 from adasearch.measure import hardware
 from adasearch.quantgpt_plots import similarity_figure
 from adasearch.quantgpt_run import load_language_model
+from adasearch.run_files import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 BITS = ("8-8-8", "4-4-8", "2-2-8")

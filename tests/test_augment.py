@@ -17,14 +17,11 @@ from adasearch.augment import (
     AUGMENTATIONS,
     ONE_SIDE,
     Material,
-    Pieces,
     fragments,
     load_masked_lm,
     masked_lm,
     neighbours,
     neighbours_table,
-    shorten,
-    split_text,
     splices,
 )
 from adasearch.config import TransferConfig
@@ -32,6 +29,7 @@ from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.progress import Progress
 from adasearch.tokens import TokenStore
 from adasearch.transfer import build_transfer, shares, stream_transfer
+from adasearch.word_pieces import Pieces, shorten, split_text
 
 SENTENCES = [
     "the film was wonderfully acted and never boring",

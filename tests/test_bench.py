@@ -13,8 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from adasearch import bench
 from adasearch.bench import bench_folders, choose_ways
+from adasearch.bench_config import check_bench
 from adasearch.bench_ratios import best_ratios, best_runtimes, format_bench
-from adasearch.config import BenchConfig, check_bench
+from adasearch.config import BenchConfig
 from adasearch.errors import ConfigError
 from adasearch.export import export_onnx
 from adasearch.int8 import write_int8_embedding

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from adasearch.architecture import Edge
 from adasearch.cell import Cell, Step, edge_key, fixed_cell, fixed_path
-from adasearch.operations import Context, Operation
+from adasearch.masked_norm import Context
+from adasearch.operations import Operation
 
 D = 8
 CHOICE = (

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import adasearch
-from adasearch import cli, verbs
+from adasearch import cli, report_verbs, student_verbs, verbs
 from adasearch.arguments import element_type, settings_fields
 from adasearch.config import BenchConfig, RunConfig
 from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
@@ -34,7 +34,7 @@ def settings(verb: str, *arguments: str) -> Any:
 
 def add_verb(monkeypatch: pytest.MonkeyPatch, call: Callable[[Any, Progress], str]) -> None:
     """A verb ``try``, added the way a verb is added."""
-    monkeypatch.setitem(verbs.VERBS, "try", verbs.Verb("try something", verbs.EnvSettings, call, needs_student=False))
+    monkeypatch.setitem(verbs.VERBS, "try", verbs.Verb("try something", report_verbs.EnvSettings, call, needs_student=False))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -255,7 +255,7 @@ def test_a_module_that_does_not_parse_is_the_users_to_mend(tmp_path: Path) -> No
 
 
 def test_bench_settings_are_those_of_a_run_and_need_models(capsys: pytest.CaptureFixture[str]) -> None:
-    names = {key.name for key in dataclasses.fields(verbs.BenchSettings)}
+    names = {key.name for key in dataclasses.fields(report_verbs.BenchSettings)}
     own = names - {key.name for key in dataclasses.fields(BenchConfig)}
     assert {"models", "lengths_from", "json", "quiet"} <= own
     assert cli.main(["bench"]) == 2 and "models: no folder to time" in capsys.readouterr().err
@@ -266,7 +266,7 @@ def test_rows_become_an_aligned_table() -> None:
         {"name": "a", "params": 5, "timings": [{"batch_size": 1, "latency_ms_p50": 1.23456}, {"batch_size": 32}]},
         {"name": "long", "params": 12},
     ]
-    assert verbs.format_rows(rows).splitlines() == [
+    assert student_verbs.format_rows(rows).splitlines() == [
         "name  params  batch_size  latency_ms_p50",
         "a     5       1           1.235",
         "a     5       32",

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from adasearch.config import RunConfig, check_choice, check_range, to_dict, validate
+from adasearch.config import RunConfig, to_dict, validate
 from adasearch.errors import ConfigError
 from adasearch.objectives import DISTILLATION_LOSSES
+from adasearch.settings import check_choice, check_range
 
 
 def config_with(changes: dict[str, Any]) -> RunConfig:

@@ -16,15 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adasearch.cost import FixedAxis
-from adasearch.operations import (
-    OPERATIONS,
-    WIDTH,
-    ChannelLayerNorm,
-    Context,
-    MaskedBatchNorm,
-    Operation,
-    register_operation,
-)
+from adasearch.masked_norm import ChannelLayerNorm, Context, MaskedBatchNorm
+from adasearch.operations import OPERATIONS, WIDTH, Operation, register_operation
 
 D = 8
 LENGTHS, SECONDS = [9, 5, 2, 1], [4, 2, 1, 0]  # pairs, and a single text of a single token

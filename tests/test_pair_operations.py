@@ -21,7 +21,8 @@ from torch import Tensor
 
 from adasearch import export
 from adasearch.architecture import Architecture, Edge
-from adasearch.operations import OPERATIONS, Context, Operation
+from adasearch.masked_norm import Context
+from adasearch.operations import OPERATIONS, Operation
 from adasearch.pair_operations import PERSPECTIVES
 from adasearch.runtimes import OnnxRuntime
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("adasearch", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 MODULES = [module.name for module in pkgutil.walk_packages(adasearch.__path__, "adasearch.")]
+OF_AN_EXTRA = dict.fromkeys(("adasearch.nni_network", "adasearch.nni_training", "adasearch.nni_trials"), "nni")  # they import it at once
 SPACES = sorted(path.stem for path in (ROOT / "search_spaces").glob("*.yaml"))
 
 
@@ -51,6 +52,8 @@ def test_every_public_class_and_function_has_a_docstring(module: str) -> None:
     def is_public(name: str, thing: object) -> bool:
         return not name.startswith("_") and getattr(thing, "__module__", None) == module
 
+    if module in OF_AN_EXTRA:
+        pytest.importorskip(OF_AN_EXTRA[module])
     missing = []
     for name, thing in vars(importlib.import_module(module)).items():
         if not is_public(name, thing) or not (inspect.isclass(thing) or inspect.isfunction(thing)):

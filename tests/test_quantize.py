@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 
 from adasearch import int8
 from adasearch.architecture import Architecture, Edge, Macro
-from adasearch.config import QuantizeConfig
 from adasearch.deploy import load_deployed, load_deployment
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.export import export_student, save_student
@@ -24,6 +23,7 @@ from adasearch.progress import Progress
 from adasearch.quantize import (
     Reference, _choose, _keep_score, choose_ways, format_deployment, quantize,
 )  # fmt: skip
+from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
 from adasearch.runtimes import OnnxRuntime, load_runtime
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adasearch.config import REFERENCE_SHAPES, BenchConfig, RunConfig, validate
+from adasearch.bench_config import REFERENCE_SHAPES
+from adasearch.config import BenchConfig, RunConfig, validate
 from adasearch.errors import ConfigError
 from adasearch.references import REFERENCES, make_reference, reference_label
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from adasearch import register_student
-from adasearch.operations import Context
+from adasearch.masked_norm import Context
 from adasearch.student import AdasearchForSequenceClassification, Pooling
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # float32

@@ -72,7 +72,7 @@ def test_it_learns_and_says_what_it_is(made: Path) -> None:
     assert not (made / "warm" / "checkpoint.pt").exists() and not list((made / "warm").rglob("*.partial"))
     before = (made / "warm" / WEIGHTS).stat().st_mtime_ns
     assert warm(tiny_warm(made)) == made / "warm" and (made / "warm" / WEIGHTS).stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match="was begun with other settings .seed was 42, is 7"):
+    with pytest.raises(ConfigError, match="holds a run with other settings .seed was 42, is 7"):
         warm(tiny_warm(made, seed=7))
 
 

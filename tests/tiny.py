@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adasearch.architecture import Architecture, Edge, Macro, Space
 from adasearch.gates import gates_of
-from adasearch.operations import Context
+from adasearch.masked_norm import Context
 from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 

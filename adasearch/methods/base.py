@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
+from adasearch.fit_config import FitConfig
 from adasearch.inherited import Inherited
 from adasearch.objectives import task_loss
 

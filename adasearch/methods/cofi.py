@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from adasearch.budget import Budget, fill_budget
 from adasearch.cofi_config import CofiConfig
-from adasearch.config import FitConfig
 from adasearch.encoder import EncoderPreTrainedModel, axes_of
+from adasearch.fit_config import FitConfig
 from adasearch.hard_concrete import StructureGates
 from adasearch.lagrangian import Lagrangian, ramp
 from adasearch.layer_matching import LayerDistillation, Match
@@ -127,21 +127,20 @@ class CofiPrune(CofiDistill):
 
     Args:
         budget: what is to be saved.
-        warmup_steps: steps in which the target rises from ``start``.
-        start: share saved before the first step.
-        before: ``state_dict`` of the pruning of the same student that ended there: gates, multipliers and map between the
-            layers, which go on.
+        warmup_steps: steps in which the target rises.
+        start: what it rises from; when None, what the gates save at first.
+        before: ``state_dict`` of an earlier pruning of the same student: gates, multipliers and map between the layers,
+            which go on.
     """
 
     def __init__(
         self, config: CofiConfig, fit_config: FitConfig, schedule: str, problem_type: str, guide: Guide, layers: LayerDistillation,
-        budget: Budget, warmup_steps: int, start: float = 0.0, before: dict[str, Tensor] | None = None,
+        budget: Budget, warmup_steps: int, start: float | None = 0.0, before: dict[str, Tensor] | None = None,
     ):  # fmt: skip
         super().__init__(config, fit_config, schedule, problem_type, guide, layers)
         self.budget, self.warmup_steps = budget, warmup_steps
         self.lagrangian = Lagrangian(config.gap)
-        self.start = self.target = start
-        self._before = before
+        self.start, self.target, self._before = start, start or 0.0, before
 
     def attach(self, student: EncoderPreTrainedModel) -> None:
         """Gates on every axis of the chosen families."""
@@ -149,6 +148,8 @@ class CofiPrune(CofiDistill):
         self.gates = StructureGates(axes_of(student), self.settings.families, neuron_drop=self.settings.neuron_drop)
         if self._before is not None:
             self.load_state_dict(self._before)
+        if self.start is None:
+            self.start = self.target = self.expected_saved()
 
     def groups(self, student: EncoderPreTrainedModel) -> list[Group]:
         """"weights", "gates" and "multipliers", the last of which ascend."""
@@ -185,7 +186,7 @@ class CofiPrune(CofiDistill):
     def decide(self) -> GateValues:
         """The gates' values without chance, as they are scored and cut; with ``exact_target`` of exactly the present target.
 
-        Before the first step that target is ``start``.
+        Before the first step that target is where it rises from.
         """
         return fill_budget(self.gates, self.budget, self.target) if self.settings.exact_target else self.gates.deterministic()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from adasearch.config import DistillConfig, FitConfig
+from adasearch.fit_config import DistillConfig, FitConfig
 from adasearch.methods.base import Batch, Group, Method
 from adasearch.objectives import Distillation, task_loss
 

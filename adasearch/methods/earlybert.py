@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
 from adasearch.encoder_config import TicketConfig
+from adasearch.fit_config import FitConfig
 from adasearch.gate_values import GateValues
 from adasearch.methods.base import Batch, Group, Method, weight_groups
 from adasearch.tickets import draw_ticket, is_settled, mask_distances

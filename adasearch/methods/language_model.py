@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
+from adasearch.fit_config import FitConfig
 from adasearch.language import language_logits
 from adasearch.language_objectives import UNSCORED, next_token_loss
 from adasearch.methods.base import Batch, Method

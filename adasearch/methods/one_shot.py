@@ -10,19 +10,18 @@ In bilevel mode a share of the labelled texts is kept from the supernet and memb
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from adasearch.architecture import Architecture
-from adasearch.config import SearchConfig
-from adasearch.derive import USED, Measure, comparison_texts, measured, member_loss
+from adasearch.derive import Measure, best_within, comparison_texts, member_loss
 from adasearch.errors import ConfigError
 from adasearch.evolution import Evolution, evolve
 from adasearch.member_cost import architecture_cost
 from adasearch.pareto import knee
 from adasearch.progress import Progress
+from adasearch.search_config import SearchConfig
 from adasearch.search_method import STRATEGIES, Derived, SearchMethod
 from adasearch.shrink import fastest_member, shrink
 from adasearch.supernet import Supernet
@@ -73,20 +72,11 @@ class OneShot(SearchMethod):
         first = (fastest_member(student.space, self.latency, seed),) if config.latency_target_ms else ()
         evolution = evolve(student.space, weigh, config.population, config.generations, seed, progress, first)
 
-        def choose(factor: float, tried: Collection[Architecture] = ()) -> Architecture | None:
-            within = [member for member in evolution.found if member not in tried and self.budget_used(member, factor) <= 1]
-            return min(within, key=lambda member: evolution.found[member][0], default=None)
-
         front = evolution.front()
         if not config.is_constrained:
             chosen = front[knee(np.array([evolution.found[member] for member in front]))]
             return Derived(chosen, self.describe(evolution, chosen))
-        chosen = choose(1.0)
-        if chosen is not None and config.latency_target_ms and measure is not None:
-            chosen = measured(chosen, choose, self, measure, progress, USED)
-        if chosen is None:
-            chosen = min(evolution.found, key=self.budget_used)
-            progress.warning(f"search: no member within the target was found; the nearest takes {self.budget_used(chosen):.3g} times it")
+        chosen = best_within({member: loss for member, (loss, _) in evolution.found.items()}, self, progress, measure)
         return Derived(chosen, self.describe(evolution, chosen))
 
     def describe(self, evolution: Evolution, chosen: Architecture) -> dict[str, Any]:

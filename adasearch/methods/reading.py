@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
+from adasearch.fit_config import FitConfig
 from adasearch.methods.base import Batch, Method
 from adasearch.questions import PROBLEM_TYPE
 from adasearch.reader import SpanForward

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adasearch.config import FitConfig
+from adasearch.fit_config import FitConfig
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.language_objectives import UNSCORED, softened_kl
 from adasearch.masked_language import Masking

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
+from adasearch.fit_config import FitConfig
 from adasearch.gates import gates_of
 from adasearch.methods.base import Batch, Group, Method
 from adasearch.supernet import Supernet

@@ -1,0 +1,40 @@
+"""What all settings share: checks of a single value, and settings as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from adasearch.errors import ConfigError
+
+TRACKERS = ("tensorboard", "trackio", "wandb")  # that ``report_to`` may name
+
+
+def check_choice(where: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` naming place, value and choices unless ``value`` is one of them."""
+    if value not in choices:
+        raise ConfigError(f"{where}: {value!r} is not known; choices: {', '.join(choices)}")
+
+
+def check_range(where: str, value: float, low: float, high: float) -> None:
+    """Raise ``ConfigError`` unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ConfigError(f"{where}: {value!r} is out of range; choices: {low} to {high}")
+
+
+def tracker_names(report_to: str | list[str]) -> list[str]:
+    """Names of the trackers that ``report_to`` asks for, each once; none for "none"."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    return [] if names == ["none"] else list(dict.fromkeys(names))
+
+
+def check_report_to(report_to: str | list[str]) -> None:
+    """Raise ``ConfigError`` unless ``report_to`` names trackers that are known, or none at all."""
+    names = tracker_names(report_to)
+    for name in names:
+        check_choice("report_to", name, (*TRACKERS, *(("none",) if not names[1:] else ())))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain data, for config.yaml and fingerprints."""
+    return dataclasses.asdict(config)

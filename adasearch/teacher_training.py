@@ -1,0 +1,83 @@
+"""A checkpoint without a head for the task becomes the teacher, or the dense model that is pruned."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from adasearch.config import RunConfig
+from adasearch.encoder_config import EncoderRunConfig
+from adasearch.files import write_folder
+from adasearch.fit import fit
+from adasearch.fit_config import FitConfig
+from adasearch.methods.distill import Finetune
+from adasearch.methods.reading import FinetuneReader
+from adasearch.metrics import score
+from adasearch.outputs import outputs_of
+from adasearch.progress import Progress
+from adasearch.reader import Reader, score_reader
+from adasearch.stopwatch import Stopwatch
+from adasearch.tasks import Task
+from adasearch.teacher import Teacher
+from adasearch.tokens import Examples
+
+
+def finetune(
+    config: RunConfig | EncoderRunConfig,
+    task: Task,
+    teacher: Teacher,
+    labelled: Examples,
+    validation: Examples,
+    folder: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+    watch: Stopwatch | None = None,
+) -> None:
+    """Fine-tune the teacher in place and leave it in ``folder/teacher``. ``watch``, if it runs, rests while it is scored."""
+    settings = config.finetune
+    steps = max(1, round(settings.epochs * len(labelled) / settings.batch_size))
+    fit_config = FitConfig(
+        steps=min(steps, config.max_steps or steps),
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        clip_norm=1.0,  # as BERT's authors
+    )
+
+    def evaluate(_: torch.nn.Module) -> dict[str, float]:
+        teacher.model.eval()
+        with nullcontext() if watch is None else watch.paused():
+            if isinstance(teacher, Reader):
+                return score_reader(teacher.spans, validation, config.question, accelerator, is_mixed=True)
+            (logits,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), validation, accelerator, is_mixed=True)
+            return score(task.metrics, logits, validation.labels)
+
+    is_reader = isinstance(teacher, Reader)
+    fit(
+        teacher.model,
+        FinetuneReader(fit_config, teacher.spans) if is_reader else Finetune(fit_config, task.problem_type, teacher.logits),
+        {"train": labelled},
+        fit_config,
+        seed=config.seed,
+        folder=folder / "work" / "teacher",
+        accelerator=accelerator,
+        progress=progress,
+        title="fine-tune the teacher",
+        evaluate=evaluate,
+        evaluations=config.evaluate,
+        checkpoint_seconds=config.checkpoint_seconds,
+        is_mixed=True,
+    )
+
+    def save(partial: Path) -> None:
+        teacher.model.save_pretrained(partial)
+        teacher.tokenizer.save_pretrained(partial)
+
+    if accelerator.is_main_process:
+        write_folder(folder / "teacher", save)
+        (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
