@@ -22,6 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import adasearch
 from adasearch.bench import bench_folders
@@ -113,6 +114,9 @@ def picture(systems: list[dict[str, Any]]) -> Figure:
                 if key == "cofi":
                     ax.annotate(system["name"].split()[1], (system["latency_ms"], 100 * system["score_mean"]), (4, -11), textcoords="offset points", size=8)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(task, size=10, weight="bold", loc="left", color=INK)
         ax.set_xlabel("ms a text, one thread", size=8.5)
         ax.set_ylabel(next(s["metric"] for s in systems if s["task"] == task), size=8.5)
