@@ -17,9 +17,9 @@ RATIOS = {  # of ``sparse_size.SparseSize`` -> its column
     "whole": Column("whole file", "× smaller", "the file as it is"),
 }
 SIZES_NOTE = (
-    "Zeros include what int8 has rounded to 0. Times smaller than dense float32: nominal counts the kept values of the encoder's"
-    " linear weights alone, as published ratios do; with index adds where they stand, and scales. The last two are of the file in"
-    " sparse/ as written, without and with the embeddings."
+    "Zeros include what int8 has rounded to 0. Times smaller than the same model, dense in float32: nominal counts the kept values"
+    " of the encoder's linear weights alone, as published ratios do; with index adds where they stand, and scales. The last two are"
+    " of the file in sparse/ as written, without and with the embeddings."
 )
 RUNTIMES_NOTE = "Median milliseconds of one call by batch size × word pieces, and times the dense model's speed in the same runtime."
 ZEROS_ALONE = {"sparse": "teacher", "student": "dense_int8"}  # kind with zeros -> the kind that differs from it by these alone

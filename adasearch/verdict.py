@@ -93,8 +93,8 @@ def verdict(report: Report) -> str:
         sentence += f" with {format_count(student.params)} parameters"
     if sizes := student.size_ratios:
         sentence += (
-            f", in a file {sizes['whole']:.1f}x smaller (its encoder's weights alone {sizes['with_index']:.1f}x, {sizes['nominal']:.1f}x"
-            " by their values)"
+            f", in a file {sizes['whole']:.1f}x smaller than its own weights in float32 (its encoder's alone {sizes['with_index']:.1f}x,"
+            f" {sizes['nominal']:.1f}x by their values)"
         )
     beside = [text for kind in ("tfidf", "random_architecture", "random_ticket") if (text := _beside(report, kind))]
     return f"{sentence}{'; it is ' if beside else ''}{' and '.join(beside)}."

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from sklearn.dummy import DummyClassifier
 
 from adasearch.errors import ConfigError, TrainingError
-from adasearch.metrics import METRICS, choose_metrics, is_known, is_skewed, majority_baseline, score
+from adasearch.metrics import METRICS, agreement, choose_metrics, is_known, is_skewed, majority_baseline, score
 
 GENERATOR_SEED = 7
 
@@ -77,6 +77,14 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     logits_NC[3, 1] = np.nan
     with pytest.raises(TrainingError, match="1 of 5 examples, the first is example 3"):
         score(["accuracy"], logits_NC, np.array([0, 1, 0, 1, 0]))
+
+
+def test_agreement_by_hand() -> None:
+    expected = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [0.0, 3.0]])
+    found = np.array([[0.0, 0.5], [0.0, 1.0], [2.0, 1.5], [1.0, 3.0]])
+    assert agreement(expected, found, "single_label") == 0.75
+    assert agreement(expected - 0.75, found - 0.75, "multi_label") == 0.25
+    assert agreement(expected[:, :1], expected[:, :1] + [[0.0], [0.01], [0.03], [0.0]], "regression") == 0.75
 
 
 def test_majority_baseline_is_the_best_constant(generator: np.random.Generator) -> None:

@@ -22,16 +22,22 @@ from transformers import (
     BertModel, PreTrainedModel,
 )  # fmt: skip
 
+from adasearch.classifier import check_settings
 from adasearch.config import FitConfig
-from adasearch.errors import AdasearchError, ConfigError
+from adasearch.errors import AdasearchError, ConfigError, ModelError
 from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
+from adasearch.inspect_run import inspect
 from adasearch.masked_language import MaskedBlocks
 from adasearch.methods.base import Method
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.qdq_export import export_folder
+from adasearch.quantize_config import QuantizeConfig
+from adasearch.quantize_texts import load_material
+from adasearch.report_files import rebuild_report
 from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, follows_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_run import pretrain_sparse
@@ -311,6 +317,15 @@ def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
         *(f"work/{name}/history.jsonl" for name in ("teacher", "sparse")),
         *(f"figures/{name}.{ending}" for name in ("curves", "zeros") for ending in ("svg", "png")),
     }  # fmt: skip
+    (run / "report.md").unlink()
+    assert rebuild_report(run) == run / "report.md" and (run / "report.md").is_file()
+    assert "zeros in a layer" in inspect(run, tmp_path / "drawn") and (tmp_path / "drawn" / "curves.svg").is_file()
+    without_head = (
+        lambda folder: check_settings(folder, "torch", 1), export_folder, lambda folder: load_material(folder, QuantizeConfig())
+    )  # of predict and serve, of export, of quantize
+    for call in without_head:
+        with pytest.raises(ModelError, match="has no head for a task.*--sparse_model"):
+            call(run / "sparse")
     before = (run / "sparse" / "model.safetensors").stat().st_mtime_ns
     config.quiet = True
     assert pretrain_sparse(config) == report and (run / "sparse" / "model.safetensors").stat().st_mtime_ns == before

@@ -48,7 +48,7 @@ def test_a_size_is_said_in_four_ways() -> None:
     assert texts(table.rows[0].cells) == ["student", "90.00", "40.0", "17.8", "12.5", "5.0", "18.7", "99.54"]
     assert sizes_table(make_report()) is None and runtimes_table(make_report()) is None
     said = verdict.verdict(sparse_report())
-    assert "in a file 5.0x smaller (its encoder's weights alone 17.8x, 40.0x by their values)" in said
+    assert "in a file 5.0x smaller than its own weights in float32 (its encoder's alone 17.8x, 40.0x by their values)" in said
     page, text = html.html(sparse_report()), markdown.markdown(sparse_report())
     assert 'id="sizes"' in page and 'id="runtimes"' in page and "smaller as the sparse file: 18.7 MB" in page
     assert "| student | 90.00 | 40.0 | 17.8 | 12.5 | 5.0 | 18.7 | 99.54 |" in text
