@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adasearch.config import FitConfig, check_choice, check_range
 from adasearch.errors import ConfigError
+from adasearch.fit_config import FitConfig
+from adasearch.settings import check_choice, check_range, check_report_to, tracker_names
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import SparsitySchedule
 
@@ -125,8 +126,7 @@ class SparsePretrainingConfig:
     @property
     def trackers(self) -> list[str]:
         """Names of the trackers reported to."""
-        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
-        return [] if names == ["none"] else list(dict.fromkeys(names))
+        return tracker_names(self.report_to)
 
     def fit_config(self, steps: int, learning_rate: float) -> FitConfig:
         """What the training loop reads."""
@@ -148,8 +148,7 @@ class SparsePretrainingConfig:
             raise ConfigError(f"validation_file: {self.validation_file!r} without train_file; choices: give both, or leave it out")
         check_choice("scope", self.scope, SCOPES)
         check_choice("mixed_precision", self.mixed_precision, ("auto", "no", "bf16", "fp16"))
-        for name in self.trackers:
-            check_choice("report_to", name, ("tensorboard", "trackio", "wandb", *(("none",) if not self.trackers[1:] else ())))
+        check_report_to(self.report_to)
         for name, low, high in (
             ("stream_tokens", 2, 1e12), ("block_length", 4, 1 << 20), ("mask_share", 1e-3, 0.99), ("sparsity", 0.0, 0.999),
             ("initial_sparsity", 0.0, self.sparsity), ("prune_start", 0.0, self.prune_end), ("prune_end", 0.0, 0.95),

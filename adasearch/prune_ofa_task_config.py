@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adasearch.config import BenchConfig, check_choice, check_range
+from adasearch.bench_config import BenchConfig
 from adasearch.encoder_config import EncoderRunConfig, check_fit
 from adasearch.errors import ConfigError
+from adasearch.settings import check_choice, check_range
 
 QUANTIZERS = ("min_max", "dynamic_scale", "lsq", "pact")
 OUTPUTS = ("published", "all", "none")

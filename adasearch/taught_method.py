@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adasearch.config import FitConfig
+from adasearch.fit_config import FitConfig
 from adasearch.methods.base import Batch, Method
 from adasearch.teaching import predictions, teaching_terms
 

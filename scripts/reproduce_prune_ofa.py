@@ -29,7 +29,7 @@ from adasearch.measure import hardware
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("sst2", "mrpc", "rte", "qnli", "squad")
 KINDS = {"teacher": "dense", "student": "sparse_int8"}  # kind in a report -> in the results, where they differ
-FIELDS = ("score_mean", "score_sd", "scores", "encoder_sparsity", "size_ratios", "sparse_bytes", "size_bytes", "agreement", "train_seconds",
+FIELDS = ("score_mean", "score_sd", "scores", "encoder_sparsity", "size_ratios", "sparse_bytes", "size_bytes", "agreement",
           "params", "runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50", "timings", "runtimes")  # fmt: skip
 
 
@@ -74,7 +74,10 @@ def command(args: argparse.Namespace, task: str) -> list[str]:
 def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     """results/runs/prune_ofa.json: a row a task and system, the means over the tasks, the time that one sparse model saves."""
     rows = [
-        {"task": task, "kind": KINDS.get(system["kind"], system["kind"]), "metric": report["metric"], **{key: system[key] for key in FIELDS}}
+        {
+            "task": task, "kind": (kind := KINDS.get(system["kind"], system["kind"])), "metric": report["metric"],
+            **{key: system[key] for key in FIELDS}, "train_seconds": train_seconds(Path(args.output_dir) / task, kind),
+        }
         for task, report in reports.items() for system in report["systems"] if system["score_mean"] is not None
     ]  # fmt: skip
     means = {kind: mean(row["score_mean"] for row in rows if row["kind"] == kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
@@ -87,10 +90,17 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
     }  # fmt: skip
 
 
+def train_seconds(run: Path, kind: str) -> float | None:
+    """What training one model took, the mean of the seeds of which it is known: not of one that was killed and went on."""
+    facts = [read_json(path) for path in sorted((run / "models").glob(f"{kind}-*/facts.json"))]
+    known = [fact["train_seconds"] for fact in facts if "train_seconds" in fact]
+    return mean(known) if known else None
+
+
 def time_of(rows: list[dict[str, Any]], stages: dict[str, Any], tasks: int) -> dict[str, Any]:
     """Seconds of training, the mean seed's, over all tasks: with one sparse model, with one for each task, and without any.
 
-    None where a part is not known: of a training that was killed and went on only the last part is.
+    None where a part is not known.
     """
 
     def of_kind(kind: str) -> float | None:
