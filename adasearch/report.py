@@ -34,7 +34,7 @@ MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_
                 "task_texts_per_s", "sparse_bytes", "agreement")  # fmt: skip
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
     "structure": (("structure.json",), "What is left in each layer"),
-    "zeros": (("zeros.json",), "Zeros in the weights of each layer"),
+    "zeros": (("zeros.json",), "Zeros in the weights of each layer, %"),
     "tickets": (("models/*/mask_distances.json",), "How much the tickets drawn in the search differ"),
     "pruning": (("models/cofi-*/history.json",), "The pruning: what was to be saved, what is open, who learned from whom"),
     "cell": (("search/architecture.json",), "The derived cell"),
