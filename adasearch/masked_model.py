@@ -6,7 +6,7 @@ Dimensions: B batch, L tokens, V vocabulary, S chosen tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,21 +64,42 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def token_logits(model: PreTrainedModel, batch: Mapping[str, Tensor], chosen_BL: Tensor) -> Tensor:
-    """Logits of the chosen tokens, (S, V), in the order of ``input_ids[chosen_BL]``.
+    """Logits of the chosen tokens, (S, V), in the order of ``input_ids[chosen_BL]``."""
+    return logits_and_states(model, batch, chosen_BL, False)[0]
+
+
+def logits_and_states(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], chosen_BL: Tensor, with_states: bool = True
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same, and every layer's output (B, L, d), the first layer's first; none without ``with_states``.
 
     The product with the vocabulary is as dear as the layers of a small model; it is made for these tokens only.
     """
     decoder = model.get_output_embeddings()
     handle = decoder.register_forward_pre_hook(lambda module, inputs: (inputs[0][chosen_BL], *inputs[1:]))
     try:
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=with_states)
     finally:
         handle.remove()
+    return output.logits, tuple(output.hidden_states[1:]) if with_states else ()
 
 
 def masked_loss(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
     """Mean cross-entropy of the hidden tokens in nats, a scalar; 0 when there is none."""
     return F.cross_entropy(logits_SV.float(), labels_S, reduction="sum") / max(1, len(labels_S))
+
+
+def states_loss(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> Tensor:
+    """Squared distance of a model's states (B, L, d) from another's, over the squares of the other's: the mean of the layers.
+
+    Padding does not count. 0 says equal, 1 as far as nothing at all is; so no layer outweighs another by its scale.
+    """
+    is_text_BL = mask_BL.bool()
+    errors = [
+        (state[is_text_BL].float() - target[is_text_BL].float()).square().sum() / target[is_text_BL].float().square().sum().clamp_min(1e-12)
+        for state, target in zip(states, targets, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 @torch.inference_mode()

@@ -55,6 +55,7 @@ class SparsePretrainingConfig:
         temperature: T.
         distill_share: random share of all tokens on which the teacher is asked, hidden or not; as published 1, smaller is
             cheaper.
+        layer_weight: of the squared distance from the teacher's states, layer by layer, over their squares; the paper has no such term.
         evaluations: how often the validation text is scored while it trains.
         validation_blocks: so many blocks are scored; taken from the end of the training text where there is no validation text.
         seed: of batches, hidden tokens, dropout and a new head.
@@ -104,6 +105,7 @@ class SparsePretrainingConfig:
     kd_weight: float = 0.5
     temperature: float = 2.0
     distill_share: float = 1.0
+    layer_weight: float = 0.0
     evaluations: int = 4
     validation_blocks: int = 256
     seed: int = 42
@@ -154,7 +156,7 @@ class SparsePretrainingConfig:
             ("initial_sparsity", 0.0, self.sparsity), ("prune_start", 0.0, self.prune_end), ("prune_end", 0.0, 0.95),
             ("prune_until", self.prune_end, 1.0), ("prune_every", 1e-6, 1.0), ("steps", 1, 1e9), ("teacher_steps", 0, 1e9),
             ("batch_size", 1, 1 << 20), ("learning_rate", 0, 1), ("teacher_learning_rate", 0, 1), ("warmup", 0, 0.9),
-            ("weight_decay", 0, 10), ("clip_norm", 1e-6, 1e6), ("task_weight", 0, 1e3), ("kd_weight", 0, 1e3),
+            ("weight_decay", 0, 10), ("clip_norm", 1e-6, 1e6), ("task_weight", 0, 1e3), ("kd_weight", 0, 1e3), ("layer_weight", 0, 1e3),
             ("temperature", 1e-3, 1e3), ("distill_share", 1e-3, 1), ("evaluations", 0, 1e6), ("validation_blocks", 1, 1e9),
             ("checkpoint_seconds", 0, 1e9),
         ):  # fmt: skip
@@ -163,7 +165,7 @@ class SparsePretrainingConfig:
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, high)
         Pattern.parse(self.pattern).check(self.sparsity)
-        if not self.task_weight and not self.kd_weight:
-            raise ConfigError("task_weight, kd_weight: both are 0, so nothing is learned; choices: one above 0")
+        if not self.task_weight and not self.kd_weight and not self.layer_weight:
+            raise ConfigError("task_weight, kd_weight, layer_weight: all are 0, so nothing is learned; choices: one above 0")
         if self.teacher and self.head_warmup_steps:
             raise ConfigError(f"head_warmup_steps: {self.head_warmup_steps}, but a teacher is given; choices: one of the two")

@@ -170,7 +170,8 @@ def _prune(this: PretrainingRun) -> None:
     pruning = GradualPruning(config.schedule, Pattern.parse(config.pattern), config.scope)
     method = SparsePretraining(
         config.fit_config(config.steps, config.learning_rate), this.masking, teacher, pruning, task_weight=config.task_weight,
-        kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, rewind=config.rewind,
+        kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, layer_weight=config.layer_weight,
+        rewind=config.rewind,
     )  # fmt: skip
     facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}")
     _save(this, student, SPARSE)

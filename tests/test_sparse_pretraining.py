@@ -75,10 +75,10 @@ class KillAt(Progress):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("share", [1.0, 0.4])
-def test_the_loss_is_half_hidden_tokens_and_half_teacher(share: float) -> None:
+@pytest.mark.parametrize(("share", "layers"), [(1.0, 0.0), (0.4, 0.0), (0.4, 3.0)])
+def test_the_loss_is_half_hidden_tokens_and_half_teacher_and_layers_if_asked(share: float, layers: float) -> None:
     student, teacher = tiny_bert(BertForMaskedLM).eval(), tiny_bert(BertForMaskedLM, seed=1).eval()
-    method = sparse_method(teacher, distill_share=share)
+    method = sparse_method(teacher, distill_share=share, layer_weight=layers)
     method.attach(student)
     method.begin_step(student, 4, STEPS)
     batch = tiny_blocks().collate([0, 11, 5])
@@ -89,11 +89,17 @@ def test_the_loss_is_half_hidden_tokens_and_half_teacher(share: float) -> None:
 
     masked = tiny_masking()(batch, 4, share)  # then from the definitions, on all tokens, by Hugging Face's own loss
     inputs = {name: masked[name] for name in ("input_ids", "attention_mask")}
-    output = student(**inputs, labels=masked["labels"])
+    output = student(**inputs, labels=masked["labels"], output_hidden_states=True)
     mine, other = (output.logits / 2).softmax(-1), (teacher(**inputs).logits.detach() / 2).softmax(-1)
     divergence_BL = (other * (other.log() - mine.log())).sum(-1)
     taught = masked["drawn_BL"] if share < 1 else batch["attention_mask"] == 1  # all that is no padding, hidden or not
     loss = 0.5 * output.loss + 0.5 * 4 * divergence_BL[taught].mean()
+    targets = teacher(**inputs, output_hidden_states=True).hidden_states
+    assert ("layers" in terms) == bool(layers)
+    for state, target in zip(output.hidden_states[1:], targets[1:], strict=True):  # each token that is no padding, one after the other
+        pairs = [(state[b, i], target[b, i].detach()) for b, i in batch["attention_mask"].nonzero().tolist()]
+        share_of_square = sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs)
+        loss = loss + layers * share_of_square / 2
     loss.backward()
     assert terms["mlm"].item() == pytest.approx(0.5 * output.loss.item(), abs=1e-6)
     assert sum(terms.values()).item() == pytest.approx(loss.item(), abs=1e-5)
@@ -365,7 +371,7 @@ def test_a_killed_run_goes_on_and_a_teacher_can_be_shared(tmp_path: Path) -> Non
         ({"teacher_steps": 0}, "teacher_steps: 0, but"),
         ({"prune_until": 0.3}, "prune_until: 0.3 is out of range"),
         ({"scope": "all"}, "scope: 'all' is not known; choices: layer, global"),
-        ({"task_weight": 0, "kd_weight": 0}, "nothing is learned"),
+        ({"task_weight": 0, "kd_weight": 0, "layer_weight": 0}, "nothing is learned"),
         ({"corpora": ["imdbb"]}, "corpora[0]: 'imdbb' is not known (did you mean 'imdb'?)"),
         ({"train_file": "absent.txt"}, "absent.txt"),
     ],

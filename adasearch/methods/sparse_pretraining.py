@@ -17,7 +17,7 @@ from adasearch.fit_config import FitConfig
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.language_objectives import UNSCORED, softened_kl
 from adasearch.masked_language import Masking
-from adasearch.masked_model import head_parameters, masked_loss, token_logits
+from adasearch.masked_model import head_parameters, logits_and_states, masked_loss, states_loss, token_logits
 from adasearch.methods.base import Batch, Group, Method, weight_groups
 from adasearch.sparsity_schedule import rewinding_factor, warmed_linear
 
@@ -78,7 +78,8 @@ class SparsePretraining(Method):
     """The student loses weights while it learns from hidden tokens and from its dense teacher; it ends with exact zeros.
 
     The loss is task_weight x masked-language loss ("mlm") + kd_weight x T^2 KL(teacher || student) ("kd") over all tokens that
-    are no padding, hidden or not.
+    are no padding, hidden or not. With ``layer_weight`` the states of every layer are taught as well ("layers"), which the paper does
+    not do: it says more a step, where steps are few.
 
     Args:
         config: steps, batch size, rates; ``warmup`` is a share of the steps.
@@ -87,16 +88,19 @@ class SparsePretraining(Method):
         pruning: schedule, pattern and scope.
         distill_share: random share of the tokens on which the teacher is asked; below 1 the term is estimated from a sample,
             at less cost.
+        layer_weight: of ``states_loss`` towards the teacher's layers, on all tokens.
         rewind: the learning rate waits for the pruning; else it falls linearly.
     """
 
     def __init__(
         self, config: FitConfig, masking: Masking, teacher: PreTrainedModel, pruning: GradualPruning, *,
-        task_weight: float = 0.5, kd_weight: float = 0.5, temperature: float = 2.0, distill_share: float = 1.0, rewind: bool = True,
+        task_weight: float = 0.5, kd_weight: float = 0.5, temperature: float = 2.0, distill_share: float = 1.0, layer_weight: float = 0.0,
+        rewind: bool = True,
     ):  # fmt: skip
         super().__init__(config, "masked_language")
         self.masking, self.pruning, self.rewind = masking, pruning, rewind
-        self.task_weight, self.kd_weight, self.temperature, self.distill_share = task_weight, kd_weight, temperature, distill_share
+        self.task_weight, self.kd_weight, self.layer_weight = task_weight, kd_weight, layer_weight
+        self.temperature, self.distill_share = temperature, distill_share
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, out of sight of state_dict
         self.step = 0
 
@@ -128,19 +132,22 @@ class SparsePretraining(Method):
             self.teacher.to(student.device)
 
     def loss(self, student: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        """"mlm" and "kd", each times its weight."""
+        """"mlm", "kd" and "layers", each times its weight."""
         batch = self.masking(batch, self.step, self.distill_share)
         is_hidden_BL = batch["labels"] != UNSCORED
         is_taught_BL = batch["drawn_BL"] & bool(self.kd_weight)
         is_chosen_BL = is_hidden_BL | is_taught_BL
-        logits_SV = token_logits(student, batch, is_chosen_BL)
+        logits_SV, states = logits_and_states(student, batch, is_chosen_BL, bool(self.layer_weight))
         is_hidden_S, is_taught_S = is_hidden_BL[is_chosen_BL], is_taught_BL[is_chosen_BL]
         terms = {"mlm": self.task_weight * masked_loss(logits_SV[is_hidden_S], batch["labels"][is_hidden_BL])}
-        if self.kd_weight:
+        if self.kd_weight or self.layer_weight:
             with torch.no_grad():
-                target_SV = token_logits(self.teacher, batch, is_taught_BL)
+                target_SV, targets = logits_and_states(self.teacher, batch, is_taught_BL, bool(self.layer_weight))
+        if self.kd_weight:
             taught_SV = logits_SV if bool(is_taught_S.all()) else logits_SV[is_taught_S]  # a copy of so many logits takes time
             terms["kd"] = self.kd_weight * softened_kl(taught_SV, target_SV, self.temperature)
+        if self.layer_weight:
+            terms["layers"] = self.layer_weight * states_loss(states, targets, batch["attention_mask"])
         return terms
 
     def measures(self, student: PreTrainedModel) -> dict[str, Any]:
