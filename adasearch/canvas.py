@@ -96,13 +96,13 @@ def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def dress_axes(axes: Axes, title: str) -> None:
-    """A plot's title, grid, ticks, and two of its four sides."""
-    axes.set_title(title, size=12, weight="bold", loc="left", color=INK)
+def dress_axes(axes: Axes, title: str, title_size: float = 12, tick_size: float = 9) -> None:
+    """A plot's title, grid, ticks, and two of its four sides; sizes in points, smaller ones for one of many panels."""
+    axes.set_title(title, size=title_size, weight="bold", loc="left", color=INK)
     axes.grid(True, which="major", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=INK)
+    axes.tick_params(labelsize=tick_size, colors=INK)
 
 
 def plot_axes(title: str, size: tuple[float, float] = (8.4, 4.8)) -> tuple[Figure, Axes]:

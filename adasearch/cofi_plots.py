@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.canvas import INK, LINE_COLOURS, dress_axes, save_figure
 from adasearch.cofi_config import target_name
 from adasearch.files import read_json
 
@@ -34,8 +34,7 @@ def prunings_figure(prunings: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(15, 0.3 + 2.9 * len(prunings)), facecolor="white", layout="constrained")
     rows = figure.subplots(len(prunings), 4, squeeze=False)
     for row, (folder, records) in zip(rows, prunings.items()):
-        row[0].set_title(_title(folder), size=10, weight="bold", loc="left", color=INK)
-        _draw_row(row, records)
+        _draw_row(row, _title(folder), records)
     for ax in rows[0]:  # above the curves, which go everywhere; the rows below have the same colours
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, frameon=False, ncol=3, loc="lower left", bbox_to_anchor=(-0.05, 1.08), columnspacing=1.0, handlelength=1.4)
@@ -48,13 +47,13 @@ def _title(folder: str) -> str:
     return f"{target_name(kind, float(target))}, seed {seed}"
 
 
-def _draw_row(row: Sequence[Axes], records: Sequence[dict[str, Any]]) -> None:
+def _draw_row(row: Sequence[Axes], title: str, records: Sequence[dict[str, Any]]) -> None:
     saved, opened, matched, multipliers = row
     steps = [record["step"] for record in records]
     for name, label, style in (("target", "target", "--"), ("expected_saved", "on average", "-"), ("saved", "as the gates would be cut", ":")):
         colour = INK if name == "target" else LINE_COLOURS[0] if name == "saved" else LINE_COLOURS[4]
         saved.plot(steps, [100 * record[name] for record in records], style, color=colour, label=label)
-    _finish(saved, "saved, %")
+    _finish(saved, "saved, %", title)
     for colour, (name, label) in zip(LINE_COLOURS, FAMILIES.items()):
         shares = [record["open"].get(name) for record in records]
         if shares[0] is not None:
@@ -70,13 +69,10 @@ def _draw_row(row: Sequence[Axes], records: Sequence[dict[str, Any]]) -> None:
     _finish(multipliers, "multipliers")
 
 
-def _finish(ax: Axes, label: str) -> None:
+def _finish(ax: Axes, label: str, title: str = "") -> None:
+    dress_axes(ax, title, 10, 8.5)
     ax.set_ylabel(label, size=9, color=INK)
     ax.set_xlabel("step", size=9, color=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8.5, colors=INK)
-    ax.grid(True, color="#E4E4E4", linewidth=0.8)
-    ax.set_axisbelow(True)
 
 
 def draw_prunings(prunings: Mapping[str, Sequence[dict[str, Any]]], target: Path) -> list[Path]:

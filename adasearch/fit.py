@@ -47,6 +47,50 @@ def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str | C
     return 1.0 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
+def make_optimizer(group: Group, device: torch.device) -> torch.optim.Optimizer:
+    """A group's optimiser with the group's settings, fused where the device can."""
+    fused = {"fused": True} if group.optimizer is torch.optim.AdamW and device.type in ("cpu", "cuda") else {}
+    return group.optimizer(group.params, lr=group.learning_rate, **fused, **group.settings)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, group: Group, step: int, config: FitConfig) -> None:
+    """The learning rates of a step."""
+    factor = learning_rate_factor(step, config.steps, config.warmup, group.schedule)
+    for params in optimizer.param_groups:
+        params["lr"] = group.learning_rate * factor * params.get("rate", 1.0)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
+    """All gradients of an optimiser to that norm at most."""
+    if not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
+        nn.utils.clip_grad_norm_([tensor for params in optimizer.param_groups for tensor in params["params"]], clip_norm)
+
+
+def checked_loss(terms: Mapping[str, Tensor], where: str | Path, step: int) -> Tensor:
+    """The sum of the terms. Raises ``TrainingError`` when it is not finite."""
+    loss = sum(terms.values())
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"{where}: the loss is {loss.item()} at step {step}"
+            f" ({', '.join(f'{name} {value.item():.4g}' for name, value in terms.items())});"
+            " a smaller learning rate helps; the last checkpoint is kept"
+        )
+    return loss
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """torch's random numbers, for a checkpoint."""
+    cuda = {"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}
+    return {"rng": torch.get_rng_state(), **cuda}
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers of a checkpoint."""
+    torch.set_rng_state(state["rng"].cpu())
+    if "cuda_rng" in state:
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+
+
 def fit(
     model: nn.Module,
     method: Method,
@@ -109,13 +153,7 @@ class Training:
         for sampler in self.samplers.values():
             self.processes.check(sampler.batch_size, str(folder))
         self.groups = method.groups(model)
-        fused = {"fused": True} if accelerator.device.type in ("cpu", "cuda") else {}
-        self.optimizers = {
-            group.name: group.optimizer(
-                group.params, lr=group.learning_rate, **(fused if group.optimizer is torch.optim.AdamW else {}), **group.settings
-            )
-            for group in self.groups
-        }
+        self.optimizers = {group.name: make_optimizer(group, accelerator.device) for group in self.groups}
         self.step, self.history = 0, []
         self.window: dict[str, float] = {}
         self._resume()
@@ -137,9 +175,7 @@ class Training:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.step, self.history, self.window = state["step"], json.loads(state["history"]), state["window"]
-        torch.set_rng_state(state["rng"].cpu())
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        restore_rng(state)
 
     def _save(self) -> None:
         state = {
@@ -149,10 +185,8 @@ class Training:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "history": json.dumps(self.history),
             "window": self.window,
-            "rng": torch.get_rng_state(),
+            **rng_state(self.accelerator.device),
         }
-        if self.accelerator.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state()
         write_atomically(self._checkpoint, lambda path: torch.save(state, path))
 
     def train(
@@ -206,13 +240,7 @@ class Training:
             with autocast(self.accelerator, self.is_mixed):
                 terms = self.processes.weigh(self.method.loss(self.model, batch), self.method.weight(batch))
             whole = self.processes.whole(terms)
-            loss = sum(whole.values())
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"{self.folder}: the loss is {loss.item()} at step {self.step}"
-                    f" ({', '.join(f'{name} {value.item():.4g}' for name, value in whole.items())});"
-                    " a smaller learning rate helps; the last checkpoint is kept"
-                )
+            checked_loss(whole, self.folder, self.step)
             self.accelerator.backward(sum(terms.values()))
             self.processes.sum_gradients(tensor for group in learning for params in group.params for tensor in params["params"])
             self.method.after_backward(self.model, learners, self._batch)
@@ -228,13 +256,9 @@ class Training:
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def _update(self, group: Group) -> None:
-        factor = learning_rate_factor(self.step, self.config.steps, self.config.warmup, group.schedule)
         optimizer = self.optimizers[group.name]
-        for params in optimizer.param_groups:
-            params["lr"] = group.learning_rate * factor * params.get("rate", 1.0)
-        tensors: list[Tensor] = [tensor for params in group.params for tensor in params["params"]]
-        if not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
-            nn.utils.clip_grad_norm_(tensors, self.config.clip_norm)
+        set_learning_rate(optimizer, group, self.step, self.config)
+        clip_gradients(optimizer, self.config.clip_norm)
         optimizer.step()
 
     def _add(self, terms: dict[str, float]) -> None:

@@ -23,15 +23,17 @@ from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS, GumbelDARTS, Proxyless, RandomOneShot
-from torch import Tensor, nn
+from torch import Tensor
 
-from adasearch.errors import TrainingError
 from adasearch.files import write_atomically, write_text
-from adasearch.fit import HISTORY_RECORDS, learning_rate_factor
+from adasearch.fit import (
+    HISTORY_RECORDS, checked_loss, clip_gradients, learning_rate_factor, make_optimizer, restore_rng, rng_state, set_learning_rate,
+)  # fmt: skip
 from adasearch.methods.base import Group
 from adasearch.nni_cost import CostProfiler
 from adasearch.nni_network import SupernetSpace
 from adasearch.progress import Progress
+from adasearch.search_config import SearchConfig
 from adasearch.supernet import Supernet
 from adasearch.tokens import BatchSampler, Examples
 from adasearch.tracking import track
@@ -57,19 +59,15 @@ class Batches:
 class Together(torch.optim.Optimizer):
     """The optimisers of several groups as the single one that NNI allows, with the clipping of ``fit``."""
 
-    def __init__(self, groups: list[Group], clip_norm: float):
+    def __init__(self, groups: list[Group], clip_norm: float, device: torch.device):
         self.groups, self.clip_norm = groups, clip_norm
-        self.parts: dict[str, torch.optim.Optimizer] = {}
-        for group in groups:
-            fused = {"fused": True} if group.optimizer is torch.optim.AdamW else {}
-            self.parts[group.name] = group.optimizer(group.params, lr=group.learning_rate, **fused, **group.settings)
+        self.parts = {group.name: make_optimizer(group, device) for group in groups}
         super().__init__([params for part in self.parts.values() for params in part.param_groups], {})
 
-    def schedule(self, step: int, steps: int, warmup: float) -> None:
+    def schedule(self, step: int, config: SearchConfig) -> None:
         """Set the learning rates of a step."""
         for group in self.groups:
-            for params in self.parts[group.name].param_groups:
-                params["lr"] = group.learning_rate * learning_rate_factor(step, steps, warmup, group.schedule) * params.get("rate", 1.0)
+            set_learning_rate(self.parts[group.name], group, step, config)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step of each."""
@@ -78,8 +76,7 @@ class Together(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts.values():
-            if not isinstance(part, torch.optim.SparseAdam):
-                nn.utils.clip_grad_norm_([tensor for params in part.param_groups for tensor in params["params"]], self.clip_norm)
+            clip_gradients(part, self.clip_norm)
             part.step()
         return loss
 
@@ -90,7 +87,7 @@ class Lesson(LightningModule):
     def __init__(self, method: NniSearch, student: Supernet):
         super().__init__()
         self.method, self.config = method, method.config
-        self.optimizer = Together(method.groups(student), method.config.clip_norm)
+        self.optimizer = Together(method.groups(student), method.config.clip_norm, method.multiplier.device)
         self.profiler = CostProfiler(student, method.choices, method.probabilities, method.length)
         self.ends = np.linspace(0, self.config.steps, min(ROUNDS, self.config.steps) + 1).round().astype(int).tolist()
         self.window: dict[str, float] = {}
@@ -112,14 +109,9 @@ class Lesson(LightningModule):
         if is_arch:
             terms["efficiency"] = self.method.price(self.profiler)
         else:
-            self.optimizer.schedule(step, self.config.steps, self.config.warmup)
+            self.optimizer.schedule(step, self.config)
             self.window["count"] = self.window.get("count", 0) + 1
-        loss = sum(terms.values())
-        if not torch.isfinite(loss):
-            told = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise TrainingError(
-                f"search: the loss is {loss.item()} at step {step} ({told}); a smaller learning rate helps; the last checkpoint is kept"
-            )
+        loss = checked_loss(terms, "search", step)
         for name, value in terms.items():
             if not is_arch or name == "efficiency":  # the rest of that phase is the same loss on held-out texts
                 self.window[name] = self.window.get(name, 0.0) + float(value.detach())
@@ -191,10 +183,8 @@ class Keeper(pl.Callback):
             "arch": {label: dict(arch[alpha]) for label, alpha in self.method.alphas.items() if alpha in arch},
             "history": json.dumps(self.history),
             "window": self.lesson.window,
-            "rng": torch.get_rng_state(),
+            **rng_state(self.accelerator.device),
         }
-        if self.accelerator.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state()
         write_atomically(self._checkpoint, lambda path: torch.save(state, path))
 
     @torch.no_grad()
@@ -210,9 +200,7 @@ class Keeper(pl.Callback):
             if label in state["arch"]:
                 arch[alpha] = state["arch"][label]
         self.history, self.lesson.window = json.loads(state["history"]), state["window"]
-        torch.set_rng_state(state["rng"].cpu())
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        restore_rng(state)
         done = trainer.fit_loop.epoch_progress.current  # of which Lightning's number of the epoch is made
         done.ready = done.started = done.processed = done.completed = state["round"]
 

@@ -32,6 +32,11 @@ def commit() -> str | None:
     return found.stdout.strip()
 
 
+def script_command() -> str:
+    """The same of a program in ``scripts/``, as it is typed in the project's root."""
+    return shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: Sequence[str]) -> None:
     """A folder goes on with the settings it was begun with, or not at all. Raises ``ConfigError``.
 

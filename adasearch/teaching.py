@@ -22,22 +22,25 @@ def predictions(output: Any) -> Tensor:
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], 1)
 
 
+def teacher_loss(logits: Tensor, targets: Tensor, mask_BL: Tensor, problem_type: str, temperature: float) -> Tensor:
+    """(B,). T^2 KL(teacher || student); of regression the squared error, of which a softmax of one logit knows nothing."""
+    if problem_type == QUESTION_ANSWERING:
+        return span_kl_loss(logits, targets, mask_BL, temperature)
+    return kl_loss(logits, targets, problem_type, temperature)
+
+
 def teaching_terms(
     logits: Tensor, batch: Mapping[str, Tensor], problem_type: str, *, task_weight: float, kd_weight: float, temperature: float
 ) -> dict[str, Tensor]:
     """"ce" and "kd", each times its weight, scalars; a term of weight 0 is left out (specs c.4).
 
-    ``kd`` is T^2 KL(teacher || student) towards ``teacher_logits`` of the batch, squared error for regression; where the batch
-    has none, gold labels are all there is and count in full.
+    ``kd`` is ``teacher_loss`` towards ``teacher_logits`` of the batch; where the batch has none, gold labels are all there is
+    and count in full.
     """
     targets = batch.get("teacher_logits") if kd_weight else None
     if targets is None:
         return {"ce": _gold(logits, batch, problem_type)}
-    if problem_type == QUESTION_ANSWERING:
-        kd_B = span_kl_loss(logits, targets, batch["attention_mask"], temperature)
-    else:
-        kd_B = kl_loss(logits, targets, problem_type, temperature)
-    terms = {"kd": kd_weight * kd_B.mean()}
+    terms = {"kd": kd_weight * teacher_loss(logits, targets, batch["attention_mask"], problem_type, temperature).mean()}
     return {"ce": task_weight * _gold(logits, batch, problem_type), **terms} if task_weight else terms
 
 

@@ -47,7 +47,7 @@ from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import check
 from adasearch.prepare import Problem, prepare
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.systems import Trainer, run_search
 from adasearch.tokens import Examples, TokenStore
 
@@ -178,7 +178,7 @@ def main() -> None:
     teacher = _teacher_score(arguments.run)
     found = {
         "what": "what each lever gives: every row has those above it, equal steps and seeds; the last is the run's own architecture",
-        "command": " ".join(["python", "scripts/ablate_transfer.py", *sys.argv[1:]]),
+        "command": script_command(),
         "commit": commit(), "task": task.name, "metric": task.metric, "seeds": arguments.seeds, **settings, "left_out": left_out,
         "teacher": teacher, "held_out": len(task.held_out), "rows": rows, "hardware": hardware(),
     }  # fmt: skip

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from adasearch.latency_bench import build_table, deployment_here, measure_archit
 from adasearch.measure import hardware
 from adasearch.methods.adabert import AdaBert
 from adasearch.progress import Progress
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.shrink import fastest_member, random_architecture
 from adasearch.space import load_space
 from adasearch.student import AdasearchConfig
@@ -137,7 +136,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "command": " ".join(["python", "scripts/benchmark_latency.py", *sys.argv[1:]]),
+            "command": script_command(),
             "commit": commit(),
             "what": "predicted against measured latency of random members, and searches under a latency target",
             "ratios": {

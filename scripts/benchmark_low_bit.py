@@ -151,7 +151,7 @@ def memory(folder: Path, tokens: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write results/runs/low_bit_size.json."""
     from adasearch.files import write_json
-    from adasearch.run_files import commit
+    from adasearch.run_files import commit, script_command
     from adasearch.measure import hardware
 
     results = Path(__file__).resolve().parent.parent / "results" / "runs"
@@ -175,7 +175,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "command": " ".join(["python", "scripts/benchmark_low_bit.py", *sys.argv[1:]]),
+            "command": script_command(),
             "commit": commit(),
             "what": "packed low-bit GPT-2 base and BART base with random weights: size, memory, decoding speed, tokens",
             "ratios": ratios,

@@ -35,7 +35,7 @@ from adasearch.files import write_json
 from adasearch.fit_config import DistillConfig
 from adasearch.measure import hardware
 from adasearch.progress import Progress
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.search_config import SearchConfig
 from adasearch.space import load_space
 from adasearch.strategies import find_strategy
@@ -135,7 +135,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ratios[f"{name}_memory_to_nni"] = peaks[name] / peaks[theirs]
         ratios[f"{name}_memory_above_start_to_nni"] = above[name] / above[theirs]
     return {
-        "command": " ".join(["python", "scripts/benchmark_nni.py", *sys.argv[1:]]), "commit": commit(),
+        "command": script_command(), "commit": commit(),
         "what": "one search step, ours against NNI's GumbelDARTS, in turns", "nni": version("nni"),
         "pytorch_lightning": version("pytorch-lightning"), "space": arguments.space, "batch_size": arguments.batch,
         "seq_len": arguments.length, "steps": arguments.steps, "steps_counted": arguments.steps - FIRST, "threads": 1,

@@ -32,7 +32,7 @@ from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import check
 from adasearch.prepare import Problem, prepare
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.space import load_space
 from adasearch.systems import Trainer
 
@@ -115,7 +115,7 @@ def main() -> None:
         row["gain_spread"] = statistics.stdev(gains) if len(gains) > 1 else None
     found = {
         "what": "one fixed cell with and without an operation between the two texts, at equal MACs and equal training",
-        "command": " ".join(["python", "scripts/benchmark_pairs.py", *sys.argv[1:]]),
+        "command": script_command(),
         "commit": commit(), "task": arguments.task, "metric": task.metric, "seeds": arguments.seeds, "settings": settings,
         "held_out": len(task.held_out), "systems": rows, "hardware": hardware(),
     }  # fmt: skip

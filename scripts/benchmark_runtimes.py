@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,7 +25,7 @@ from adasearch.config import BenchConfig
 from adasearch.console import make_progress
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 
 
 def teacher_of(run: Path) -> Path:
@@ -61,7 +60,7 @@ def main() -> None:
     write_json(
         results / f"{arguments.name}.json",
         {
-            "command": " ".join(["python", "scripts/benchmark_runtimes.py", *sys.argv[1:]]),
+            "command": script_command(),
             "commit": commit(),
             "what": "a student against its teacher and reference shapes (random weights, time only), each in its best runtime and precision",
             "ratios": {f"{found['shape']}: student to {found['against']}": found["speed"] for found in ratios},

@@ -41,7 +41,7 @@ from adasearch.measure import hardware
 from adasearch.methods.adabert import AdaBert
 from adasearch.methods.distill import Distill
 from adasearch.progress import Progress
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.shrink import build_student, random_architecture
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.space import load_space
@@ -123,7 +123,7 @@ def measure_strategies(arguments: argparse.Namespace, names: list[str]) -> dict:
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
     first = names[0]
     return {
-        "command": " ".join(["python", "scripts/benchmark_search.py", *sys.argv[1:]]), "commit": commit(),
+        "command": script_command(), "commit": commit(),
         "what": "one step of each strategy of search, in its published mode", "space": arguments.space, "candidates": len(space.operations),
         "batch_size": arguments.batch, "seq_len": arguments.length, "steps": arguments.steps, "threads": 1,
         "modes": {name: run.method.config.mode for name, run in runs.items()}, "step_seconds_mean": means,
@@ -173,7 +173,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     memory["three"] = sum(memory.pop(name) for name in ("0", "4", "7")) / 3  # three of the triples
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
     return {
-        "command": " ".join(["python", "scripts/benchmark_search.py", *sys.argv[1:]]),
+        "command": script_command(),
         "commit": commit(),
         "what": "search step against fixed network, ten candidates against three",
         "space": arguments.space, "candidates": len(space.operations), "batch_size": arguments.batch, "seq_len": arguments.length,

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -30,7 +29,7 @@ from adasearch.config import RetrainConfig, SearchConfig, TransferConfig
 from adasearch.console import LogProgress
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, plan
 
@@ -87,7 +86,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     assert killed, "nothing was killed: more --steps"
     timed(sweep_config(arguments, calm, beta=[2.0], seeds=[2], workers=1, engine="local"))
     return {
-        "command": " ".join(["python", "scripts/benchmark_sweep.py", *sys.argv[1:]]), "commit": commit(),
+        "command": script_command(), "commit": commit(),
         "what": "a sweep of four runs with one worker killed while it trains",
         "engine": arguments.engine, "workers": arguments.workers, "killed": names[1],
         "status": {name: records[name]["status"] for name in names},

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,12 +24,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 import adasearch
 from adasearch.bench import bench_folders
-from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.canvas import LINE_COLOURS, dress_axes, save_figure
+from adasearch.cofi_config import target_name
 from adasearch.config import BenchConfig
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 
 COMPARED = {"student": "AdaBERT", "random_architecture": "random cell"}  # of a search's run, its rows that are shown
 
@@ -50,19 +49,21 @@ def arguments() -> argparse.Namespace:
 
 def systems_of(run: Path, method: str) -> list[dict[str, Any]]:
     """The models of a finished run that are compared: name, folders by seed, scores, and the dense model's score."""
+    if not (run / "report.json").exists():
+        raise SystemExit(f"{run}: no finished run; choices: --tasks with those that have one, --adabert, --cofi")
     report = read_json(run / "report.json")
     dense = next(row for row in report["systems"] if row["kind"] == "teacher")
+    targets = {folder.name.rsplit("-", 1)[0] for folder in (run / "models").glob("cofi-sparsity-*")}
+    pruned = {target_name("sparsity", float(key.rsplit("-", 1)[1])): key for key in targets}
+    keys = pruned if method == "cofi" else {row["name"]: row["kind"] for row in report["systems"] if row["kind"] in COMPARED}
     found = []
     for row in report["systems"]:
-        if method == "cofi" and row["kind"] in ("student", "pruned"):
-            name, key = row["name"], f"cofi-sparsity-{round(float(row['name'].split()[1].rstrip('%')) / 100, 6):g}"
-        elif method == "adabert" and row["kind"] in COMPARED:
-            name, key = COMPARED[row["kind"]], row["kind"]
-        else:
+        if row["name"] not in keys:
             continue
-        folders = [run / "models" / f"{key}-{seed}" for seed in report["seeds"]]
+        folders = [run / "models" / f"{keys[row['name']]}-{seed}" for seed in report["seeds"]]
         found.append({
-            "task": report["task"], "metric": report["metric"], "method": method, "name": name, "folders": folders,
+            "task": report["task"], "metric": report["metric"], "method": method, "folders": folders,
+            "name": row["name"] if method == "cofi" else COMPARED[row["kind"]],
             "scores": row["scores"], "score_mean": row["score_mean"], "score_to_dense": row["score_mean"] / dense["score_mean"],
             "params": row["params"], "macs": row["macs"],
         })  # fmt: skip
@@ -117,13 +118,9 @@ def picture(systems: list[dict[str, Any]]) -> Figure:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_title(task, size=10, weight="bold", loc="left", color=INK)
+        dress_axes(ax, task, 10, 8)
         ax.set_xlabel("ms a text, one thread", size=8.5)
         ax.set_ylabel(next(s["metric"] for s in systems if s["task"] == task), size=8.5)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8, colors=INK)
-        ax.grid(True, color="#E4E4E4", linewidth=0.8)
-        ax.set_axisbelow(True)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -137,7 +134,7 @@ def main() -> None:
     time_all(systems, args)
     pairs = equal_latency(systems)
     write_json(args.results_dir / "runs" / "methods.json", {
-        "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "commit": commit(),
+        "command": script_command(), "commit": commit(),
         "what": f"AdaBERT students and CoFi models, each in its fastest runtime at fp32, 1 x {args.seq_len} word pieces",
         "threads": 1, "seq_len": args.seq_len, "equal_latency": pairs,
         "systems_timed": [{**system, "folders": list(map(str, system["folders"]))} for system in systems], "hardware": hardware(),

@@ -49,8 +49,7 @@ def score(system: dict[str, Any], metric: str) -> str:
     found = system["metrics"].get(metric)
     if not found:
         return "–"
-    spread = "" if found["sd"] is None else f" ± {found['sd'] * 100:.1f}"
-    return f"{found['mean'] * 100:.1f}{spread}"
+    return spread(found["mean"], found["sd"])
 
 
 def table(report: dict[str, Any]) -> list[str]:

@@ -23,11 +23,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from matplotlib.figure import Figure
 
 from adasearch.arguments import parse_settings
-from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.canvas import INK, LINE_COLOURS, dress_axes, save_figure
 from adasearch.cofi_config import CofiConfig
 from adasearch.cofi_run import compress_cofi
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.files import read_json, write_json
+from adasearch.run_files import script_command
 
 FIELDS = ("name", "kind", "score_mean", "score_sd", "scores", "encoder_sparsity", "params", "size_bytes", "macs", "runtime", "precision", "threads",
           "batch_size", "seq_len", "latency_ms_p50", "latency_ms_p90", "task_texts_per_s", "train_seconds", "train_cpu_seconds")  # fmt: skip
@@ -74,7 +75,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
     facts = {folder.name: read_json(folder / "facts.json") for folder in sorted((run_dir / "models").glob("cofi-*"))}
     what = f"CoFi on {report['task']}: the dense model cut to several sizes"
     kept = {"what": what, "task": report["task"], "metric": report["metric"], "seeds": report["seeds"], "rows": rows, "models": facts}
-    return {**kept, "command": report["command"], "commit": report["commit"], "hardware": report["hardware"]}
+    return {**kept, "command": script_command(), "commit": report["commit"], "hardware": report["hardware"]}
 
 
 def speed_figure(found: list[dict[str, Any]]) -> Figure:
@@ -87,13 +88,9 @@ def speed_figure(found: list[dict[str, Any]]) -> Figure:
         for row in pruned:
             ax.plot([row["speed_to_dense"]] * len(row["scores"]), [100 * score for score in row["scores"]], ".", color=LINE_COLOURS[0], alpha=0.45)
             ax.annotate(f"{100 * row['encoder_sparsity']:.0f}%", (row["speed_to_dense"], 100 * row["score_mean"]), (0, 7), textcoords="offset points", size=8)
-        ax.set_title(task["task"], size=10, weight="bold", loc="left", color=INK)
+        dress_axes(ax, task["task"], 10, 8)
         ax.set_xlabel(f"times faster than dense ({dense['runtime']}, {dense['batch_size']} x {dense['seq_len']})", size=8.5)
         ax.set_ylabel(task["metric"], size=8.5)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8, colors=INK)
-        ax.grid(True, color="#E4E4E4", linewidth=0.8)
-        ax.set_axisbelow(True)
     return figure
 
 

@@ -42,7 +42,7 @@ from adasearch.encoder_training import Compressed, Recipe, dense_recipe, sparsit
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.progress import Progress
-from adasearch.run_files import commit, typed_command
+from adasearch.run_files import commit, script_command
 from adasearch.turns import Tick, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
             times = f"{row['train_seconds']:.0f} s, processor {row['train_cpu_seconds']:.0f} s"
             progress.message(f"  {row['system']}: {100 * row['scores'][problem.task.metric]:.2f}, {times}")
         result = {
-            "what": f"EarlyBERT on {task} beside dense fine-tuning and a random ticket, in turns in one process", "command": typed_command(),
+            "what": f"EarlyBERT on {task} beside dense fine-tuning and a random ticket, in turns in one process", "command": script_command(),
             "task": task, "metric": problem.task.metric, "seeds": args.seeds, "turn_steps": args.turn,
             "summary": summary(rows, problem.task.metric), "rows": rows, "settings": to_dict(config),
             "commit": commit(), "hardware": hardware(),

@@ -23,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 from adasearch.files import read_json, write_json
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.measure import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
     means = {kind: mean(row["score_mean"] for row in rows if row["kind"] == kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
     lost = {kind: 100 * (means["dense"] - value) for kind, value in means.items() if kind != "dense"}
     return {
-        "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "commit": commit(),
+        "command": script_command(), "commit": commit(),
         "what": "one sparse model fine-tuned under lock on every task, against magnitude pruning on each task alone",
         "seeds": args.seeds, "equal_total_steps": args.equal_total_steps, "rows": rows, "means": means, "points_lost": lost,
         "time": time_of(rows, pretraining(args.sparse_model), len(reports)), "hardware": hardware(),

@@ -34,7 +34,7 @@ from adasearch.low_bit import load_low_bit
 from adasearch.measure import hardware
 from adasearch.quantgpt_plots import similarity_figure
 from adasearch.quantgpt_run import load_language_model
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 
 ROOT = Path(__file__).resolve().parent.parent
 BITS = ("8-8-8", "4-4-8", "2-2-8")
@@ -196,9 +196,8 @@ def collect(matrix: Matrix, tuned: dict[str, Any] | None) -> dict[str, Any]:
             "settings": {key: reports[0]["config"][key] for key in ("quantizer", "per", "distill", "lambda_contrastive", "negatives", "bank", "learning_rate", "scale_learning_rate", "steps", "batch_size", "dropout")},
         })  # fmt: skip
     at_fewest = {row["name"]: row[first["metric"]]["mean"] for row in table if row["group"] == "systems" and row["bits"] == matrix.args.bits[-1]}
-    script = Path(sys.argv[0]).name
     return {
-        "command": shlex.join(["python", f"scripts/{script}", *sys.argv[1:]]), "commit": commit(),
+        "command": script_command(), "commit": commit(),
         "what": "QuantGPT and other quantisers at equal steps; baselines learn the teacher's predictions too, without the contrastive term",
         "task": matrix.args.task, "split": first["split"], "metric": first["metric"], "higher_is_better": first["higher_is_better"],
         "full_precision": first["scores_full_precision"], "size_mib_full_precision": first["size_mib_full_precision"],

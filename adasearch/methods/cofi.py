@@ -25,9 +25,8 @@ from adasearch.hard_concrete import StructureGates
 from adasearch.lagrangian import Lagrangian, ramp
 from adasearch.layer_matching import LayerDistillation, Match
 from adasearch.methods.base import Batch, Group, Method, weight_groups
-from adasearch.objectives import kl_loss
-from adasearch.span_objectives import span_kl_loss
 from adasearch.structure import GateValues, is_open
+from adasearch.teaching import predictions, teacher_loss
 
 Forward = Callable[..., Any]  # (model, batch, output_hidden_states=, gates= of a student) -> Hugging Face output, segment ids told
 Loss = Callable[[Any, Batch], Tensor]  # (output, batch) -> scalar
@@ -40,11 +39,6 @@ class Guide:
     model: PreTrainedModel
     forward: Forward
     loss: Loss
-
-
-def predictions(output: Any) -> Tensor:
-    """Logits (B, C), or start and end logits (B, 2, L) of a reader."""
-    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], 1)
 
 
 class CofiDistill(Method):
@@ -102,7 +96,8 @@ class CofiDistill(Method):
             target = self.guide.forward(self.guide.model, batch, output_hidden_states=True)
         terms = {}
         if config.prediction_weight:
-            terms["prediction"] = config.prediction_weight * self._prediction_loss(predictions(own), predictions(target), mask_BL).mean()
+            error_B = teacher_loss(predictions(own), predictions(target), mask_BL, self.problem_type, config.temperature)
+            terms["prediction"] = config.prediction_weight * error_B.mean()
         if config.layer_weight:
             alive_N = alive_layers(student, gates, config.alive)
             error, self.match = self.layers(own.hidden_states[1:], target.hidden_states[1:], mask_BL, alive_N)
@@ -110,12 +105,6 @@ class CofiDistill(Method):
         if config.gold_weight:
             terms["ce"] = config.gold_weight * self.guide.loss(own, batch)
         return terms
-
-    def _prediction_loss(self, logits: Tensor, targets: Tensor, mask_BL: Tensor) -> Tensor:
-        """(B,). T^2 KL(teacher || student); of regression the squared error, of which a softmax of one logit knows nothing."""
-        if self.problem_type == "question_answering":
-            return span_kl_loss(logits, targets, mask_BL, self.settings.temperature)
-        return kl_loss(logits, targets, self.problem_type, self.settings.temperature)
 
     def measures(self, student: EncoderPreTrainedModel) -> dict[str, Any]:
         """Which student layer learned from each teacher layer in the last step."""
