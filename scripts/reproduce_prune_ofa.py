@@ -2,7 +2,8 @@
 
     python scripts/reproduce_prune_ofa.py --sparse_model runs/sparse --data_dir DIR [--tasks sst2 mrpc rte qnli squad] [--seeds 1 2 3]
     ... --teachers runs/teachers   (folders by task name; a task without one is fine-tuned by the run itself)
-    ... --equal_total_steps        (pruning on a task alone gets the steps of sparse pre-training, too)
+    ... --equal_total_steps        (pruning on a task alone gets its share of the steps of sparse pre-training, too)
+    ... --configs scripts/prune_ofa   (settings of each task's run, <task>.yaml)
 
 Every run is `adasearch compress prune-ofa TASK` in a folder of its own: a second call skips what is finished and goes on with
 what was killed. Arguments after -- go to every run, as `-- --lock.epochs 3`. Writes results/runs/prune_ofa.json. What sparse
@@ -40,10 +41,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--teachers", help="folder that holds a dense model for each task, by its name")
+    parser.add_argument("--configs", type=Path, help="folder of <task>.yaml with settings of `adasearch compress prune-ofa`")
     parser.add_argument("--output_dir", default=str(ROOT / "runs" / "prune-ofa"))
     parser.add_argument("--results", default=str(ROOT / "results" / "runs" / "prune_ofa.json"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--equal_total_steps", action="store_true", help="add the steps of sparse pre-training to the baseline's")
+    parser.add_argument("--equal_total_steps", action="store_true", help="add the steps of sparse pre-training, shared out over the tasks, to the baseline's")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     parser.add_argument("rest", nargs="*", help="after --: for every run")
     return parser.parse_args()
@@ -61,9 +63,10 @@ def pretraining(sparse_model: Path) -> dict[str, Any]:
 def command(args: argparse.Namespace, task: str) -> list[str]:
     """The command of one task's run."""
     teacher = Path(args.teachers) / task if args.teachers else None
+    settings = args.configs / f"{task}.yaml" if args.configs else None
     flags = {
-        "sparse_model": args.sparse_model, "data_dir": args.data_dir, "seeds": f"[{','.join(map(str, args.seeds))}]", "direct": "true",
-        "direct_more_steps": pretraining(args.sparse_model)["sparse"]["steps"] if args.equal_total_steps else None,
+        "config": settings if settings and settings.is_file() else None, "sparse_model": args.sparse_model, "data_dir": args.data_dir, "seeds": f"[{','.join(map(str, args.seeds))}]", "direct": "true",
+        "direct_more_steps": pretraining(args.sparse_model)["sparse"]["steps"] // len(args.tasks) if args.equal_total_steps else None,
         "threads": args.threads, "output_dir": Path(args.output_dir) / task,
         "teacher": teacher if teacher and (teacher / "config.json").exists() else None,
     }  # fmt: skip
