@@ -42,7 +42,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.progress import Progress
-from adasearch.run_files import commit
+from adasearch.run_files import commit, script_command
 from adasearch.tune_study import tune
 from adasearch.tune_config import TuneConfig
 from adasearch.tune_storage import open_storage
@@ -184,7 +184,11 @@ def main() -> None:
             rows = [trials_per_hour(folder, workers, asked.trials, asked.steps) for workers in asked.workers]
             record = {"workers": rows, "ratio": rows[-1]["trials_per_hour"] / rows[0]["trials_per_hour"]}
     known = read_json(asked.output) if asked.output.exists() else {}
-    facts = {**known, **record, "steps": asked.steps, "hardware": hardware(), "commit": commit(), "command": " ".join(["python", *sys.argv])}
+    commands = {**known.get("commands", {}), "postgres" if asked.postgres else "workers": script_command()}
+    facts = {
+        "what": "studies of one task: trials an hour by workers; a study on a PostgreSQL server", **known, **record, "steps": asked.steps,
+        "hardware": hardware(), "commit": commit(), "commands": commands, "command": " && ".join(commands.values()),
+    }  # fmt: skip
     write_json(asked.output, facts)
     print(record)
 

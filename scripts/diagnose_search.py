@@ -25,6 +25,7 @@ from adasearch.diagnosis_run import DiagnosisConfig, diagnose
 from adasearch.errors import AdasearchError
 from adasearch.files import write_json
 from adasearch.pipeline import run_folder
+from adasearch.run_files import script_command
 from adasearch.search_plots import format_rank
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -44,7 +45,8 @@ def main() -> int:
         print(f"diagnose_search.py: {error}", file=sys.stderr)
         return 2
     name = f"diagnosis_{found['task'].replace('/', '--')}" + ("" if found["strategy"] == "gumbel" else f"_{found['strategy']}")
-    write_json(RESULTS / "runs" / f"{name}.json", found)
+    what = f"is the search worth its time on {found['task']}: controls at equal cost, discretisation, agreement, ranking"
+    write_json(RESULTS / "runs" / f"{name}.json", {"what": what, "command": script_command(), **found})
     figures = RESULTS / "figures" / name
     figures.mkdir(parents=True, exist_ok=True)
     for picture in (run_folder(settings.run_config()) / "diagnosis").glob("*.[sp][vn]g"):

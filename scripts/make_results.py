@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from adasearch.files import read_json, write_json, write_text
@@ -106,15 +107,66 @@ def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{key} {found[key]}" for key in ("space", "batch_size", "seq_len", "steps", "threads") if key in found)
     lines = [f"## {name}", "", f"{found['what'][:1].upper()}{found['what'][1:]}{f' ({settings})' if settings else ''}.", ""]
     lines += next(make for key, make in TABLES.items() if key in found)(found)
-    for kind in ("", "_similarity"):
+    for kind in ("", "_similarity", "/controls", "/ranking"):
         if (RESULTS / "figures" / f"{name}{kind}.png").exists():
             lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
     return [*lines, "", f"Command: `{found['command']}`; commit {found['commit']}; {json.dumps(found['hardware'])}", ""]
 
 
 def ratio_table(found: dict[str, Any]) -> list[str]:
-    """Named ratios."""
-    return ["| ratio | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in found["ratios"].items())]
+    """Named ratios; of those in groups the group's name stands first."""
+    pairs = dict[str, float]()
+    for key, value in found["ratios"].items():
+        pairs |= {f"{key}: {inner}": ratio for inner, ratio in value.items()} if isinstance(value, dict) else {key: value}
+    return ["| ratio | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in pairs.items())]
+
+
+def study_table(found: dict[str, Any]) -> list[str]:
+    """Trials an hour by workers; what became of a study on a server."""
+    lines = []
+    if "workers" in found:
+        lines += ["| workers | trials an hour |", "|---|---|", *(f"| {row['workers']} | {row['trials_per_hour']:.1f} |" for row in found["workers"])]
+        lines += ["", f"The last row is {found['ratio']:.2f} times the first."]
+    if server := found.get("postgres"):
+        lines += ["", f"On a PostgreSQL server: {server['trials']} trials asked, {server['complete']} complete; {server['workers_killed']} worker"
+                  f" killed, {server['trials_lost']} trial lost and run again."]  # fmt: skip
+    return lines
+
+
+def diagnosis_table(found: dict[str, Any]) -> list[str]:
+    """The searched cells against their controls, then what the search knew."""
+    lines = [f"| equal cost, equal retraining | {found['metric']} | searched ahead, points | in the control's sd |", "|---|---|---|---|"]
+    for name, row in found["controls"].items():
+        ahead = (number(row.get("searched_ahead"), "+.1f", 100), number(row.get("ahead_in_sds"), "+.1f"))
+        lines.append("| " + " | ".join([name.replace("_", " "), spread(row["mean"], row["sd"]), *ahead]) + " |")
+    gaps = {key: mean(seed["gap"][key] for seed in found["seeds"]) for key in ("supernet_path", "derived", "retrained")}
+    alike, entropy = found["agreement"], found["seeds"][0]["entropy"]
+    lines += ["", "Validation texts, mean of the searches: " + ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f}" for key, value in gaps.items()) + "."]
+    if alike["searched"]:
+        both = (number(alike[who]["both"], ".0f", 100, "%") for who in ("searched", "chance"))
+        lines.append("Equal edges with equal operations in two seeds' cells: {}, of random members {}.".format(*both))
+    ranks = (f"{number(found['ranking'][by]['spearman']['value'], '.2f')} by {by[3:]}" for by in ("by_score", "by_loss", "by_macs"))
+    lines.append(f"Spearman over {found['ranking']['by_score']['members']} members, before and after training: {', '.join(ranks)}.")
+    lines.append("Entropy left in the gates: " + ", ".join(f"{key} {100 * value:.0f}%" for key, value in entropy.items()) + ".")
+    return lines
+
+
+def pairs_table(found: dict[str, Any]) -> list[str]:
+    """What each operation between two texts is worth."""
+    lines = [f"| one cell, equal MACs | width | {found['metric']} | ahead of one joint sequence |", "|---|---|---|---|"]
+    for row in found["systems"]:
+        gain = f"{100 * row['gain_over_joint']:+.1f}" + ("" if row["gain_spread"] is None else f" ± {100 * row['gain_spread']:.1f}")
+        lines.append(f"| {row['system'].replace('_', ' ')} | {row['width']} | {100 * row['mean']:.1f} | {gain} |")
+    return lines
+
+
+def ablation_table(found: dict[str, Any]) -> list[str]:
+    """What each lever gives on top of those above it."""
+    lines = [f"| with all above | {found['metric']} | texts | parameters | MACs |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        cells = (row["row"].replace("_", " "), spread(row["mean"], row["spread"]), f"{row['texts']:,}", f"{row['params'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f} M")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def sweep_table(found: dict[str, Any]) -> list[str]:
@@ -123,9 +175,9 @@ def sweep_table(found: dict[str, Any]) -> list[str]:
     return lines + [f"| {run} | {status} | {found['lost'][run]} |" for run, status in found["status"].items()]
 
 
-def spread(mean: float, sd: float | None) -> str:
+def spread(centre: float, sd: float | None) -> str:
     """Percent, with its standard deviation where there is one."""
-    return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
+    return f"{100 * centre:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
 
 
 def cofi_table(found: dict[str, Any]) -> list[str]:
@@ -194,7 +246,8 @@ def low_bit_table(found: dict[str, Any]) -> list[str]:
 
 TABLES = {  # what only one form of result has, and the table made of it
     "full_precision": low_bit_table, "equal_latency": methods_table, "models": cofi_table, "summary": ticket_table,
-    "points_lost": sparse_table, "ratios": ratio_table, "status": sweep_table,
+    "points_lost": sparse_table, "ratios": ratio_table, "status": sweep_table, "controls": diagnosis_table, "left_out": ablation_table,
+    "systems": pairs_table, "postgres": study_table, "workers": study_table,
 }  # fmt: skip
 
 
@@ -207,7 +260,7 @@ def main() -> None:
     lines = [HEADER]
     for path in sorted((RESULTS / "runs").glob("*.json")):
         report = read_json(path)
-        lines += section(path.stem, report) if "systems" in report else benchmark(path.stem, report)
+        lines += benchmark(path.stem, report) if "what" in report else section(path.stem, report)
     write_text(RESULTS / "README.md", "\n".join(lines))
 
 
