@@ -22,7 +22,7 @@ from adasearch.files import read_json, write_json, write_text
 from adasearch.graph_bench import Graph, time_elsewhere
 from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.honest import calibrate_student, deployments_of, evidence_fields, majority_of
-from adasearch.honest_rows import Row, bench_lengths, measure_rows, model_row
+from adasearch.honest_rows import Row, bench_lengths, mean_if_known, measure_rows, model_row
 from adasearch.inspect_run import inspect
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads
 from adasearch.quantize_aware import stacked_layers
@@ -146,8 +146,7 @@ def _row(
     facts = [item.facts for item in items]
     row.facts |= {"encoder_sparsity": recipe.form.sparsity(problem, model), **recipe.form.columns(facts)}
     for name in ("train_seconds", "train_cpu_seconds"):
-        seconds = [fact.get(name) for fact in facts]
-        row.facts[name] = None if None in seconds else float(np.mean(seconds))
+        row.facts[name] = mean_if_known([fact.get(name) for fact in facts])
     return row, Graph(graphs[own], own, has_zeros=recipe.form.is_sparse)
 
 

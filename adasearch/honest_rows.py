@@ -14,6 +14,7 @@ from adasearch.baselines import TfidfBaseline
 from adasearch.bench_config import BenchConfig
 from adasearch.cold import ColdStart, Deployed, cold_fields, cold_starts
 from adasearch.export import export_student
+from adasearch.files import read_json
 from adasearch.measure import (
     GRAPH_RUNTIMES,
     Factory,
@@ -149,6 +150,7 @@ def _rows(
         depth = first[kind].architecture.depth
         note = f"{depth} cell{'s' * (depth != 1)}"
         add(kind, NAMES[kind], kind, load_classifier(folder), folder / "onnx" / "model.onnx", folder, note)
+        rows[kind].facts |= training_times([folder.with_name(f"{kind}-{seed}") for seed in run.seeds])
     target = run.config.search
     needed = {runtime} | ({choose_runtime(target.latency_runtime)} if target.latency_target_ms is not None else set())
     if "student" in first and needed & set(GRAPH_RUNTIMES):
@@ -161,6 +163,17 @@ def _rows(
         graph = run.folder / "cache" / ("reference" if name == "bert_base" else name) / "model.onnx"
         add(name, reference_label(name), "reference", make_reference(name), graph, None)
     return rows
+
+
+def training_times(folders: Sequence[Path]) -> dict[str, float | None]:
+    """``train_seconds`` and ``train_cpu_seconds``: the means of what the models' ``training.json`` say; None where one does not know."""
+    known = [read_json(path) if (path := folder / "training.json").is_file() else {} for folder in folders]
+    return {f"train_{name}": mean_if_known([took.get(name) for took in known]) for name in ("seconds", "cpu_seconds")}
+
+
+def mean_if_known(values: Sequence[float | None]) -> float | None:
+    """Their mean; None where one is missing or there are none."""
+    return float(np.mean(values)) if values and None not in values else None
 
 
 def _system(

@@ -35,6 +35,7 @@ from adasearch.search_config import SearchConfig
 from adasearch.search_plots import draw_front
 from adasearch.shrink import random_architecture_like, shrink
 from adasearch.starts import start_student, start_supernet
+from adasearch.stopwatch import Stopwatch
 from adasearch.strategies import find_strategy, remark
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
@@ -198,36 +199,35 @@ class Trainer:
             settings, distill, problem.task.problem_type, problem.task.num_labels, architecture.width, max(1, architecture.depth)
         )
 
+        watch, is_whole = Stopwatch(), not (work / "checkpoint.pt").exists()
+
         def evaluate(_: torch.nn.Module) -> dict[str, float]:
-            scores = scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
+            with watch.paused():
+                scores = scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
             if self.on_scores is not None:
                 self.on_scores(kind, seed, scores)
             return scores
 
-        history = fit(
-            student,
-            method,
-            {"train": examples},
-            settings,
-            seed=seed,
-            folder=work,
-            accelerator=accelerator,
-            progress=self.progress,
-            title=f"train {kind.replace('_', ' ')}, seed {seed}",
-            evaluate=evaluate,
-            evaluations=config.evaluate,
-            checkpoint_seconds=config.checkpoint_seconds,
-        )
+        with watch.running():
+            history = fit(
+                student, method, {"train": examples}, settings, seed=seed, folder=work, accelerator=accelerator, progress=self.progress,
+                title=f"train {kind.replace('_', ' ')}, seed {seed}", evaluate=evaluate, evaluations=config.evaluate,
+                checkpoint_seconds=config.checkpoint_seconds,
+            )  # fmt: skip
         if accelerator.is_main_process:
-            self._save(student, history, target, work)
+            took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed training only the end is known
+            self._save(student, history, {"steps": settings.steps, **took}, target, work)
         accelerator.wait_for_everyone()
 
-    def _save(self, student: AdasearchForSequenceClassification, history: list[dict[str, Any]], target: Path, work: Path) -> None:
+    def _save(
+        self, student: AdasearchForSequenceClassification, history: list[dict[str, Any]], took: dict[str, float], target: Path, work: Path
+    ) -> None:
         problem = self.problem
         held_out = scores_of(problem, student_logits(student, problem.held_out, self.accelerator), problem.held_out)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
         save_student(student.cpu(), problem.tokenizer, target)
         write_json(target / "history.json", history)
+        write_json(target / "training.json", took)
         write_json(target / "scores.json", held_out)  # last: it says that all is there
         (work / "checkpoint.pt").unlink(missing_ok=True)
 

@@ -68,6 +68,8 @@ def test_the_table_has_every_system_once_with_all_its_numbers(finished: Path) ->
         assert system["score_mean"] == pytest.approx(np.mean(system["scores"]))
         assert (system["score_sd"] is None) == (seeds == 1)
         assert system["latency_ms_p50"] > 0 and system["size_bytes"] > 0 and system["params"] > 0
+        took = [json.loads(path.read_text())["seconds"] for path in (finished / "models").glob(f"{system['kind']}-[0-9]/training.json")]
+        assert len(took) == (2 if seeds == 2 else 0) and system["train_seconds"] == (pytest.approx(np.mean(took)) if took else None)
     student = report["systems"][1]
     weights = load_file(finished / "student" / "model.safetensors")
     assert student["params"] == sum(t.numel() for name, t in weights.items() if "running_" not in name and "num_batches" not in name)
@@ -126,7 +128,7 @@ def test_a_folder_is_not_continued_with_other_settings(finished: Path) -> None:
 
 
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    """SIGKILL, in a process of its own, after each of several pieces of work; then the undisturbed run's weights."""
+    """SIGKILL, in a process of its own, in each of several pieces of work; then the undisturbed run's weights."""
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -136,21 +138,23 @@ from tiny_task import tiny_run
 from adasearch.pipeline import run
 from adasearch.progress import Progress
 class Kill(Progress):
-    left = int(sys.argv[1])
+    is_meant = False
+    def stage(self, title, total=None, done=0):
+        self.is_meant = title == sys.argv[1]
     def step(self, done, **metrics):
-        self.left -= 1
-        if self.left == 0:
+        if self.is_meant and done > 5:
             os.kill(os.getpid(), signal.SIGKILL)
 run(tiny_run(Path({str(tmp_path)!r}), seeds=[1, 2], checkpoint_seconds=0.0), Kill())
 """
-    codes = []
-    for steps in (30, 60, 45, 10**9):  # in fine-tuning, in the search, in a training
-        codes.append(subprocess.run([sys.executable, "-c", code, str(steps)], capture_output=True).returncode)
+    stages = ("fine-tune the teacher", "search", "train random architecture, seed 1", "no stage")
+    codes = [subprocess.run([sys.executable, "-c", code, stage], capture_output=True).returncode for stage in stages]
     assert codes == [-signal.SIGKILL] * 3 + [0]
     for name in ("teacher", "student", "models/student-2", "models/random_architecture-1", "models/bag_of_embeddings-2"):
         ours, whole = (load_file(folder / name / "model.safetensors") for folder in (tmp_path / "run", finished))
         assert ours.keys() == whole.keys()
         assert all(torch.equal(ours[key], whole[key]) for key in whole), name
+    took = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "run" / "models").glob("*/training.json")}
+    assert len(took) == 8 and {name for name in took if "seconds" not in took[name]} == {"random_architecture-1"}, "of a resumed training only the end is known"
 
 
 def test_soft_labels_take_the_teachers_place(tmp_path: Path) -> None:
