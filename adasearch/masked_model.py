@@ -94,12 +94,33 @@ def states_loss(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Te
 
     Padding does not count. 0 says equal, 1 as far as nothing at all is; so no layer outweighs another by its scale.
     """
+    errors_N, squares_N = squared_distances(states, targets, mask_BL)
+    return (errors_N / squares_N.clamp_min(1e-12)).mean()
+
+
+def squared_distances(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Of N layers the summed squares of the differences, and of the targets, (N,) each; padding left out."""
     is_text_BL = mask_BL.bool()
-    errors = [
-        (state[is_text_BL].float() - target[is_text_BL].float()).square().sum() / target[is_text_BL].float().square().sum().clamp_min(1e-12)
-        for state, target in zip(states, targets, strict=True)
-    ]
-    return torch.stack(errors).mean()
+    pairs = [(state[is_text_BL].float(), target[is_text_BL].float()) for state, target in zip(states, targets, strict=True)]
+    errors = [(state - target).square().sum() for state, target in pairs]
+    return torch.stack(errors), torch.stack([target.square().sum() for _, target in pairs])
+
+
+@torch.inference_mode()
+def layer_distances(
+    model: PreTrainedModel, teacher: PreTrainedModel, blocks: MaskedBlocks, accelerator: Accelerator, *, batch_size: int = 32,
+    is_mixed: bool = False,
+) -> list[float]:
+    """How far each layer's states are from the teacher's over the blocks, as ``states_loss`` says, with nothing hidden."""
+    errors, squares = [], []
+    for _, batch in blocks.in_order(batch_size):
+        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        nothing_BL = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+        with autocast(accelerator, is_mixed):
+            own, others = (logits_and_states(one.eval(), batch, nothing_BL)[1] for one in (model, teacher))
+        for sums, found in zip((errors, squares), squared_distances(own, others, batch["attention_mask"])):
+            sums.append(found)
+    return (torch.stack(errors).sum(0) / torch.stack(squares).sum(0).clamp_min(1e-12)).tolist()
 
 
 @torch.inference_mode()

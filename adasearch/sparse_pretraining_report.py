@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -19,14 +20,20 @@ SYSTEMS = {"model": "before", "teacher": "dense teacher", "sparse": "sparse"}
 
 
 def scores_table(report: Mapping[str, Any]) -> str:
-    """The model before, the prepared teacher, the sparse model: how well they guess hidden tokens, and their zeros."""
-    lines = [["", "loss (nats)", "perplexity", "accuracy", "zeros in encoder layers"], ["---", *["---:"] * 4]]
+    """The model before, the prepared teacher, the sparse model: how well they guess hidden tokens, the last one's layers and zeros.
+
+    A head that never learned has nothing to say of words; its guesses are left out.
+    """
+    can_guess, distances = report.get("can_guess", True), report.get("layer_distances")
+    titles = ["loss (nats)", "perplexity", "accuracy"] * can_guess + ["layers' distance"] * bool(distances) + ["zeros in encoder layers"]
+    lines = [["", *titles], ["---", *["---:"] * len(titles)]]
     for key, title in SYSTEMS.items():
         found = report["scores"].get(key)
-        if found:
-            zeros = f"{100 * report['sparsity']:.2f}%" if key == "sparse" else ""
-            loss, perplexity, accuracy = (found[f"mlm_{name}"] for name in ("loss", "perplexity", "accuracy"))
-            lines.append([title, f"{loss:.3f}", f"{perplexity:.2f}", f"{100 * accuracy:.1f}%", zeros])
+        if found and (can_guess or key != "model"):
+            forms = {"loss": "{:.3f}", "perplexity": "{:.2f}", "accuracy": "{:.1%}"}
+            guesses = [form.format(found[f"mlm_{name}"]) for name, form in forms.items()] * can_guess
+            distance = [f"{100 * mean(distances):.1f}%" if key == "sparse" else ""] * bool(distances)
+            lines.append([title, *guesses, *distance, f"{100 * report['sparsity']:.2f}%" if key == "sparse" else ""])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -40,7 +47,7 @@ def report_text(report: Mapping[str, Any], folder: Path) -> str:
 
 {scores_table(report)}
 
-Hidden tokens of {report["validation_blocks"]:,} blocks that nothing learned from. Zeros are exact ones in the weights of the
+{_scored_on(report)} Zeros are exact ones in the weights of the
 {len(shares)} linear layers of the transformer layers ({report["params_encoder_linear"]:,} of {report["params"]:,} parameters),
 {100 * min(shares):.2f}% to {100 * max(shares):.2f}% a layer, counted in the saved folder. They are stored dense here: the file is as
 large as before.
@@ -50,7 +57,7 @@ large as before.
 - student: {_stage(report, "sparse")}
 - zeros: rising from step {schedule["start"]:,} to {schedule["end"]:,}; a new mask every {schedule["every"]:,} until {schedule["until"]:,}
 - loss: {config["task_weight"]:g} x hidden tokens + {config["kd_weight"]:g} x teacher on {100 * config["distill_share"]:g}% of the tokens
-  (T {config["temperature"]:g})
+  (T {config["temperature"]:g}){f" + {config['layer_weight']:g} x distance of the layers" if config.get("layer_weight") else ""}
 - learning rate: {config["learning_rate"]:g}, {"rewound at every mask" if config["rewind"] else "linear"}
 - precision: {report["precision"]}, seed {report["seed"]}
 - command: `{report["command"]}`
@@ -58,6 +65,15 @@ large as before.
 - hardware: {machine["cpu"]}, {machine["torch_threads"]} threads, torch {machine["torch"]}, transformers {machine["transformers"]}
 
 {pictures}"""
+
+
+def _scored_on(report: Mapping[str, Any]) -> str:
+    what = "Hidden tokens of" if report.get("can_guess", True) else "Texts of"
+    text = f"{what} {report['validation_blocks']:,} blocks that nothing learned from."
+    if distances := report.get("layer_distances"):
+        shares = ", ".join(f"{100 * distance:.1f}%" for distance in distances)
+        text += f" Distance: squared, of the states from the dense teacher's, over the teacher's squares; by layer {shares}."
+    return text
 
 
 def _stage(report: Mapping[str, Any], name: str) -> str:
@@ -160,8 +176,9 @@ def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
 
 
 def _losses(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    found = {f"{name}, as weighed": [(r["step"], r["terms"][name]) for r in records] for name in records[-1]["terms"]}
-    scored = [(r["step"], r["validation"]["mlm_loss"]) for r in records if "validation" in r]
+    names = [name for name in records[-1]["terms"] if any(r["terms"][name] for r in records)]
+    found = {f"{name}, as weighed": [(r["step"], r["terms"][name]) for r in records] for name in names}
+    scored = [(r["step"], r["validation"]["mlm_loss"]) for r in records if "validation" in r and "mlm" in names]
     return {**found, **({"validation": scored} if scored else {})}
 
 

@@ -24,7 +24,7 @@ from adasearch.files import read_json, write_folder, write_json
 from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_language import MaskedBlocks, Masking
-from adasearch.masked_model import load_masked_model, score_masked
+from adasearch.masked_model import layer_distances, load_masked_model, score_masked
 from adasearch.masked_task import load_blocks
 from adasearch.measure import hardware
 from adasearch.methods.base import Method
@@ -216,7 +216,11 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
     for name in (TEACHER, SPARSE):
         models[name], _ = load_masked_model(str(folder / name))
         scores[name] = this.score(models[name].to(this.accelerator.device))
-    sparse = models[SPARSE]
+    sparse, device = models[SPARSE], this.accelerator.device
+    distances = layer_distances(
+        sparse, models[TEACHER].to(device), this.validation, this.accelerator, batch_size=config.batch_size, is_mixed=this.is_mixed
+    )
+    head = state["stages"].get(TEACHER, {})
     weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
     layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
     return {
@@ -224,7 +228,8 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         "sparsity": mean_sparsity(sparse), "sparsity_asked": config.sparsity, "pattern": config.pattern, "scope": config.scope,
         "sparsity_by_layer": sparsity_of(sparse), "layers": layers,
         "params": sum(p.numel() for p in sparse.parameters()), "params_encoder_linear": sum(layer["weights"] for layer in layers.values()),
-        "scores": {"model": state["stages"].get(TEACHER, {}).get("validation_before"), **scores},
+        "scores": {"model": head.get("validation_before"), **scores}, "layer_distances": distances,
+        "can_guess": head.get("head") != "new" or bool(head.get("steps")),
         "train_tokens": int(this.train.tokens.offsets[-1]), "train_blocks": len(this.train), "validation_blocks": len(this.validation),
         "stages": state["stages"], "schedule": vars(config.schedule), "config": state["config"], "precision": state["precision"],
         "seed": config.seed, "command": state["command"], "commit": state["commit"], "hardware": hardware(),

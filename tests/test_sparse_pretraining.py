@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tiny_masked import VOCABULARY, save_lines, save_masked, tiny_bert, tiny_blocks, tiny_masking
 from torch import Tensor
 from transformers import (
-    AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification,
+    AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification,
     BertModel, PreTrainedModel,
 )  # fmt: skip
 
@@ -29,6 +29,7 @@ from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.inspect_run import inspect
 from adasearch.masked_language import MaskedBlocks
+from adasearch.masked_task import load_blocks
 from adasearch.methods.base import Method
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
@@ -313,6 +314,7 @@ def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
     assert all(not name.endswith(("original", "mask")) for name in model.state_dict())
     assert report["stages"]["teacher"]["head"] == "new" and report["stages"]["teacher"]["head_warmup_steps"] == 1
     assert report["scores"]["teacher"]["mlm_loss"] > 0 and set(report["scores"]) == {"model", "teacher", "sparse"}
+    assert "perplexity" in (run / "report.md").read_text()
     task_model = AutoModelForSequenceClassification.from_pretrained(run / "sparse", num_labels=3)
     assert sparsity_of(task_model) == shares  # its zeros come with it to any task
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and "cache" not in path.parts}
@@ -338,6 +340,24 @@ def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
     config.sparsity = 0.9
     with pytest.raises(ConfigError, match="sparsity was 0.85, is 0.9"):
         pretrain_sparse(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_alone_teach_without_a_head(tmp_path: Path) -> None:
+    report = pretrain_sparse(settings(tmp_path, task_weight=0.0, kd_weight=0.0, layer_weight=1.0, teacher_steps=0, head_warmup_steps=None))
+    run = tmp_path / "run"
+    teacher, sparse = (AutoModelForMaskedLM.from_pretrained(run / name).eval() for name in ("teacher", "sparse"))
+    corpus = load_blocks(settings(tmp_path), AutoTokenizer.from_pretrained(run / "sparse"), cache=run / "cache", progress=Progress())[1]
+    errors, squares = np.zeros(2), np.zeros(2)
+    for index in range(len(corpus)):  # one block after the other, so that there is no padding
+        inputs = {name: tensor for name, tensor in corpus.collate([index]).items() if name != "index"}
+        with torch.no_grad():
+            own, others = (model(**inputs, output_hidden_states=True).hidden_states[1:] for model in (sparse, teacher))
+        errors += [((a - b) ** 2).sum().item() for a, b in zip(own, others)]
+        squares += [(b**2).sum().item() for b in others]
+    assert report["layer_distances"] == pytest.approx(errors / squares, rel=1e-4) and errors.min() > 0
+    text = (run / "report.md").read_text()
+    assert not report["can_guess"] and "perplexity" not in text and "layers' distance" in text
 
 
 @pytest.mark.filterwarnings("ignore")
