@@ -13,8 +13,9 @@ measured the winner is: what it really takes mends the predictions, and the choi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,9 +41,21 @@ MEASURED = 8  # winners measured at most: predictions are off by some hundredths
 Measure = Callable[[Architecture], float]  # milliseconds that a member really takes
 
 
+@dataclass(frozen=True)
+class Derived:
+    """The architecture that a search chose and, where the strategy finds one, a whole Pareto front as plain data.
+
+    ``losses`` are those of all members that were compared, the price of their cost included where there is one.
+    """
+
+    architecture: Architecture
+    front: dict[str, Any] | None = None
+    losses: Mapping[Architecture, float] = field(default_factory=dict)
+
+
 def derive(
     supernet: Supernet, method: SearchMethod, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
-) -> Architecture:
+) -> Derived:
     """The best of the decided member and ``method.config.candidates`` drawn ones, on up to ``TEXTS`` of ``examples``.
 
     Batch statistics are those of the texts at hand (the supernet's running ones belong to no member). The supernet is
@@ -51,7 +64,7 @@ def derive(
     decided = supernet.decide(seed)
     is_argmax, constrained = method.config.derive == "argmax", method.config.is_constrained
     if is_argmax and not constrained:
-        return decided
+        return Derived(decided)
     generator = np.random.default_rng((seed, 0xDE21))
     texts = comparison_texts(examples, generator)
     losses: dict[Architecture, float] = {}
@@ -67,7 +80,7 @@ def derive(
         return min(members, key=losses.__getitem__)
 
     if not constrained:
-        return best_of([decided, *(supernet.sample(generator, seed) for _ in range(method.config.candidates))])
+        return Derived(best_of([decided, *(supernet.sample(generator, seed) for _ in range(method.config.candidates))]), losses=losses)
 
     def choose(factor: float, tried: Collection[Architecture] = ()) -> Architecture | None:
         if is_argmax and not tried:
@@ -83,7 +96,24 @@ def derive(
         member = measured(member, choose, method, measure, progress, 0.0 if is_argmax else USED)
     if method.budget_used(member) > 1 and not (method.config.latency_target_ms and measure):
         progress.warning(f"search: no member within the target was found; the nearest takes {method.budget_used(member):.3g} times it")
-    return member
+    return Derived(member, losses=losses)
+
+
+def finalists(derived: Derived, method: SearchMethod, measure: Measure | None = None) -> list[Architecture]:
+    """The chosen member and the best of the others by loss, ``method.config.finalists`` in all, none beyond a target.
+
+    Where members can be measured they are, for a latency target.
+    """
+    config, found = method.config, [derived.architecture]
+    for member in sorted(derived.losses, key=derived.losses.__getitem__):
+        if len(found) >= config.finalists:
+            break
+        if member in found or (config.is_constrained and method.budget_used(member) > 1):
+            continue
+        if config.latency_target_ms and measure is not None and measure(member) > config.latency_target_ms:
+            continue
+        found.append(member)
+    return found
 
 
 def comparison_texts(examples: Examples, generator: np.random.Generator) -> Examples:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from adasearch.settings import check_choice, check_range
 
@@ -31,6 +33,14 @@ class FitConfig:
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip_norm: float = 5.0
+
+
+Settings = TypeVar("Settings", bound=FitConfig)
+
+
+def capped(settings: Settings, max_steps: int | None) -> Settings:
+    """The settings with that many steps at most."""
+    return settings if max_steps is None else dataclasses.replace(settings, steps=min(settings.steps, max_steps))
 
 
 @dataclass

@@ -167,4 +167,6 @@ def _search_facts(run: Run, architecture: Architecture) -> dict[str, Any]:
         lines = history_path.read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         facts |= {"steps": last["step"], "entropy": last["entropy"]}
+    if (path := run.folder / "search" / "play_off.json").exists():
+        facts["finalists"] = len(read_json(path))
     return facts

@@ -84,7 +84,7 @@ def search_facts(search: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("space", search.get("space"), "{}"), ("cells", search.get("depth"), "{}"),
         ("width", search.get("width"), "{}"), ("steps", search.get("steps"), "{:,}"),
-        ("time", search.get("seconds"), "{:,.0f} s"), ("peak memory", gigabytes, "{:.2f} GB"),
+        ("finalists trained", search.get("finalists"), "{}"), ("time", search.get("seconds"), "{:,.0f} s"), ("peak memory", gigabytes, "{:.2f} GB"),
     ]  # fmt: skip
     found = [(name, form.format(value)) for name, value, form in facts if value is not None]
     if search.get("entropy"):

@@ -62,6 +62,14 @@ class Problem:
         """Mean word pieces of a labelled text: the length at which MACs are counted."""
         return float(self.labelled.tokens.lengths.mean())
 
+    def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples]:
+        """The lesson without a share of the labelled texts, and these. What augmentation made from them stays with the first."""
+        count = len(self.labelled)
+        held = np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))]
+        repeats = (len(self.lesson) - self.made) // count
+        hidden = np.concatenate([held + turn * count for turn in range(repeats)])
+        return self.lesson.select(np.setdiff1d(np.arange(len(self.lesson)), hidden)), self.lesson.select(np.sort(held))
+
 
 def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
     """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept."""

@@ -43,6 +43,9 @@ class SearchConfig(FitConfig):
         derive: evaluated (draw members from what the search learned and keep the one whose loss plus cost is least, with
             the supernet's weights) or argmax (the most probable of every choice, as AdaBERT).
         candidates: how many members are drawn for ``evaluated``; trials of ``nni.random``, ``nni.grid`` and ``nni.tpe``.
+        finalists: so many of the best members are trained for a short while each, and the best of these is taken, by its loss on
+            training texts that were kept out (successive halving); 1 takes the best by the supernet's weights alone.
+        finalist_share: of the steps of ``retrain``, for which the last two finalists are trained; earlier rounds have half as many each.
         collapse_share: alarm when operations without parameters hold more than this share of the edges.
         fair_sampling: while paths are drawn uniformly, every candidate of an edge takes its turn once in as many steps as
             there are candidates, instead of by chance.
@@ -76,6 +79,8 @@ class SearchConfig(FitConfig):
     valid_share: float = 0.2
     derive: str = "evaluated"
     candidates: int = 64
+    finalists: int = 1
+    finalist_share: float = 0.25
     collapse_share: float = 0.8
     fair_sampling: bool = False
     operation_dropout: float = 0.0
@@ -105,13 +110,15 @@ def check_search(search: SearchConfig, longest: int) -> None:
         ("beta", 0, math.inf), ("arch_warmup", 0, 1), ("valid_share", 0.01, 0.5), ("temperature_start", 1e-3, 1e3),
         ("temperature_end", 1e-3, search.temperature_start), ("candidates", 1, math.inf), ("operation_dropout", 0, 0.99),
         ("entropy_weight", 0, math.inf), ("population", 4, 1 << 16), ("generations", 0, 1 << 16), ("latency_threads", 1, 1024),
-        ("latency_batch_size", 1, 1 << 20),
+        ("latency_batch_size", 1, 1 << 20), ("finalists", 1, 1 << 10), ("finalist_share", 1e-6, 1),
     ):  # fmt: skip
         check_range(f"search.{name}", getattr(search, name), low, high)
     check_range("search.unroll_rate", search.unroll_rate or 0, 0, 10)
     for name in ("target_macs", "target_params"):
         check_range(f"search.{name}", getattr(search, name) or 1, 1, math.inf)
     _check_latency(search, longest)
+    if search.finalists > 1 and search.derive == "argmax":
+        raise ConfigError(f"search.finalists: {search.finalists} need members that were compared; choices: 1, or search.derive evaluated")
     if search.efficiency == "constraint" and not (search.target_macs or search.target_params or search.latency_target_ms):
         raise ConfigError(
             "search.efficiency: 'constraint' needs a target; choices: search.latency_target_ms, search.target_macs, search.target_params"

@@ -13,7 +13,6 @@ Dimensions: B batch, C labels, K depths.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from adasearch.architecture import Architecture
 from adasearch.cost import Cost, Number
-from adasearch.derive import Measure, derive
+from adasearch.derive import Derived, Measure, derive
 from adasearch.errors import ConfigError
 from adasearch.fit import fit
 from adasearch.fit_config import DistillConfig
@@ -41,14 +40,6 @@ from adasearch.tokens import Examples
 
 MULTIPLIER_LEARNING_RATE = 0.05  # of the Lagrange multiplier; the gap it integrates is a share of the target
 WEIGHTS = ("weights", "embeddings")
-
-
-@dataclass(frozen=True)
-class Derived:
-    """The architecture that a search chose and, where the strategy finds one, a whole Pareto front as plain data."""
-
-    architecture: Architecture
-    front: dict[str, Any] | None = None
 
 
 class SearchMethod(Method):
@@ -197,7 +188,7 @@ class SearchMethod(Method):
         self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
     ) -> Derived:
         """One architecture, from the trained supernet. A pure function of weights, examples, seed and what is measured."""
-        return Derived(derive(student, self, examples, seed, progress, measure))
+        return derive(student, self, examples, seed, progress, measure)
 
     def _efficiency(self, student: Supernet) -> Tensor:
         if not self.config.is_constrained:

@@ -18,7 +18,7 @@ from adasearch.inherit_layers import Importance, check_inherited, importance, in
 from adasearch.inherited import Inherited
 from adasearch.prepare import Problem, teacher_path
 from adasearch.progress import Progress
-from adasearch.shrink import build_student, inherit_embeddings
+from adasearch.shrink import build_student, inherit_embeddings, shrink
 from adasearch.space import load_space
 from adasearch.student import AdasearchForSequenceClassification, Trunk
 from adasearch.supernet import Supernet
@@ -61,6 +61,16 @@ def start_supernet(supernet: Supernet, config: RunConfig, problem: Problem, cach
         fresh = warm_supernet(supernet, read_warm_start(config.warm_start, load_space(config.space)))
         if fresh:
             progress.message(f"warm_start: {', '.join(fresh)} start afresh: the warm supernet was taught without pairs")
+
+
+def new_student(
+    architecture: Architecture, config: RunConfig, problem: Problem, space: Space, supernet: Supernet | None, cache: Path,
+    progress: Progress, with_teacher: bool = True,
+) -> AdasearchForSequenceClassification:  # fmt: skip
+    """What a training starts from: the supernet's weights where they are to be inherited, else the teacher's tables."""
+    if supernet is not None and config.retrain.inherit and with_teacher and architecture.cells:
+        return shrink(supernet, architecture)
+    return start_student(architecture, space, config, problem, cache, progress, is_warm=with_teacher)
 
 
 def start_student(

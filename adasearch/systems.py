@@ -18,23 +18,26 @@ from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
+from adasearch.derive import finalists
 from adasearch.distributed import main_first
+from adasearch.errors import ConfigError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
-from adasearch.fit_config import DistillConfig
+from adasearch.fit_config import DistillConfig, capped
 from adasearch.latency_bench import measure_architecture
 from adasearch.latency_target import check_targets, known_latency, open_table, target_lengths
 from adasearch.member_cost import learned_operations
 from adasearch.methods.distill import Distill
 from adasearch.metrics import score
 from adasearch.outputs import outputs_of
+from adasearch.play_off import Finals
 from adasearch.prepare import Problem
 from adasearch.progress import Progress
 from adasearch.search_config import SearchConfig
 from adasearch.search_plots import draw_front
-from adasearch.shrink import random_architecture_like, shrink
-from adasearch.starts import start_student, start_supernet
+from adasearch.shrink import random_architecture_like
+from adasearch.starts import new_student, start_supernet
 from adasearch.stopwatch import Stopwatch
 from adasearch.strategies import find_strategy, remark
 from adasearch.student import AdasearchForSequenceClassification
@@ -61,28 +64,23 @@ def run_search(
     A strategy that finds a whole Pareto front leaves it as ``front.json`` and as a figure too.
     """
     strategy = find_strategy(config.search)
+    if config.search.finalists > 1 and accelerator.num_processes > 1:
+        raise ConfigError(f"search.finalists: {config.search.finalists} are trained by one process alone; choices: 1, or no torchrun")
     torch.manual_seed(config.seed)
     supernet = Supernet(space, problem.student_config)
     path, weights = folder / "architecture.json", folder / "supernet.pt"
     if path.exists():
         return _read_search(supernet, weights, path)
     start_supernet(supernet, config, problem, folder.parent / "cache", progress)
-    settings = _capped(config.search, config.max_steps)
+    settings = capped(config.search, config.max_steps)
     lengths = target_lengths(config.search, problem.labelled)
     with main_first():
         table = open_table(settings, space, lengths, folder, progress)
     latency = None if table is None else table.at(lengths)
     check_targets(settings, space, problem.length, problem.student_config, latency)
-    lesson = problem.lesson
-    splits = {"train": lesson}
+    splits = {"train": problem.lesson}
     if settings.mode == "bilevel":
-        # held out of the labelled texts; what was made from them by augmentation stays with the weights' share
-        order = np.random.default_rng(config.seed).permutation(len(problem.labelled))
-        held = order[: max(1, round(settings.valid_share * len(order)))]
-        count = len(problem.labelled)
-        repeats = (len(lesson) - problem.made) // count
-        hidden = np.concatenate([held + turn * count for turn in range(repeats)])
-        splits = {"train": lesson.select(np.setdiff1d(np.arange(len(lesson)), hidden)), "valid": lesson.select(np.sort(held))}
+        splits = dict(zip(("train", "valid"), problem.hold_out(settings.valid_share, config.seed)))
     if remark(settings):
         progress.message(remark(settings))
     method = strategy(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
@@ -98,6 +96,9 @@ def run_search(
     measure = None if table is None else partial(measure_architecture, table, lengths=lengths, progress=progress)
     derived = method.cpu().derive(supernet, held, config.seed, progress, measure)
     architecture = derived.architecture
+    if settings.finalists > 1:
+        members = finalists(derived, method, measure)
+        architecture = Finals(config, problem, space, supernet, method, members, folder, accelerator, progress).winner()
     if derived.front is not None:
         write_json(folder / "front.json", derived.front)
         draw_front(derived.front, folder / "front")
@@ -124,10 +125,6 @@ def _alarm(architecture: Architecture, settings: SearchConfig, space: Space, pro
             f"search: {share:.0%} of the edges have operations without weights (alarm above {settings.collapse_share:.0%});"
             " choices: a smaller search.beta, a longer search.arch_warmup, learned_per_node in the space"
         )
-
-
-def _capped(settings: SearchConfig, max_steps: int | None) -> SearchConfig:
-    return settings if max_steps is None else dataclasses.replace(settings, steps=min(settings.steps, max_steps))
 
 
 OnScores = Callable[[str, int, dict[str, float]], None]  # (kind, seed, validation metrics)
@@ -183,14 +180,8 @@ class Trainer:
         problem, config, accelerator = self.problem, self.config, self.accelerator
         with_teacher = kind != "student_no_kd"
         torch.manual_seed(seed)
-        if self.supernet is not None and config.retrain.inherit and with_teacher and architecture.cells:
-            student = shrink(self.supernet, architecture)
-        else:
-            student = start_student(
-                architecture, self.space, config, problem, self.folder / "cache", self.progress, is_warm=with_teacher
-            )
-        steps = config.retrain.steps
-        settings = dataclasses.replace(config.retrain, steps=min(steps, config.max_steps or steps))
+        student = new_student(architecture, config, problem, self.space, self.supernet, self.folder / "cache", self.progress, with_teacher)
+        settings = capped(config.retrain, config.max_steps)
         examples = problem.lesson
         if not with_teacher:
             examples = dataclasses.replace(problem.labelled, teacher_logits=None, probe_logits=None)

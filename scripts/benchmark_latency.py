@@ -95,7 +95,7 @@ def meet(table: LatencyTable, space: Space, target_ms: float, length: int, steps
     )  # fmt: skip
     supernet.trunk.embeddings.word.sparse = False
     expected = float(supernet.expected_latency(method.latency).detach())
-    member = derive(supernet, method, examples, 1, progress, partial(measure_architecture, table, lengths=lengths, progress=progress))
+    member = derive(supernet, method, examples, 1, progress, partial(measure_architecture, table, lengths=lengths, progress=progress)).architecture
     measured = measure_architecture(table, member, lengths, progress)
     return {
         "target_ms": target_ms, "expected_ms": expected, "predicted_ms": method.latency.predict(member), "measured_ms": measured,

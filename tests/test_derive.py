@@ -13,7 +13,7 @@ from tiny import tiny_config, tiny_space
 
 from adasearch.architecture import Architecture
 from adasearch.config import DistillConfig, SearchConfig
-from adasearch.derive import USED, derive, member_loss
+from adasearch.derive import USED, derive, finalists, member_loss
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import architecture_cost, cheapest_cost, learned_operations
 from adasearch.methods.adabert import AdaBert
@@ -51,18 +51,36 @@ def test_the_derived_member_is_the_best_of_those_compared() -> None:
             told.append(metrics["best"])
 
     before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
-    best = derive(supernet, method, texts, 7, Listen())
+    best = derive(supernet, method, texts, 7, Listen()).architecture
     assert told == sorted(told, reverse=True) and len(told) > 5
     order = texts.select(np.argsort(texts.tokens.lengths, kind="stable"))
     loss = member_loss(shrink(supernet, best), method, order, 12)
     assert told[-1] == pytest.approx(loss + method.member_penalty(best), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
-    assert derive(supernet, method, texts, 7, Progress()) == best
+    assert derive(supernet, method, texts, 7, Progress()).architecture == best
+
+
+def test_finalists_are_the_chosen_and_the_best_others_within_the_target() -> None:
+    supernet, method = parts(candidates=20, finalists=5)
+    derived = derive(supernet, method, examples(), 7, Progress())
+    best = finalists(derived, method)
+    assert best[0] == derived.architecture and len(set(best)) == 5
+    assert [derived.losses[member] for member in best] == sorted(derived.losses.values())[:5]
+
+    supernet, method = latency_parts(2.0, finalists=4)
+    derived = derive(supernet, method, examples(), 0, Progress())
+    slow = max(finalists(derived, method)[1:], key=method.latency.predict)
+
+    def measure(member: Architecture) -> float:  # one of them is slower than predicted
+        return 2.1 if member == slow else method.latency.predict(member)
+
+    found = finalists(derived, method, measure)
+    assert slow not in found and all(method.budget_used(member) <= 1 for member in found) and len(found) <= 4
 
 
 def test_argmax_is_the_decided_member() -> None:
     supernet, method = parts(derive="argmax")
-    assert derive(supernet, method, examples(), 3, Progress()) == supernet.decide(3)
+    assert derive(supernet, method, examples(), 3, Progress()).architecture == supernet.decide(3)
 
 
 def test_a_constraint_is_met_by_the_derived_member_where_one_is_within_it() -> None:
@@ -71,7 +89,7 @@ def test_a_constraint_is_met_by_the_derived_member_where_one_is_within_it() -> N
     costs = sorted(architecture_cost(supernet.sample(np.random.default_rng(i)), 6.0, config).params for i in range(40))
     target = float(costs[10])
     method.config = replace(method.config, efficiency="constraint", target_params=target)
-    assert architecture_cost(derive(supernet, method, examples(), 0, Progress()), 6.0, config).params <= target
+    assert architecture_cost(derive(supernet, method, examples(), 0, Progress()).architecture, 6.0, config).params <= target
 
 
 def latency_parts(target_ms: float, **settings) -> tuple[Supernet, AdaBert]:
@@ -104,7 +122,7 @@ def test_a_latency_target_is_met_and_used(target_ms: float, how: str) -> None:
     supernet, method = latency_parts(target_ms, derive=how)
     with torch.no_grad():
         supernet.depth_gate.logits[0, 2] = 3.0  # the decided member is a deep and slow one
-    predicted = method.latency.predict(derive(supernet, method, examples(), 0, Progress()))
+    predicted = method.latency.predict(derive(supernet, method, examples(), 0, Progress()).architecture)
     assert predicted <= target_ms
     if how == "evaluated" or method.budget_used(supernet.decide()) > 1:  # else the most probable is taken as it is
         assert predicted >= USED * target_ms
@@ -113,7 +131,7 @@ def test_a_latency_target_is_met_and_used(target_ms: float, how: str) -> None:
 def test_a_target_that_only_the_fastest_member_meets_is_met() -> None:
     fastest = fastest_member(latency_parts(1.0)[0].space, latency_parts(1.0)[1].latency)
     supernet, method = latency_parts(latency_parts(1.0)[1].latency.predict(fastest))
-    assert method.budget_used(derive(supernet, method, examples(), 0, Progress())) <= 1
+    assert method.budget_used(derive(supernet, method, examples(), 0, Progress()).architecture) <= 1
 
 
 @pytest.mark.parametrize("slower", [0.7, 1.0, 1.4])
@@ -126,14 +144,14 @@ def test_what_a_member_really_takes_mends_the_choice(slower: float) -> None:
         measured.append(slower * method.latency.predict(member))
         return measured[-1]
 
-    member = derive(supernet, method, examples(), 0, told, measure)
+    member = derive(supernet, method, examples(), 0, told, measure).architecture
     assert USED * 2.0 <= slower * method.latency.predict(member) <= 2.0 and not told.warnings
     assert len(measured) == (1 if slower == 1.0 else 2)
 
 
 def test_the_most_probable_member_is_taken_where_it_meets_the_target() -> None:
     supernet, method = latency_parts(20.0, derive="argmax")
-    assert derive(supernet, method, examples(), 0, Progress(), method.latency.predict) == supernet.decide(0)
+    assert derive(supernet, method, examples(), 0, Progress(), method.latency.predict).architecture == supernet.decide(0)
 
 
 def test_no_member_is_measured_twice_and_the_slowest_that_met_the_target_is_kept() -> None:
@@ -146,7 +164,7 @@ def test_no_member_is_measured_twice_and_the_slowest_that_met_the_target_is_kept
         taken[member] = 2.0 * (0.5 + 0.05 * len(taken))
         return taken[member]
 
-    member = derive(supernet, method, examples(), 0, Progress(), measure)
+    member = derive(supernet, method, examples(), 0, Progress(), measure).architecture
     assert taken[member] == max(taken.values()) < USED * 2.0 and 1 < len(taken) <= 8
 
 
@@ -158,7 +176,7 @@ def test_a_target_that_is_missed_whenever_it_is_measured_is_said_aloud() -> None
         taken[member] = 5.0 + len(taken)
         return taken[member]
 
-    member = derive(supernet, method, examples(), 0, told, measure)
+    member = derive(supernet, method, examples(), 0, told, measure).architecture
     assert taken[member] == 5.0 and "2 ms is missed by every member that was measured; the nearest takes 5 ms" in told.warnings[-1]
 
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adasearch.architecture import Architecture
-from adasearch.derive import Measure, best_within, comparison_texts, derive, member_loss
+from adasearch.derive import Derived, Measure, best_within, comparison_texts, derive, member_loss
 from adasearch.errors import ConfigError
 from adasearch.gates import gates_of
 from adasearch.methods.base import Batch, Group
@@ -27,7 +27,7 @@ from adasearch.nni_log import told_to
 from adasearch.nni_space import Choices, Learned, sources_of
 from adasearch.progress import Progress
 from adasearch.search_config import SearchConfig
-from adasearch.search_method import MULTIPLIER_LEARNING_RATE, STRATEGIES, Derived, SearchMethod
+from adasearch.search_method import MULTIPLIER_LEARNING_RATE, STRATEGIES, SearchMethod
 from adasearch.shrink import shrink
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
@@ -175,7 +175,7 @@ class NniSearch(SearchMethod):
     def derive(
         self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
     ) -> Derived:
-        return Derived(derive(Drawn(student, self.learned), self, examples, seed, progress, measure))
+        return derive(Drawn(student, self.learned), self, examples, seed, progress, measure)
 
 
 class NniDifferentiable(NniSearch):
@@ -233,8 +233,8 @@ class NniTrials(NniRandomOneShot):
 
             run_trials(self.chosen_by, student, weigh, self.budget, self.config, seed, progress)
         if self.config.is_constrained:
-            return Derived(best_within(losses, self, progress, measure))
-        return Derived(min(losses, key=losses.__getitem__))
+            return Derived(best_within(losses, self, progress, measure), losses=losses)
+        return Derived(min(losses, key=losses.__getitem__), losses=losses)
 
 
 def _is_installed(package: str) -> bool:

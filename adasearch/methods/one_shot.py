@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from adasearch.architecture import Architecture
-from adasearch.derive import Measure, best_within, comparison_texts, member_loss
+from adasearch.derive import Derived, Measure, best_within, comparison_texts, member_loss
 from adasearch.errors import ConfigError
 from adasearch.evolution import Evolution, evolve
 from adasearch.member_cost import architecture_cost
 from adasearch.pareto import knee
 from adasearch.progress import Progress
 from adasearch.search_config import SearchConfig
-from adasearch.search_method import STRATEGIES, Derived, SearchMethod
+from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.shrink import fastest_member, shrink
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
@@ -46,6 +46,8 @@ class OneShot(SearchMethod):
         super().check(config)
         if config.derive != "evaluated":
             raise ConfigError(f"search.derive: {config.derive!r} does not work with search.strategy 'one_shot'; choices: evaluated")
+        if config.finalists > 1 and not config.is_constrained:
+            raise ConfigError("search.finalists: without a target 'one_shot' takes the front's knee; choices: 1, or a target such as search.target_macs")
 
     @property
     def cost_name(self) -> str:
@@ -76,8 +78,9 @@ class OneShot(SearchMethod):
         if not config.is_constrained:
             chosen = front[knee(np.array([evolution.found[member] for member in front]))]
             return Derived(chosen, self.describe(evolution, chosen))
-        chosen = best_within({member: loss for member, (loss, _) in evolution.found.items()}, self, progress, measure)
-        return Derived(chosen, self.describe(evolution, chosen))
+        losses = {member: loss for member, (loss, _) in evolution.found.items()}
+        chosen = best_within(losses, self, progress, measure)
+        return Derived(chosen, self.describe(evolution, chosen), losses)
 
     def describe(self, evolution: Evolution, chosen: Architecture) -> dict[str, Any]:
         """The front as plain data, cheapest first, each point with its loss, its costs and its architecture."""
