@@ -2,8 +2,8 @@
 
 Weights that all members share rank them roughly; a short training of its own tells more, and costs less than a whole one.
 Successive halving (Jamieson & Talwalkar 2016), each round's trainings from the beginning with a schedule of their own, so that
-the last round's are what a whole training would be on fewer steps. Texts that members are compared on are kept from these
-trainings, though not from the supernet whose weights they begin with, which is alike for all.
+the last round's are what a whole training would be on fewer steps. The texts that members are compared on are kept from these
+trainings and from the search.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
-from adasearch.derive import BATCH
+from adasearch.derive import BATCH, comparison_texts
 from adasearch.files import read_json, write_json
 from adasearch.fit import fit
 from adasearch.fit_config import capped
@@ -35,7 +36,6 @@ from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
 
-TEXTS = 2_048  # held-out ones that finalists are compared on, at most
 Member = TypeVar("Member")
 
 
@@ -57,7 +57,7 @@ def play_off(members: Sequence[Member], trial: Callable[[Member, int], float], s
 
 @dataclasses.dataclass
 class Finals:
-    """The play-off of a search's finalists, in ``folder``; the parts are those of the search."""
+    """The play-off of a search's finalists, in ``folder``. ``splits`` are what the search learned from and what it did not see."""
 
     config: RunConfig
     problem: Problem
@@ -65,6 +65,7 @@ class Finals:
     supernet: Supernet
     method: SearchMethod
     members: list[Architecture]
+    splits: tuple[Examples, Examples]
     folder: Path
     accelerator: Accelerator
     progress: Progress
@@ -77,10 +78,9 @@ class Finals:
         return [{"architecture": member.to_dict(), "losses": {}} for member in self.members]
 
     @cached_property
-    def splits(self) -> tuple[Examples, Examples]:
-        """What finalists learn from, and what they are compared on."""
-        share = min(self.config.search.valid_share, TEXTS / len(self.problem.labelled))
-        return self.problem.hold_out(share, self.config.seed)
+    def compared(self) -> Examples:
+        """The texts that members are compared on."""
+        return comparison_texts(self.splits[1], np.random.default_rng((self.config.seed, 0xF1A1)))
 
     @property
     def path(self) -> Path:
@@ -124,7 +124,7 @@ class Finals:
     @torch.no_grad()
     def _held_loss(self, student: AdasearchForSequenceClassification) -> float:
         """Mean loss against labels and the teacher's final logits."""
-        config, task, held = dataclasses.replace(self.config.distill, probe_weight=0.0), self.problem.task, self.splits[1]
+        config, task, held = dataclasses.replace(self.config.distill, probe_weight=0.0), self.problem.task, self.compared
         objective = Distillation(config, task.problem_type, task.num_labels, 1, 1)
         total = 0.0
         for indices, batch in held.in_order(BATCH):

@@ -44,7 +44,8 @@ class SearchConfig(FitConfig):
             the supernet's weights) or argmax (the most probable of every choice, as AdaBERT).
         candidates: how many members are drawn for ``evaluated``; trials of ``nni.random``, ``nni.grid`` and ``nni.tpe``.
         finalists: so many of the best members are trained for a short while each, and the best of these is taken, by its loss on
-            training texts that were kept out (successive halving); 1 takes the best by the supernet's weights alone.
+            training texts that were kept from search and trainings (``valid_share``; successive halving); 1 takes the best by
+            the supernet's weights alone.
         finalist_share: of the steps of ``retrain``, for which the last two finalists are trained; earlier rounds have half as many each.
         collapse_share: alarm when operations without parameters hold more than this share of the edges.
         fair_sampling: while paths are drawn uniformly, every candidate of an edge takes its turn once in as many steps as

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
-from adasearch.derive import finalists
+from adasearch.derive import TEXTS, finalists
 from adasearch.distributed import main_first
 from adasearch.errors import ConfigError
 from adasearch.export import save_student
@@ -78,9 +78,11 @@ def run_search(
         table = open_table(settings, space, lengths, folder, progress)
     latency = None if table is None else table.at(lengths)
     check_targets(settings, space, problem.length, problem.student_config, latency)
-    splits = {"train": problem.lesson}
-    if settings.mode == "bilevel":
-        splits = dict(zip(("train", "valid"), problem.hold_out(settings.valid_share, config.seed)))
+    train, held = problem.lesson, problem.labelled
+    if settings.mode == "bilevel" or settings.finalists > 1:
+        few = 1.0 if settings.mode == "bilevel" else TEXTS / len(held)  # an architecture learns from more texts than are compared on
+        train, held = problem.hold_out(min(settings.valid_share, few), config.seed)
+    splits = {"train": train, "valid": held} if settings.mode == "bilevel" else {"train": train}
     if remark(settings):
         progress.message(remark(settings))
     method = strategy(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
@@ -92,13 +94,13 @@ def run_search(
         accelerator.wait_for_everyone()
         return _read_search(supernet, weights, path)
     supernet.cpu().trunk.embeddings.word.sparse = False
-    held = splits.get("valid", problem.labelled)
     measure = None if table is None else partial(measure_architecture, table, lengths=lengths, progress=progress)
     derived = method.cpu().derive(supernet, held, config.seed, progress, measure)
     architecture = derived.architecture
     if settings.finalists > 1:
         members = finalists(derived, method, measure)
-        architecture = Finals(config, problem, space, supernet, method, members, folder, accelerator, progress).winner()
+        finals = Finals(config, problem, space, supernet, method, members, (train, held), folder, accelerator, progress)
+        architecture = finals.winner()
     if derived.front is not None:
         write_json(folder / "front.json", derived.front)
         draw_front(derived.front, folder / "front")

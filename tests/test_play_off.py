@@ -14,6 +14,7 @@ import pytest
 from tiny_task import tiny_run
 
 import adasearch.play_off as subject
+from adasearch import search_method
 from adasearch.errors import ConfigError
 from adasearch.pipeline import run, search
 from adasearch.play_off import Finals, play_off, rounds_of
@@ -94,9 +95,10 @@ def test_finalists_are_compared_on_what_they_did_not_learn(tmp_path: Path, monke
         return fit(student, method, splits, *args, **options)
 
     monkeypatch.setattr(subject, "fit", watched)
+    monkeypatch.setattr(search_method, "fit", watched)
     config = tiny_run(tmp_path, controls=[], seed=5)
     folder = run(replace(config, search=replace(config.search, finalists=2)))
-    assert asked == [(0.2, 5)] and len(learned) == 2 and learned[0] is learned[1]
+    assert asked == [(0.2, 5)] and len(learned) == 3 and learned[0] is learned[1] is learned[2], "nor did the search"
     report = json.loads((folder / "report.json").read_text())
     assert report["search"]["finalists"] == 2 and "finalists trained: 2" in (folder / "report.md").read_text()
 
