@@ -6,7 +6,7 @@ Dimensions: B batch, L tokens, V vocabulary, S chosen tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from adasearch.errors import ModelError, one_line
 from adasearch.language_objectives import UNSCORED
 from adasearch.masked_language import MaskedBlocks, Masking
 from adasearch.outputs import autocast
+from adasearch.teaching import squared_distances
 
 EVALUATION_STEP = 2**31  # of the masking when a model is scored: a step that no training has
 
@@ -87,23 +88,6 @@ def logits_and_states(
 def masked_loss(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
     """Mean cross-entropy of the hidden tokens in nats, a scalar; 0 when there is none."""
     return F.cross_entropy(logits_SV.float(), labels_S, reduction="sum") / max(1, len(labels_S))
-
-
-def states_loss(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> Tensor:
-    """Squared distance of a model's states (B, L, d) from another's, over the squares of the other's: the mean of the layers.
-
-    Padding does not count. 0 says equal, 1 as far as nothing at all is; so no layer outweighs another by its scale.
-    """
-    errors_N, squares_N = squared_distances(states, targets, mask_BL)
-    return (errors_N / squares_N.clamp_min(1e-12)).mean()
-
-
-def squared_distances(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Of N layers the summed squares of the differences, and of the targets, (N,) each; padding left out."""
-    is_text_BL = mask_BL.bool()
-    pairs = [(state[is_text_BL].float(), target[is_text_BL].float()) for state, target in zip(states, targets, strict=True)]
-    errors = [(state - target).square().sum() for state, target in pairs]
-    return torch.stack(errors), torch.stack([target.square().sum() for _, target in pairs])
 
 
 @torch.inference_mode()

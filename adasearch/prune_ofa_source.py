@@ -85,7 +85,17 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
             f"direct: {config.sparse_model} is smaller than {config.model} before any weight is 0, so pruning that one to the same"
             " sparsity compares nothing; choices: false, or a sparse model with all heads and neurons"
         )
+    if config.teach.layer_weight and (source.is_student or _shape(model) != _shape(problem.dense())):
+        raise ConfigError(
+            f"teach.layer_weight: {config.sparse_model} has other layers than the dense model, so that they cannot be taught one by one;"
+            " choices: 0, or a model as deep and as wide"
+        )
     return dataclasses.replace(source, sparsity=mean_sparsity(model, names))
+
+
+def _shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Layers and hidden size."""
+    return model.config.num_hidden_layers, model.config.hidden_size
 
 
 def _find(path: str) -> str:

@@ -60,7 +60,7 @@ def train_sparse(config: PruneOfaTaskConfig, source: Source, place: Workplace) -
     model, names = source.start(place.seed)
     pattern = pattern_of(model, names)
     fit_config = place.fit_config(_steps(place, config.lock), config.lock)
-    method = LockedFinetuning(fit_config, *_task(place), **_teaching(config), names=names)
+    method = LockedFinetuning(fit_config, *_task(place), **_teaching(config, place), names=names)
     place.fit(model, method, "lock", examples=_taught(place), is_mixed=_is_encoder(model))
     _check_pattern(model, pattern, "lock")
     facts = {"sparsity": mean_sparsity(model, names), "pretraining_seconds": source.pretraining_seconds}
@@ -76,7 +76,7 @@ def train_int8(config: PruneOfaTaskConfig, sparse: Recipe, place: Workplace) -> 
     pattern = pattern_of(model, names)
     lock_pattern(model, names)
     fit_config = place.fit_config(_steps(place, config.int8), config.int8)
-    method = QuantizeAware(fit_config, *_task(place), **_teaching(config), int8=config.int8)
+    method = QuantizeAware(fit_config, *_task(place), **_teaching(config, place), int8=config.int8)
     place.fit(model, method, "int8", examples=_taught(place), is_mixed=_is_encoder(model))
     _check_pattern(model, pattern, "int8")
     facts = {"sparsity": before.facts["sparsity"], "sparsity_rounded": mean_sparsity(model, names)}
@@ -90,7 +90,7 @@ def train_direct(config: PruneOfaTaskConfig, sparsity: float, place: Workplace) 
     fit_config = place.fit_config(steps, settings)
     schedule = SparsitySchedule.of_shares(fit_config.steps, round(sparsity, 3))
     pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope)
-    method = GradualFinetuning(fit_config, *_task(place), **_teaching(config), pruning=pruning)
+    method = GradualFinetuning(fit_config, *_task(place), **_teaching(config, place), pruning=pruning)
     place.fit(model, method, "direct", examples=_taught(place))
     return Outcome(model, ("direct",), {"method": "gradual magnitude pruning", "sparsity": mean_sparsity(model, stacked_layers(model))})
 
@@ -123,9 +123,13 @@ def _task(place: Workplace) -> tuple[str, Any]:
     return place.problem.task.problem_type, place.problem.forward
 
 
-def _teaching(config: PruneOfaTaskConfig) -> dict[str, float]:
+def _teaching(config: PruneOfaTaskConfig, place: Workplace) -> dict[str, Any]:
     teach = config.teach
-    return {"task_weight": teach.gold_weight, "kd_weight": teach.teacher_weight, "temperature": teach.temperature}
+    guide = place.problem.dense().eval().requires_grad_(False) if teach.layer_weight else None
+    return {
+        "task_weight": teach.gold_weight, "kd_weight": teach.teacher_weight, "temperature": teach.temperature,
+        "layer_weight": teach.layer_weight, "guide": guide,
+    }  # fmt: skip
 
 
 def _is_encoder(model: PreTrainedModel) -> bool:

@@ -79,11 +79,14 @@ class TeachConfig:
         teacher_weight: of T^2 KL from the dense model's predictions; regression: squared error.
         gold_weight: of the loss against gold labels; published is 0.
         temperature: T.
+        layer_weight: of the squared distance from the dense model's states, layer by layer, over their squares, in all stages and
+            in ``direct``; the paper has no such term. Not for a model of another depth or width than the dense one.
     """
 
     teacher_weight: float = 1.0
     gold_weight: float = 0.0
     temperature: float = 2.0
+    layer_weight: float = 0.0
 
 
 @dataclass
@@ -147,6 +150,7 @@ class PruneOfaTaskConfig(EncoderRunConfig):
             ("sparsity", self.sparsity, 0, 0.999), ("int8.momentum", self.int8.momentum, 1e-6, 1), ("int8.delay", self.int8.delay, 0, 1),
             ("int8.freeze", self.int8.freeze, 0, 1), ("teach.teacher_weight", self.teach.teacher_weight, 0, 1e3),
             ("teach.gold_weight", self.teach.gold_weight, 0, 1e3), ("teach.temperature", self.teach.temperature, 1e-3, 1e3),
+            ("teach.layer_weight", self.teach.layer_weight, 0, 1e3),
         ):  # fmt: skip
             check_range(name, value, low, high)
         if self.direct_epochs is not None:

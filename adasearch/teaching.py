@@ -1,11 +1,11 @@
 """What a task model learns from its dense teacher and from gold labels, for every kind of task.
 
-Dimensions: B batch, C labels, L tokens.
+Dimensions: B batch, C labels, L tokens, d hidden size, N layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,23 @@ def teaching_terms(
         return {"ce": _gold(logits, batch, problem_type)}
     terms = {"kd": kd_weight * teacher_loss(logits, targets, batch["attention_mask"], problem_type, temperature).mean()}
     return {"ce": task_weight * _gold(logits, batch, problem_type), **terms} if task_weight else terms
+
+
+def states_loss(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> Tensor:
+    """Squared distance of a model's states (B, L, d) from another's, over the squares of the other's: the mean of the layers.
+
+    Padding does not count. 0 says equal, 1 as far as nothing at all is; so no layer outweighs another by its scale.
+    """
+    errors_N, squares_N = squared_distances(states, targets, mask_BL)
+    return (errors_N / squares_N.clamp_min(1e-12)).mean()
+
+
+def squared_distances(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Of N layers the summed squares of the differences, and of the targets, (N,) each; padding left out."""
+    is_text_BL = mask_BL.bool()
+    pairs = [(state[is_text_BL].float(), target[is_text_BL].float()) for state, target in zip(states, targets, strict=True)]
+    errors = [(state - target).square().sum() for state, target in pairs]
+    return torch.stack(errors), torch.stack([target.square().sum() for _, target in pairs])
 
 
 def _gold(logits: Tensor, batch: Mapping[str, Tensor], problem_type: str) -> Tensor:

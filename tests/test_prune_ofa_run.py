@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, tiny_prune_ofa
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json, write_json
@@ -18,7 +18,7 @@ from adasearch.inspect_run import inspect
 from adasearch.predict import predict_file
 from adasearch.prune_files import prune_student
 from adasearch.prune_ofa_run import prune_once_for_all
-from adasearch.prune_ofa_task_config import Int8Config
+from adasearch.prune_ofa_task_config import Int8Config, TeachConfig
 from adasearch.qdq_export import export_folder, zeros_of
 from adasearch.quantize import quantize
 from adasearch.quantize_aware import stacked_layers
@@ -27,6 +27,7 @@ from adasearch.report import Report
 from adasearch.report_files import read_report, rebuild_report
 from adasearch.runtimes import load_runtime
 from adasearch.sparse_files import SparseModel
+from adasearch.sparse_model import prune_once
 from adasearch.speed_table import build_tables
 
 
@@ -151,16 +152,25 @@ def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> Non
         begin("d", sparse_model=None)
     with pytest.raises(ModelError, match="sparse_model: .*absent has no tokenizer"):
         begin("e", sparse_model=str(tmp_path / "absent"))
+    shutil.copytree(run.parent / "sparse", tmp_path / "deep")
+    deep = AutoModel.from_config(AutoConfig.from_pretrained(run.parent / "sparse", num_hidden_layers=2))
+    prune_once(deep, SPARSITY)
+    deep.save_pretrained(tmp_path / "deep")
+    with pytest.raises(ConfigError, match="teach.layer_weight: .*deep has other layers"):
+        begin("f", sparse_model=str(tmp_path / "deep"), teach=TeachConfig(layer_weight=1.0))
 
 
-def test_the_seconds_of_pretraining_are_those_of_both_its_stages(run: Path, tmp_path: Path) -> None:
+def test_the_seconds_of_pretraining_are_those_of_both_its_stages_and_layers_teach_where_asked(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run.parent / "sparse", tmp_path / "pretraining" / "sparse")
     stages = {"teacher": {"seconds": 2.5, "total_seconds": 9.0}, "sparse": {"seconds": 4.0}}
     write_json(tmp_path / "pretraining" / "run.json", {"stages": stages})
     config = tiny_prune_ofa(
         run.parent, **WITHOUT_GRAPHS, teacher=str(run / "teacher"), output_dir=str(tmp_path / "run"), sparse_model=str(tmp_path / "pretraining"),
-        max_steps=1, baselines=False,
+        max_steps=1, baselines=False, direct=True, teach=TeachConfig(layer_weight=1.0),
     )  # fmt: skip
     prune_once_for_all(config)
+    for kind, stage in (("sparse", "lock"), ("sparse_int8", "int8"), ("direct", "direct")):
+        (path,) = (tmp_path / "run").rglob(f"{kind}-42/**/{stage}*/history.jsonl")
+        assert json.loads(path.read_text().splitlines()[-1])["terms"]["layers"] > 0, "layers teach in every stage"
     assert read_json(tmp_path / "run" / "models" / "sparse-42" / "facts.json")["pretraining_seconds"] == 6.5
     assert read_report(tmp_path / "run").method["facts"]["time to make the sparse model, once for all tasks"] == "6 s"

@@ -221,8 +221,8 @@ def test_a_new_head_learns_alone_first(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def forward(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+def forward(model: PreTrainedModel, batch: dict[str, Tensor], **inputs: Any) -> Any:
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
 
 
 LABELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
@@ -269,6 +269,22 @@ def test_a_task_is_learned_from_its_teacher_as_told(task_weight: float, kd_weigh
     assert sum(method.loss(model, batch).values()).item() == pytest.approx((task_weight * gold + kd_weight * taught).item(), abs=1e-5)
     alone = method.loss(model, {name: tensor for name, tensor in batch.items() if name != "teacher_logits"})
     assert sum(alone.values()).item() == pytest.approx(gold.item(), abs=1e-6)  # no teacher: the labels, in full
+
+
+def test_layers_are_taught_by_the_dense_model_where_asked() -> None:
+    model, guide = (tiny_bert(BertForSequenceClassification, num_labels=3, seed=seed).eval() for seed in (0, 1))
+    batch = task_examples().collate(range(6))
+    method = LockedFinetuning(CONFIG, "single_label", forward, layer_weight=3.0, guide=guide.requires_grad_(False))
+    terms = method.loss(model, batch)
+    sum(terms.values()).backward()
+    error, mask = 0.0, batch["attention_mask"].bool()
+    for n in (1, 2):  # the embeddings' output is no layer's
+        own, target = (forward(one, batch, output_hidden_states=True).hidden_states[n][mask] for one in (model, guide))
+        error += float((own - target).norm() ** 2 / target.norm() ** 2) / 2
+    assert terms["layers"].item() == pytest.approx(3 * error, rel=1e-5)
+    plain = LockedFinetuning(CONFIG, "single_label", forward).loss(model, batch)
+    assert plain.keys() == {"kd"} and terms["kd"].item() == pytest.approx(plain["kd"].item(), abs=1e-6)
+    assert all(parameter.grad is None for parameter in guide.parameters()) and not method.state_dict()
 
 
 def test_a_reader_is_taught_by_spans() -> None:

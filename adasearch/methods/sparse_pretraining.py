@@ -17,9 +17,10 @@ from adasearch.fit_config import FitConfig
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.language_objectives import UNSCORED, softened_kl
 from adasearch.masked_language import Masking
-from adasearch.masked_model import head_parameters, logits_and_states, masked_loss, states_loss, token_logits
+from adasearch.masked_model import head_parameters, logits_and_states, masked_loss, token_logits
 from adasearch.methods.base import Batch, Group, Method, weight_groups
 from adasearch.sparsity_schedule import rewinding_factor, warmed_linear
+from adasearch.teaching import states_loss
 
 
 class TeacherPreparation(Method):
