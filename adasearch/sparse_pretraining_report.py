@@ -153,7 +153,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
 def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Loss terms, validation loss, sparsity and learning rate over the steps, a column for each training that there was."""
     histories = {name: records for name, records in histories.items() if records}
-    rows = (("loss (nats)", _losses), ("sparsity", _sparsity), ("learning rate", _rates))
+    rows = (("loss", _losses), ("sparsity", _sparsity), ("learning rate", _rates))
     figure = Figure(figsize=(5.2 * max(1, len(histories)), 6.4), facecolor="white", layout="constrained")
     for column, (name, records) in enumerate(histories.items()):
         for row, (label, values) in enumerate(rows):
@@ -161,7 +161,7 @@ def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
                 continue
             axes = figure.add_subplot(len(rows), max(1, len(histories)), row * len(histories) + column + 1)
             for index, (title, points) in enumerate(curves.items()):
-                style = {"marker": "o", "markersize": 4} if title == "validation" else {}
+                style = {"marker": "o", "markersize": 4} if title.startswith("validation") else {}
                 axes.plot(*zip(*points), color=LINE_COLOURS[index % len(LINE_COLOURS)], linewidth=1.4, label=title, **style)
             axes.set_ylabel(label, size=8.5)
             if row == 0:
@@ -178,8 +178,12 @@ def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
 def _losses(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     names = [name for name in records[-1]["terms"] if any(r["terms"][name] for r in records)]
     found = {f"{name}, as weighed": [(r["step"], r["terms"][name]) for r in records] for name in names}
-    scored = [(r["step"], r["validation"]["mlm_loss"]) for r in records if "validation" in r and "mlm" in names]
-    return {**found, **({"validation": scored} if scored else {})}
+    scored = [r for r in records if "validation" in r]
+    if "mlm" in names and scored:
+        found["validation, hidden tokens"] = [(r["step"], r["validation"]["mlm_loss"]) for r in scored]
+    if scored and "layers" in scored[-1]["validation"]:
+        found["validation, layers"] = [(r["step"], r["validation"]["layers"]) for r in scored]
+    return found
 
 
 def _sparsity(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:

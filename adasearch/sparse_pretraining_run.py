@@ -9,8 +9,10 @@ kill. What is reported is counted in, and scored with, the folders as they are r
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -70,6 +72,11 @@ class PretrainingRun:
         """Masked-language metrics on the validation blocks."""
         size = self.config.batch_size
         return score_masked(model, self.validation, self.masking, self.accelerator, batch_size=size, is_mixed=self.is_mixed)
+
+    def distances(self, model: PreTrainedModel, teacher: PreTrainedModel) -> list[float]:
+        """How far the layers are from the teacher's on the validation blocks, layer by layer."""
+        teacher, size = teacher.to(self.accelerator.device), self.config.batch_size
+        return layer_distances(model, teacher, self.validation, self.accelerator, batch_size=size, is_mixed=self.is_mixed)
 
 
 def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -173,13 +180,21 @@ def _prune(this: PretrainingRun) -> None:
         kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, layer_weight=config.layer_weight,
         rewind=config.rewind,
     )  # fmt: skip
-    facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}")
+
+    def evaluate(trained: PreTrainedModel) -> dict[str, float]:
+        layers = {"layers": mean(this.distances(trained, teacher))} if config.layer_weight else {}
+        return {**this.score(trained), **layers}
+
+    facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}", evaluate)
     _save(this, student, SPARSE)
     note_stage(this.folder, SPARSE, **facts)
 
 
-def _fit(this: PretrainingRun, model: PreTrainedModel, method: Method, name: str, title: str) -> dict[str, Any]:
-    """Train in ``work/<name>``; steps, seconds a step, and the curve."""
+def _fit(
+    this: PretrainingRun, model: PreTrainedModel, method: Method, name: str, title: str,
+    score: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train in ``work/<name>``, scored by ``score``, else on hidden tokens; steps, seconds a step."""
     config, work = this.config, this.folder / "work" / name
     is_whole, start = not (work / "checkpoint.pt").exists(), time.monotonic()
     watched = 0.0
@@ -187,7 +202,7 @@ def _fit(this: PretrainingRun, model: PreTrainedModel, method: Method, name: str
     def evaluate(trained: PreTrainedModel) -> dict[str, float]:
         nonlocal watched
         began = time.monotonic()
-        found = this.score(trained)
+        found = (score or this.score)(trained)
         watched += time.monotonic() - began
         return {key: value for key, value in found.items() if key != "tokens"}
 
@@ -216,10 +231,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
     for name in (TEACHER, SPARSE):
         models[name], _ = load_masked_model(str(folder / name))
         scores[name] = this.score(models[name].to(this.accelerator.device))
-    sparse, device = models[SPARSE], this.accelerator.device
-    distances = layer_distances(
-        sparse, models[TEACHER].to(device), this.validation, this.accelerator, batch_size=config.batch_size, is_mixed=this.is_mixed
-    )
+    sparse = models[SPARSE]
     head = state["stages"].get(TEACHER, {})
     weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
     layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
@@ -228,7 +240,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         "sparsity": mean_sparsity(sparse), "sparsity_asked": config.sparsity, "pattern": config.pattern, "scope": config.scope,
         "sparsity_by_layer": sparsity_of(sparse), "layers": layers,
         "params": sum(p.numel() for p in sparse.parameters()), "params_encoder_linear": sum(layer["weights"] for layer in layers.values()),
-        "scores": {"model": head.get("validation_before"), **scores}, "layer_distances": distances,
+        "scores": {"model": head.get("validation_before"), **scores}, "layer_distances": this.distances(sparse, models[TEACHER]),
         "can_guess": head.get("head") != "new" or bool(head.get("steps")),
         "train_tokens": int(this.train.tokens.offsets[-1]), "train_blocks": len(this.train), "validation_blocks": len(this.validation),
         "stages": state["stages"], "schedule": vars(config.schedule), "config": state["config"], "precision": state["precision"],

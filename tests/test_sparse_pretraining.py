@@ -373,6 +373,8 @@ def test_layers_alone_teach_without_a_head(tmp_path: Path) -> None:
         squares += [(b**2).sum().item() for b in others]
     assert report["layer_distances"] == pytest.approx(errors / squares, rel=1e-4) and errors.min() > 0
     text = (run / "report.md").read_text()
+    history = [json.loads(line) for line in (run / "work" / "sparse" / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["validation"]["layers"] == pytest.approx((errors / squares).mean(), rel=1e-3)
     assert not report["can_guess"] and "perplexity" not in text and "layers' distance" in text
 
 
