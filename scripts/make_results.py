@@ -216,16 +216,19 @@ def methods_table(found: dict[str, Any]) -> list[str]:
 
 
 def sparse_table(found: dict[str, Any]) -> list[str]:
-    """Prune Once for All: scores of every task and their mean; the sizes of what is sparse and int8."""
+    """Prune Once for All: scores of every task and their mean; of the first task's models sizes and speed."""
     tasks, kinds = (list(dict.fromkeys(row[key] for row in found["rows"])) for key in ("task", "kind"))
     rows = {(row["task"], row["kind"]): row for row in found["rows"]}
     heads = [f"{task} ({rows[task, kinds[0]]['metric']})" for task in tasks]
-    lines = ["| " + " | ".join(["system", *heads, "mean", "zeros", "x smaller, nominal", "x smaller, whole file"]) + " |", "|---" * (len(tasks) + 5) + "|"]
+    titles = ["system", *heads, "mean", "zeros", "x smaller, nominal", "x smaller, whole file", f"ms ({tasks[0]})", "in"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for kind in kinds:
         first = rows[tasks[0], kind]
         scores = [spread(rows[task, kind]["score_mean"], rows[task, kind]["score_sd"]) for task in tasks]
         sizes = [number(first["size_ratios"].get(name), ".1f") for name in ("nominal", "whole")]
-        cells = [kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}", number(first["encoder_sparsity"], ".1f", 100), *sizes]
+        speed = [number(first["latency_ms_p50"], ".2f"), f"{first['runtime']} {first['precision']}, {first['batch_size']} × {first['seq_len']}"]
+        zeros = number(first["encoder_sparsity"], ".1f", 100, "%")
+        cells = [kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}", zeros, *sizes, *speed]
         lines.append("| " + " | ".join(cells) + " |")
     time = found["time"]
     if time["saved_s"] is not None:
