@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--name", default="sst2_runtimes")
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"])
-    parser.add_argument("--references", nargs="+", default=[*REFERENCE_SHAPES])
+    parser.add_argument("--references", nargs="*", default=[*REFERENCE_SHAPES])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--seq_len", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)
