@@ -19,6 +19,8 @@ class SparsePretrainingConfig:
         model: folder or hub id of any masked language model (BERT, RoBERTa, DistilBERT ...); ``demo`` is the packaged MiniLM,
             which is given a new head.
         teacher: folder of a prepared teacher, as ``<run>/teacher``, to be shared by runs; when absent ``model`` is prepared here.
+        start: folder of an earlier sparse pre-training, or of its model, with which the student goes on instead of a copy of the
+            teacher: for more zeros, or more steps. Its zeros stay.
         corpora: text corpora by preset (wikitext2, wikitext103, ptb, imdb) or hub id ``owner/name[:configuration]``.
         data_dir: folder that holds ``<corpus>/{train,validation}.parquet``; the hub when absent.
         train_file: one more corpus: txt, csv, tsv, jsonl or parquet.
@@ -70,6 +72,7 @@ class SparsePretrainingConfig:
 
     model: str = "demo"
     teacher: str | None = None
+    start: str | None = None
     corpora: list[str] = field(default_factory=list)
     data_dir: str | None = None
     train_file: str | None = None

@@ -54,7 +54,7 @@ large as before.
 
 - text: {sources}; {report["train_tokens"]:,} tokens in blocks of {config["block_length"]}
 - teacher: {_stage(report, "teacher")}
-- student: {_stage(report, "sparse")}
+- student: {_stage(report, "sparse")}{f", from {config['start']}" if config.get("start") else ""}
 - zeros: rising from step {schedule["start"]:,} to {schedule["end"]:,}; a new mask every {schedule["every"]:,} until {schedule["until"]:,}
 - loss: {config["task_weight"]:g} x hidden tokens + {config["kd_weight"]:g} x teacher on {100 * config["distill_share"]:g}% of the tokens
   (T {config["temperature"]:g}){f" + {config['layer_weight']:g} x distance of the layers" if config.get("layer_weight") else ""}

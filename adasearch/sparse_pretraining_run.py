@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -46,6 +46,7 @@ FREE = (
     "report_to",
 )  # fmt: skip
 TEACHER, SPARSE = "teacher", "sparse"  # the folders of the two models
+ROUNDING = 1e-3  # by which the zeros of a model may be more than was asked for: a share is rounded up in every layer
 NEW_HEAD_SHARE = 0.2  # of the teacher's steps, in which a new head learns alone
 
 
@@ -117,6 +118,7 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     tokenizer = _tokenizer(config.teacher or source)
     masking = Masking.of(tokenizer, config.mask_share, config.seed)
     model, is_new = load_masked_model(config.teacher or source)
+    _check_start(config, model)
     _check_model(config, model, is_new, tokenizer)
     train, validation = load_blocks(config, tokenizer, cache=cache, progress=progress)
     accelerator = make_accelerator(config)
@@ -152,6 +154,22 @@ def _check_model(config: SparsePretrainingConfig, model: PreTrainedModel, is_new
         raise ConfigError(f"teacher_steps: 0, but {name!r} has no head for masked language to teach with; choices: 1 or more")
 
 
+def _check_start(config: SparsePretrainingConfig, model: PreTrainedModel) -> None:
+    """Whether the student can begin with ``config.start``, as a copy of ``model`` that has lost weights."""
+    if config.start is None:
+        return
+    student, _ = load_masked_model(_sparse_folder(config.start))
+    if [tensor.shape for tensor in student.base_model.parameters()] != [tensor.shape for tensor in model.base_model.parameters()]:
+        raise ModelError(f"start: {config.start!r} has other layers than {config.teacher or config.model!r}; choices: one made of the same model")
+    if (own := mean_sparsity(student)) > config.sparsity + ROUNDING:
+        raise ConfigError(f"start: {config.start!r} has {own:.1%} zeros, more than sparsity {config.sparsity:g}; choices: {own:.2f} or more")
+
+
+def _sparse_folder(path: str) -> str:
+    """A run's folder stands for the sparse model in it."""
+    return str(Path(path) / SPARSE) if (Path(path) / SPARSE / "config.json").is_file() else path
+
+
 def _prepare_teacher(this: PretrainingRun) -> None:
     """``teacher/``: the model given as one, the model as it is, or the model after further training on the text."""
     config, start = this.config, time.monotonic()
@@ -173,8 +191,10 @@ def _prune(this: PretrainingRun) -> None:
     """``sparse/``: a copy of the teacher that has lost its weights."""
     config, folder = this.config, this.folder / TEACHER
     teacher, _ = load_masked_model(str(folder))
-    student, _ = load_masked_model(str(folder), config.dropout)
-    pruning = GradualPruning(config.schedule, Pattern.parse(config.pattern), config.scope)
+    student, _ = load_masked_model(_sparse_folder(config.start) if config.start else str(folder), config.dropout)
+    own = min(mean_sparsity(student), config.sparsity)
+    schedule = replace(config.schedule, initial=max(config.initial_sparsity, own))
+    pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope)
     method = SparsePretraining(
         config.fit_config(config.steps, config.learning_rate), this.masking, teacher, pruning, task_weight=config.task_weight,
         kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, layer_weight=config.layer_weight,

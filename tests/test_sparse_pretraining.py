@@ -6,6 +6,7 @@ References: Hugging Face's own loss, KL written out, autograd, an undisturbed ru
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -395,6 +396,22 @@ def test_a_killed_run_goes_on_and_a_teacher_can_be_shared(tmp_path: Path) -> Non
     left, right = (AutoModelForMaskedLM.from_pretrained(tmp_path / run / "sparse").state_dict() for run in ("run", "shared"))
     assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
     assert json.loads((tmp_path / "shared" / "run.json").read_text())["stages"]["teacher"]["steps"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sparse_model_goes_on_to_more_zeros_and_keeps_its_own(tmp_path: Path) -> None:
+    pretrain_sparse(settings(tmp_path, sparsity=0.6))
+    more = settings(tmp_path, start=str(tmp_path / "run"), teacher=str(tmp_path / "run" / "teacher"), output_dir=str(tmp_path / "more"))
+    report = pretrain_sparse(more)
+    first, second = (AutoModelForMaskedLM.from_pretrained(tmp_path / run / "sparse") for run in ("run", "more"))
+    history = [json.loads(line) for line in (tmp_path / "more" / "work" / "sparse" / "history.jsonl").read_text().splitlines()]
+    assert min(record["sparsity"] for record in history) >= 0.6 and report["sparsity"] >= 0.85
+    kept, layers = pattern_of(first), encoder_linears(second)
+    assert all(not layers[name].weight[~kept[name]].any() for name in layers) and "from " + str(tmp_path / "run") in (tmp_path / "more" / "report.md").read_text()
+    save_masked(tmp_path / "wide", BertModel, hidden_size=32)
+    for changes, says in (({"sparsity": 0.5}, "more than sparsity 0.5"), ({"start": str(tmp_path / "wide")}, "has other layers than")):
+        with pytest.raises(AdasearchError, match=says):
+            pretrain_sparse(dataclasses.replace(more, output_dir=str(tmp_path / "other"), **changes))
 
 
 @pytest.mark.filterwarnings("ignore")

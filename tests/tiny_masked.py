@@ -38,9 +38,9 @@ def tiny_masking(share: float = 0.3, seed: int = 7) -> Masking:
     return Masking(MASK, VOCABULARY, (PAD, CLS, SEP, MASK), share, seed)
 
 
-def save_masked(folder: Path, kind: type[PreTrainedModel] = BertForMaskedLM) -> Path:
+def save_masked(folder: Path, kind: type[PreTrainedModel] = BertForMaskedLM, **settings: Any) -> Path:
     """A model and the word-piece tokenizer, as transformers writes them."""
-    tiny_bert(kind, vocab_size=len(PIECES)).save_pretrained(folder)
+    tiny_bert(kind, vocab_size=len(PIECES), **settings).save_pretrained(folder)
     save_words(folder)
     return folder
 
