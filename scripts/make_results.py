@@ -231,7 +231,7 @@ def sparse_table(found: dict[str, Any]) -> list[str]:
         cells = [kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}", zeros, *sizes, *speed]
         lines.append("| " + " | ".join(cells) + " |")
     time = found["time"]
-    if time["saved_s"] is not None:
+    if time["saved_s"]:  # by more than one task
         lines += ["", f"One sparse model for {time['tasks']} tasks: {time['one_sparse_model_s']:,.0f} s of training; one for each task would take "
                   f"{time['one_for_each_task_s']:,.0f} s ({100 * time['saved_share']:.0f}% saved)."]  # fmt: skip
     return lines
