@@ -14,11 +14,11 @@ from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import refuse_quantised, stacked_layers
+from adasearch.run_files import model_in
 from adasearch.runtimes import load_classifier
 from adasearch.sparse_model import attach_masks, bake_masks, mean_sparsity, prune_to
 
 STUDENT = "adasearch"  # model type of a searched student
-PARTS = (".", "sparse", "student")  # of a given folder: itself; of a sparse pre-training's, of a compression's run
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Source:
 
 def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     """Find the model and raise what is wrong with it before anything is trained: ``ConfigError`` or ``ModelError``."""
-    source = Source(config, problem, _find(resolve(config.sparse_model, config, problem.cache)))
+    source = Source(config, problem, model_in(resolve(config.sparse_model, config, problem.cache)))
     try:
         theirs = AutoTokenizer.from_pretrained(source.path).get_vocab()
     except (OSError, ValueError) as error:
@@ -96,8 +96,3 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
 def _shape(model: PreTrainedModel) -> tuple[int, int]:
     """Layers and hidden size."""
     return model.config.num_hidden_layers, model.config.hidden_size
-
-
-def _find(path: str) -> str:
-    """A run's folder stands for the model in it."""
-    return next((str(Path(path) / part) for part in PARTS if (Path(path) / part / "config.json").is_file()), path)

@@ -89,6 +89,11 @@ def stage_facts(folder: Path, stage: str) -> dict[str, Any]:
     return read_json(folder / "run.json")["stages"].get(stage, {})
 
 
+def model_in(path: str) -> str:
+    """A run's folder stands for the model in it: the folder itself, ``sparse/`` of a sparse pre-training, ``student/`` of others."""
+    return next((str(Path(path) / part) for part in (".", "sparse", "student") if (Path(path) / part / "config.json").is_file()), path)
+
+
 def hand_over(model: Path, student: Path) -> None:
     """Copy a trained model's folder whole to ``student``, unless there is one already."""
     if not (student / "config.json").exists():

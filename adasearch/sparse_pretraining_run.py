@@ -33,7 +33,7 @@ from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.run_files import begin_run, check_reopening, note_stage
+from adasearch.run_files import begin_run, check_reopening, model_in, note_stage
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -158,16 +158,11 @@ def _check_start(config: SparsePretrainingConfig, model: PreTrainedModel) -> Non
     """Whether the student can begin with ``config.start``, as a copy of ``model`` that has lost weights."""
     if config.start is None:
         return
-    student, _ = load_masked_model(_sparse_folder(config.start))
+    student, _ = load_masked_model(model_in(config.start))
     if [tensor.shape for tensor in student.base_model.parameters()] != [tensor.shape for tensor in model.base_model.parameters()]:
         raise ModelError(f"start: {config.start!r} has other layers than {config.teacher or config.model!r}; choices: one made of the same model")
     if (own := mean_sparsity(student)) > config.sparsity + ROUNDING:
         raise ConfigError(f"start: {config.start!r} has {own:.1%} zeros, more than sparsity {config.sparsity:g}; choices: {own:.2f} or more")
-
-
-def _sparse_folder(path: str) -> str:
-    """A run's folder stands for the sparse model in it."""
-    return str(Path(path) / SPARSE) if (Path(path) / SPARSE / "config.json").is_file() else path
 
 
 def _prepare_teacher(this: PretrainingRun) -> None:
@@ -191,8 +186,8 @@ def _prune(this: PretrainingRun) -> None:
     """``sparse/``: a copy of the teacher that has lost its weights."""
     config, folder = this.config, this.folder / TEACHER
     teacher, _ = load_masked_model(str(folder))
-    student, _ = load_masked_model(_sparse_folder(config.start) if config.start else str(folder), config.dropout)
-    own = min(mean_sparsity(student), config.sparsity)
+    student, _ = load_masked_model(model_in(config.start) if config.start else str(folder), config.dropout)
+    own = min(mean_sparsity(student), config.sparsity) if config.start else 0.0
     schedule = replace(config.schedule, initial=max(config.initial_sparsity, own))
     pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope)
     method = SparsePretraining(
@@ -207,7 +202,7 @@ def _prune(this: PretrainingRun) -> None:
 
     facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}", evaluate)
     _save(this, student, SPARSE)
-    note_stage(this.folder, SPARSE, **facts)
+    note_stage(this.folder, SPARSE, **facts, initial_sparsity=schedule.initial)
 
 
 def _fit(
@@ -253,6 +248,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         scores[name] = this.score(models[name].to(this.accelerator.device))
     sparse = models[SPARSE]
     head = state["stages"].get(TEACHER, {})
+    initial = state["stages"].get(SPARSE, {}).get("initial_sparsity", config.initial_sparsity)
     weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
     layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
     return {
@@ -263,6 +259,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         "scores": {"model": head.get("validation_before"), **scores}, "layer_distances": this.distances(sparse, models[TEACHER]),
         "can_guess": head.get("head") != "new" or bool(head.get("steps")),
         "train_tokens": int(this.train.tokens.offsets[-1]), "train_blocks": len(this.train), "validation_blocks": len(this.validation),
-        "stages": state["stages"], "schedule": vars(config.schedule), "config": state["config"], "precision": state["precision"],
+        "stages": state["stages"], "schedule": {**vars(config.schedule), "initial": initial},
+        "config": state["config"], "precision": state["precision"],
         "seed": config.seed, "command": state["command"], "commit": state["commit"], "hardware": hardware(),
     }  # fmt: skip

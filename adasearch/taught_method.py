@@ -42,13 +42,14 @@ class Taught(Method):
 
     def loss(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """``ce``, ``kd`` and ``layers``, each times its weight; what weighs nothing is left out."""
-        weights = {"task_weight": self.task_weight, "kd_weight": self.kd_weight, "temperature": self.temperature}
-        if not self.layer_weight:
-            return teaching_terms(predictions(self.forward_model(student, batch)), batch, self.problem_type, **weights)
-        guide = self._guide[0].to(batch["input_ids"].device)
-        own = self.forward_model(student, batch, output_hidden_states=True)
-        with torch.no_grad():
-            target = self.forward_model(guide, batch, output_hidden_states=True)
-        terms = teaching_terms(predictions(own), batch, self.problem_type, **weights)
-        error = states_loss(own.hidden_states[1:], target.hidden_states[1:], batch["attention_mask"])
-        return {**terms, "layers": self.layer_weight * error}
+        states = {"output_hidden_states": True} if self.layer_weight else {}
+        own = self.forward_model(student, batch, **states)
+        terms = teaching_terms(
+            predictions(own), batch, self.problem_type, task_weight=self.task_weight, kd_weight=self.kd_weight, temperature=self.temperature
+        )
+        if self.layer_weight:
+            with torch.no_grad():
+                target = self.forward_model(self._guide[0].to(batch["input_ids"].device), batch, **states)
+            error = states_loss(own.hidden_states[1:], target.hidden_states[1:], batch["attention_mask"])
+            terms["layers"] = self.layer_weight * error
+        return terms

@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--config", help="YAML file with settings of `adasearch compress cofi`")
     parser.add_argument("--max_steps", type=int, help="caps every phase, for a quick look")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--name", default="cofi", help="what the results' files begin with: <name>_<task>.json")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/cofi"))
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
     return parser.parse_args()
@@ -64,7 +65,7 @@ def settings(args: argparse.Namespace, task: str) -> CofiConfig:
 
 
 def collect(run_dir: Path) -> dict[str, Any]:
-    """results/runs/cofi_<task>.json: the report's rows, each beside the dense model in the same runtime and shape."""
+    """results/runs/<name>_<task>.json: the report's rows, each beside the dense model in the same runtime and shape."""
     report = read_json(run_dir / "report.json")
     dense = next(system for system in report["systems"] if system["kind"] == "teacher")
     rows = []
@@ -102,10 +103,10 @@ def main() -> None:
     for task in args.tasks:
         with make_progress(quiet=True) as progress:
             found.append(collect(compress_cofi(settings(args, task), progress)))
-        write_json(args.results_dir / "runs" / f"cofi_{task}.json", found[-1])
+        write_json(args.results_dir / "runs" / f"{args.name}_{task}.json", found[-1])
         for row in found[-1]["rows"]:
             print(f"{task}  {row['name']:<20} {100 * row['score_mean']:6.2f}  {row['speed_to_dense']:5.2f}x  {100 * row['encoder_sparsity']:5.1f}% gone", flush=True)
-    save_figure(speed_figure(found), args.results_dir / "figures" / "cofi")
+    save_figure(speed_figure(found), args.results_dir / "figures" / args.name)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", default=str(ROOT / "runs" / "prune-ofa"))
     parser.add_argument("--results", default=str(ROOT / "results" / "runs" / "prune_ofa.json"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--equal_total_steps", action="store_true", help="add the steps of sparse pre-training, shared out over the tasks, to the baseline's")
+    parser.add_argument("--equal_total_steps", type=int, nargs="?", const=len(TASKS), metavar="TASKS",
+                        help="add the steps of sparse pre-training, shared out over so many tasks, to the baseline's")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     parser.add_argument("rest", nargs="*", help="after --: for every run")
     return parser.parse_args()
@@ -53,23 +54,32 @@ def arguments() -> argparse.Namespace:
 
 def pretraining(sparse_model: Path) -> dict[str, Any]:
     """The stages of the sparse pre-training: ``teacher`` and ``sparse``, each with steps and seconds; none where its run is gone."""
-    for folder in (sparse_model, sparse_model.parent):
-        if (folder / "run.json").is_file():
-            stages = read_json(folder / "run.json")["stages"]
-            return {name: stages[name] for name in ("teacher", "sparse") if name in stages}
-    return {}
+    stages = pretraining_run(sparse_model).get("stages", {})
+    return {name: stages[name] for name in ("teacher", "sparse") if name in stages}
+
+
+def pretraining_run(sparse_model: Path) -> dict[str, Any]:
+    """run.json of the sparse pre-training; empty where its run is gone."""
+    paths = (folder / "run.json" for folder in (sparse_model, sparse_model.parent))
+    return next((read_json(path) for path in paths if path.is_file()), {})
 
 
 def command(args: argparse.Namespace, task: str) -> list[str]:
     """The command of one task's run."""
     teacher = Path(args.teachers) / task if args.teachers else None
     settings = args.configs / f"{task}.yaml" if args.configs else None
+    spent = pretraining(args.sparse_model)["sparse"]["steps"] if args.equal_total_steps else 0
     flags = {
-        "config": settings if settings and settings.is_file() else None, "sparse_model": args.sparse_model, "data_dir": args.data_dir, "seeds": f"[{','.join(map(str, args.seeds))}]", "direct": "true",
-        "direct_more_steps": pretraining(args.sparse_model)["sparse"]["steps"] // len(args.tasks) if args.equal_total_steps else None,
-        "threads": args.threads, "output_dir": Path(args.output_dir) / task,
+        "config": settings if settings and settings.is_file() else None,
+        "sparse_model": args.sparse_model,
+        "data_dir": args.data_dir,
+        "seeds": f"[{','.join(map(str, args.seeds))}]",
+        "direct": "true",
+        "direct_more_steps": spent // args.equal_total_steps if args.equal_total_steps else None,
+        "threads": args.threads,
+        "output_dir": Path(args.output_dir) / task,
         "teacher": teacher if teacher and (teacher / "config.json").exists() else None,
-    }  # fmt: skip
+    }
     given = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     return [sys.executable, "-m", "adasearch", "compress", "prune-ofa", task, *given, *args.rest]
 
@@ -88,7 +98,9 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
     return {
         "command": script_command(), "commit": commit(),
         "what": "one sparse model fine-tuned under lock on every task, against magnitude pruning on each task alone",
-        "seeds": args.seeds, "equal_total_steps": args.equal_total_steps, "rows": rows, "means": means, "points_lost": lost,
+        "sparse_model_command": pretraining_run(args.sparse_model).get("command"),
+        "seeds": args.seeds, "equal_total_steps": args.equal_total_steps,
+        "rows": rows, "means": means, "points_lost": lost,
         "time": time_of(rows, pretraining(args.sparse_model), len(reports)), "hardware": hardware(),
     }  # fmt: skip
 
