@@ -2,7 +2,7 @@
 
 Gates tell well what is cheap and, after a short search, less well what is good: the most probable operation of each
 edge is often the cheapest of near equals. So members are drawn from the gates, each is run with the supernet's
-weights on the same texts, and the one whose loss and cost are least is kept (Guo et al. 2020, single-path one-shot;
+weights on the same new texts, and the one whose loss and cost are least is kept (Guo et al. 2020, single-path one-shot;
 Wang et al. 2021, who show that a gate's size tells little of an operation's worth).
 
 Under a constraint only members within the target are compared, and of these first those that use it: a supernet's
@@ -18,22 +18,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from adasearch.architecture import Architecture
+from adasearch.comparison import comparison_texts, member_loss
 from adasearch.progress import Progress
 from adasearch.shrink import fastest_member, random_architecture, shrink
-from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
 
 if TYPE_CHECKING:
     from adasearch.search_method import SearchMethod
 
-TEXTS = 1_024  # on which members are compared; all see the same, so their differences are far less noisy than their losses
-BATCH = 128
 USED = 0.95  # of a target, that a member should use: it may be met within 5%
 DRAWS = 40  # from the gates for each candidate, in search of members between USED and the target; as many at random
 MEASURED = 8  # winners measured at most: predictions are off by some hundredths, and each has a chance of its own to fit
@@ -56,17 +51,17 @@ class Derived:
 def derive(
     supernet: Supernet, method: SearchMethod, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
 ) -> Derived:
-    """The best of the decided member and ``method.config.candidates`` drawn ones, on up to ``TEXTS`` of ``examples``.
+    """The best of the decided member and ``method.config.candidates`` drawn ones, on ``comparison_texts`` of ``examples``.
 
-    Batch statistics are those of the texts at hand (the supernet's running ones belong to no member). The supernet is
-    left as it was. A pure function of weights, examples, seed and what ``measure`` finds.
+    ``examples`` are texts that the supernet has not learned from. It is left as it was. A pure function of weights, examples,
+    seed and what ``measure`` finds.
     """
     decided = supernet.decide(seed)
     is_argmax, constrained = method.config.derive == "argmax", method.config.is_constrained
     if is_argmax and not constrained:
         return Derived(decided)
-    generator = np.random.default_rng((seed, 0xDE21))
-    texts = comparison_texts(examples, generator)
+    generator = np.random.default_rng((seed, 0xDE22))
+    texts = comparison_texts(examples, seed)
     losses: dict[Architecture, float] = {}
 
     def best_of(members: list[Architecture]) -> Architecture:
@@ -74,7 +69,7 @@ def derive(
         progress.stage("compare members", len(members))
         for done, member in enumerate(members, start=1):
             if member not in losses:
-                losses[member] = member_loss(shrink(supernet, member), method, texts, max(supernet.space.widths))
+                losses[member] = member_loss(shrink(supernet, member), method, texts)
                 losses[member] += method.member_penalty(member)
             progress.step(done, loss=losses[member], best=min(losses[known] for known in members[:done]))
         return min(members, key=losses.__getitem__)
@@ -114,12 +109,6 @@ def finalists(derived: Derived, method: SearchMethod, measure: Measure | None = 
             continue
         found.append(member)
     return found
-
-
-def comparison_texts(examples: Examples, generator: np.random.Generator) -> Examples:
-    """At most ``TEXTS`` of the examples, drawn at random and sorted by length."""
-    chosen = generator.permutation(len(examples))[:TEXTS]
-    return examples.select(chosen[np.argsort(examples.tokens.lengths[chosen], kind="stable")])
 
 
 def _within(supernet: Supernet, method: SearchMethod, factor: float, generator: np.random.Generator, seed: int) -> list[Architecture]:
@@ -200,22 +189,3 @@ def measured(
         f"search.latency_target_ms: {target:.4g} ms is missed by every member that was measured; the nearest takes {taken[nearest]:.4g} ms"
     )
     return nearest
-
-
-@torch.no_grad()
-def member_loss(student: AdasearchForSequenceClassification, method: SearchMethod, texts: Examples, widest: int) -> float:
-    """Mean loss of a member against labels and teacher, without dropout, with the batches' own statistics; ``widest`` is the supernet's."""
-    student.train()
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.eval()
-    total = 0.0
-    for start in range(0, len(texts), BATCH):
-        indices = np.arange(start, min(start + BATCH, len(texts)))
-        batch = texts.collate(indices)
-        output = student(batch["input_ids"], batch["attention_mask"])
-        # a narrower member's levels are the leading channels of the supernet's, whose others would be zero
-        levels = [F.pad(level, (0, widest - level.shape[1])) for level in output.hidden_states[:-1]]
-        terms = method.objective(output.logits, levels, batch)
-        total += float(sum(terms.values())) * len(indices)
-    return total / len(texts)

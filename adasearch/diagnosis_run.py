@@ -1,8 +1,9 @@
 """The runs behind a diagnosis: searches with several seeds, members ranked before and after training, controls.
 
-Everything lies in ``diagnosis/`` of the run's folder: ``seed-<s>/search`` is a search, ``seed-<s>/models`` holds what was
-trained with its supernet, one folder a system. What is finished there is read back, so that a diagnosis goes on after a
-kill, and a larger one begins with what a smaller one has done. Teacher, tokens and transfer set are the run's own.
+Everything lies in ``diagnosis/<strategy>/`` of the run's folder: ``seed-<s>/search`` is a search, ``seed-<s>/models`` holds what
+was trained with its supernet, one folder a system. What is finished there is read back, so that a diagnosis goes on after a
+kill, and a larger one begins with what a smaller one has done; with other settings it is refused. Teacher, tokens and transfer
+set are the run's own, and all strategies share them.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from torch import Tensor, nn
 from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture
 from adasearch.config import RunConfig
-from adasearch.derive import BATCH, member_loss
+from adasearch.comparison import BATCH, batch_statistics, member_loss
 from adasearch.diagnosis import (
     against_controls, agreement, chance_agreement, conv3_stack_like, discretisation_gap, last_entropy, loss_shares, rank_correlation,
 )  # fmt: skip
 from adasearch.errors import ConfigError
-from adasearch.files import write_json
+from adasearch.files import fingerprint, read_json, write_json
 from adasearch.latency import LatencyModel
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
-from adasearch.pipeline import check, run_folder
+from adasearch.pipeline import FREE, check, run_folder
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import commit
+from adasearch.run_files import begin_run, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking
@@ -45,11 +46,11 @@ from adasearch.shrink import random_architecture, random_architecture_like, shri
 from adasearch.strategies import find_strategy
 from adasearch.supernet import Supernet
 from adasearch.systems import Trainer, run_search, scores_of, student_logits
-from adasearch.tokens import Examples
 
 PASSES = 4  # over the validation texts with the supernet's own path, which is drawn anew for every batch
 # of the settings, those that the findings repeat: no places of files
-TOLD = ("seed", "max_steps", "search_seeds", "members", "random_cells", "equal_cost", "search", "retrain", "distill", "transfer")
+TOLD = ("seed", "max_steps", "search_seeds", "members", "random_cells", "equal_cost", "front", "search", "retrain", "distill", "transfer")
+MORE = ("search_seeds", "members", "random_cells", "equal_cost", "front")  # of the settings, those that only ask for more of the same
 WIDTH_STEP = 8  # between the widths tried for the conv3 stack
 
 
@@ -60,14 +61,18 @@ class DiagnosisConfig(RunConfig):
     Args:
         search_seeds: seeds of the searches; two or more, for the agreement of their cells.
         members: random members that are scored with the first seed's supernet, trained, and scored again.
-        random_cells: random members at the searched one's cost, as controls.
-        equal_cost: draw ``members`` at the cost of the searched one, so that size alone cannot rank them.
+        equal_cost: draw ``members`` at the cost of the searched one, so that size alone cannot rank them; they are the random
+            controls too. The cost is the latency where ``search.latency_table`` names a table, else MACs.
+        random_cells: random members at the searched one's cost, as controls, where ``members`` are of any cost.
+        front: so many points of the first seed's Pareto front are trained, to see whether they keep their order; for strategies
+            that find one.
     """
 
     search_seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     members: int = 20
+    equal_cost: bool = True
     random_cells: int = 5
-    equal_cost: bool = False
+    front: int = 0
 
     def run_config(self) -> RunConfig:
         """The run's part."""
@@ -92,11 +97,13 @@ class Diagnosis:
         self.options, self.config, self.progress = config, config.run_config(), progress
         if not config.search_seeds or len(set(config.search_seeds)) < len(config.search_seeds):
             raise ConfigError(f"search_seeds: {config.search_seeds!r}; choices: one or more different whole numbers")
-        for name, least in (("members", 3), ("random_cells", 0)):
+        for name, least in (("members", 3), ("random_cells", 0), ("front", 0)):
             if getattr(config, name) < least:
                 raise ConfigError(f"{name}: {getattr(config, name)!r} is out of range; choices: {least} or more")
         self.task, self.space = check(self.config)
-        self.folder = run_folder(self.config)
+        self.run_folder = run_folder(self.config)
+        self.folder = self.run_folder / "diagnosis" / self.config.search.strategy
+        check_reopening(self.folder, to_dict(config), to_dict(DiagnosisConfig()), (*FREE, *MORE))
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -106,10 +113,11 @@ class Diagnosis:
     @cached_property
     def problem(self) -> Problem:
         """The task made ready, in the run's own cache."""
-        return prepare(self.config, self.task, self.folder, self.accelerator, self.progress)
+        return prepare(self.config, self.task, self.run_folder, self.accelerator, self.progress)
 
     def run(self) -> dict[str, Any]:
-        """Do what is left to do; the findings, which are also written as ``diagnosis/diagnosis.json`` with figures."""
+        """Do what is left to do; the findings, which are also written as ``diagnosis.json`` with figures."""
+        begin_run(self.folder, to_dict(self.options), self.accelerator.mixed_precision)
         first, cells, seeds, controls = None, [], [], {name: [] for name in ("searched", "random", "conv3_stack", "bag_of_embeddings")}
         for seed in self.options.search_seeds:
             this = self.search(seed)
@@ -119,32 +127,26 @@ class Diagnosis:
             controls["searched"].append(seeds[-1]["held_out"])
             controls["conv3_stack"].append(self.conv3_stack(this))
             controls["bag_of_embeddings"].append(self.score(this.trainer.train("bag_of_embeddings", this.architecture, seed).scores))
-        for index in range(self.options.random_cells):
-            trained = first.trainer.train("random_architecture", first.architecture, index)
-            controls["random"].append(self.score(trained.scores))
-        members = self.ranking(first)
-        after = [member["retrained_score"] for member in members]
+        members = self.ranking(first, self.drawn_members(first))
+        controls["random"] = [member["retrained_score"] for member in members] if self.options.equal_cost else self.random_cells(first)
         found = {
             "task": self.task.name, "metric": self.task.metric, "commit": commit(), "space": self.space.name,
             "strategy": self.config.search.strategy, "config": {name: to_dict(self.options)[name] for name in TOLD}, "seeds": seeds,
             "agreement": {"searched": agreement(cells), "chance": chance_agreement(self.space)},
-            "ranking": {
-                "equal_cost": self.options.equal_cost, "members": members,
-                "by_score": rank_correlation([member["supernet_score"] for member in members], after),
-                "by_loss": rank_correlation([-member["supernet_loss"] for member in members], after),
-                "by_macs": rank_correlation([member["macs"] for member in members], after),
-            },
+            "ranking": {"equal_cost": self.options.equal_cost, "members": members, **correlations(members)},
             "controls": against_controls(controls), "hardware": hardware(),
         }  # fmt: skip
-        folder = self.folder / "diagnosis"
-        draw_ranking(members, found["ranking"]["by_score"], self.task.metric, folder / "ranking")
-        draw_controls({name: scores for name, scores in controls.items()}, self.task.metric, folder / "controls")
-        write_json(folder / "diagnosis.json", found)
+        if self.options.front:
+            points = self.ranking(first, self.front_points(first))
+            found["front"] = {"members": points, **correlations(points)}
+        draw_ranking(members, found["ranking"]["by_score"], self.task.metric, self.folder / "ranking")
+        draw_controls({name: scores for name, scores in controls.items()}, self.task.metric, self.folder / "controls")
+        write_json(self.folder / "diagnosis.json", found)
         return found
 
     def search(self, seed: int) -> Searched:
         """A search with that seed, in a folder of its own."""
-        folder = self.folder / "diagnosis" / f"seed-{seed}"
+        folder = self.folder / f"seed-{seed}"
         config = dataclasses.replace(self.config, seed=seed, data_seed=self.config.seed_of_data)
         supernet, architecture = run_search(config, self.problem, self.space, folder / "search", self.accelerator, self.progress)
         trainer = Trainer(config, self.problem, self.space, supernet, folder, self.accelerator, self.progress)
@@ -158,7 +160,7 @@ class Diagnosis:
         retrained = self.score(scores_of(self.problem, logits_NC, self.problem.validation))
         derived = self.member_score(this.supernet, this.architecture)
         return {
-            "seed": this.seed, "architecture": this.architecture.to_dict(), "macs": self.macs(this.architecture),
+            "seed": this.seed, "architecture": this.architecture.to_dict(), **self.price(this, this.architecture),
             "held_out": self.score(trained.scores), "gap": discretisation_gap(self.path_score(this), derived, retrained),
             "loss_shares": loss_shares(history), "entropy": last_entropy(history),
         }  # fmt: skip
@@ -171,10 +173,11 @@ class Diagnosis:
         method = find_strategy(settings)(settings, distill, task.problem_type, task.num_labels, self.problem.length, latency)
         method.attach(this.supernet)
         method.begin_step(this.supernet, settings.steps - 1, settings.steps)
+        method.is_learning = settings.mode == "joint"  # in the other mode weights learn on what they are shown beside the architecture
         return method
 
     def latency(self, this: Searched) -> LatencyModel | None:
-        """What the search read its latency target from."""
+        """The search's latency table, where it has one."""
         return known_latency(self.config.search, self.problem.labelled, this.folder)
 
     def path_score(self, this: Searched) -> float:
@@ -195,15 +198,11 @@ class Diagnosis:
     @torch.no_grad()
     def batch_scores(self, model: nn.Module, predict: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, float]:
         """Validation metrics without dropout and with each batch's own statistics, as a supernet has no others that fit."""
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.eval()
         validation = self.problem.validation
         order = np.argsort(validation.tokens.lengths, kind="stable")
         parts = np.array_split(order, max(1, round(len(order) / BATCH)))
-        logits_NC = np.concatenate([predict(validation.collate(indices)).numpy() for indices in parts])
-        model.eval()
+        with batch_statistics(model):
+            logits_NC = np.concatenate([predict(validation.collate(indices)).numpy() for indices in parts])
         return scores_of(self.problem, logits_NC, validation.select(order))
 
     def score(self, scores: dict[str, float]) -> float:
@@ -224,32 +223,51 @@ class Diagnosis:
             trainer = Trainer(trainer.config, self.problem, self.space, None, this.folder, self.accelerator, self.progress)
         return self.score(trainer.train("conv3_stack", stack, this.seed).scores)
 
-    def ranking(self, this: Searched) -> list[dict[str, Any]]:
-        """Members with their scores before and after training, each trained alike."""
+    def price(self, this: Searched, member: Architecture) -> dict[str, float]:
+        """What a member costs: "macs" and, with a latency table, "latency_ms"."""
+        latency = self.latency(this)
+        return {"macs": self.macs(member), **({"latency_ms": latency.predict(member)} if latency else {})}
+
+    def random_cells(self, this: Searched) -> list[float]:
+        """Held-out scores of random members at the searched one's cost."""
+        trained = (this.trainer.train("random_architecture", this.architecture, index) for index in range(self.options.random_cells))
+        return [self.score(found.scores) for found in trained]
+
+    def ranking(self, this: Searched, members: list[Architecture]) -> list[dict[str, Any]]:
+        """Members with their scores and losses before and after training, each trained alike."""
         method, validation = self.method(this), self.problem.validation
-        order = np.argsort(validation.tokens.lengths, kind="stable")
-        texts: Examples = validation.select(order)
+        texts = validation.select(np.argsort(validation.tokens.lengths, kind="stable"))
         found = []
-        for index, member in enumerate(self.drawn_members(this)):
-            trained = this.trainer.train(f"member_{index:03d}", member, self.config.seed)
+        for member in members:
+            trained = this.trainer.train(f"member-{fingerprint(member.to_dict())[:8]}", member, self.config.seed)
             found.append(
                 {
                     "supernet_score": self.member_score(this.supernet, member),
-                    "supernet_loss": member_loss(shrink(this.supernet, member), method, texts, max(self.space.widths)),
-                    "retrained_score": self.score(trained.scores), "macs": self.macs(member), "architecture": member.to_dict(),
+                    "supernet_loss": member_loss(shrink(this.supernet, member), method, texts),
+                    "retrained_score": self.score(trained.scores),
+                    "retrained_loss": read_json(trained.folder / "training.json")["held_out_loss"],
+                    **self.price(this, member), "architecture": member.to_dict(),
                 }
             )  # fmt: skip
         return found
 
+    def front_points(self, this: Searched) -> list[Architecture]:
+        """Points of the front, as many as asked for and evenly along it."""
+        path = this.folder / "search" / "front.json"
+        if not path.exists():
+            raise ConfigError(f"front: search.strategy {self.config.search.strategy!r} finds none; choices: 0, or one_shot")
+        points = read_json(path)["front"]
+        chosen = np.unique(np.linspace(0, len(points) - 1, self.options.front).round().astype(int))
+        return [Architecture.from_dict(points[index]["architecture"], where=str(path)) for index in chosen]
+
     def drawn_members(self, this: Searched) -> list[Architecture]:
         """Different members, drawn at random; the first of a larger number are those of a smaller one."""
         generator = np.random.default_rng((self.config.seed, 0xD1A6))
+        latency, length = self.latency(this), self.problem.length
         found: dict[Architecture, None] = {}
         for index in range(100 * self.options.members):
             if self.options.equal_cost:
-                latency = self.latency(this)
-                seed, length = self.config.seed + index, self.problem.length
-                member = random_architecture_like(this.architecture, self.space, length, seed, latency=latency)
+                member = random_architecture_like(this.architecture, self.space, length, self.config.seed + index, latency=latency)
                 member = dataclasses.replace(member, seed=0)
             else:
                 member = random_architecture(self.space, generator)
@@ -259,6 +277,18 @@ class Diagnosis:
         raise ConfigError(
             f"members: the space {self.space.name!r} gave {len(found)} different ones; choices: at most so many, or another space"
         )
+
+
+def correlations(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether scores, losses and MACs before training rank members as they are ranked after it."""
+    if len(members) < 3:
+        return {}
+    scores, losses = ([member[f"retrained_{name}"] for member in members] for name in ("score", "loss"))
+    return {
+        "by_score": rank_correlation([member["supernet_score"] for member in members], scores),
+        "by_loss": rank_correlation([member["supernet_loss"] for member in members], losses),
+        "by_macs": rank_correlation([member["macs"] for member in members], scores),
+    }
 
 
 def diagnose(config: DiagnosisConfig, progress: Progress | None = None) -> dict[str, Any]:

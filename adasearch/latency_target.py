@@ -39,11 +39,11 @@ def table_path(settings: SearchConfig, search_folder: Path) -> Path:
 def open_table(
     settings: SearchConfig, space: Space, lengths: Lengths, search_folder: Path, progress: Progress
 ) -> LatencyTable | None:
-    """The latency table of a search with a latency target: read, or measured first where none was named; else None.
+    """The table that is named, or the one of a search with a latency target, measured first where it is not there; else None.
 
     Raises ``ConfigError`` for a table of another deployment or space, or one that ends before the task's texts.
     """
-    if settings.latency_target_ms is None:
+    if settings.latency_target_ms is None and settings.latency_table is None:
         return None
     path = table_path(settings, search_folder)
     here = deployment_here(settings.latency_runtime, settings.latency_threads, settings.latency_batch_size)
@@ -57,9 +57,9 @@ def open_table(
 
 
 def known_latency(settings: SearchConfig, labelled: Examples, run_folder: Path) -> LatencyModel | None:
-    """What a run's search read its latency target from; None where it had none."""
+    """What a run's search read its latency target from, or a table that was named without one; else None."""
     path = table_path(settings, run_folder / "search")
-    if settings.latency_target_ms is None or not path.exists():
+    if (settings.latency_target_ms is None and settings.latency_table is None) or not path.exists():
         return None
     return LatencyTable.load(path).at(target_lengths(settings, labelled))
 
@@ -138,7 +138,8 @@ def check_targets(
     """Raise ``ConfigError`` for a target below what any member of the space costs."""
     if not settings.is_constrained:
         return
-    if latency is not None:
+    if settings.latency_target_ms is not None:
+        assert latency is not None, "a latency target needs a latency model"
         fastest = fastest_member(space, latency)
         least = latency.predict(fastest)
         if settings.latency_target_ms < least:

@@ -2,8 +2,8 @@
 
 Weights that all members share rank them roughly; a short training of its own tells more, and costs less than a whole one.
 Successive halving (Jamieson & Talwalkar 2016), each round's trainings from the beginning with a schedule of their own, so that
-the last round's are what a whole training would be on fewer steps. The texts that members are compared on are kept from these
-trainings and from the search.
+the last round's are what a whole training would be on fewer steps. The labelled texts that members are compared on are kept from
+these trainings and from the search, and so are the texts that augmentation made near to them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
-from adasearch.derive import BATCH, comparison_texts
+from adasearch.comparison import comparison_texts, member_loss
 from adasearch.files import read_json, write_json
 from adasearch.fit import fit
 from adasearch.fit_config import capped
 from adasearch.methods.distill import Distill
-from adasearch.objectives import Distillation
-from adasearch.prepare import Problem
+from adasearch.prepare import Problem, SearchSplits
 from adasearch.progress import Progress
 from adasearch.search_method import SearchMethod
 from adasearch.starts import new_student
@@ -57,15 +55,15 @@ def play_off(members: Sequence[Member], trial: Callable[[Member, int], float], s
 
 @dataclasses.dataclass
 class Finals:
-    """The play-off of a search's finalists, in ``folder``. ``splits`` are what the search learned from and what it did not see."""
+    """The play-off of a search's finalists, in ``folder``, which keeps its members: a killed one goes on with the same."""
 
     config: RunConfig
     problem: Problem
     space: Space
     supernet: Supernet
     method: SearchMethod
-    members: list[Architecture]
-    splits: tuple[Examples, Examples]
+    found: list[Architecture]
+    splits: SearchSplits
     folder: Path
     accelerator: Accelerator
     progress: Progress
@@ -73,14 +71,19 @@ class Finals:
     @cached_property
     def entries(self) -> list[dict[str, Any]]:
         """Every member with its losses by steps: ``play_off.json``, from which a killed play-off goes on."""
-        if self.path.exists():
-            return read_json(self.path)
-        return [{"architecture": member.to_dict(), "losses": {}} for member in self.members]
+        if not self.path.exists():
+            write_json(self.path, [{"architecture": member.to_dict(), "losses": {}} for member in self.found])
+        return read_json(self.path)
+
+    @cached_property
+    def members(self) -> list[Architecture]:
+        """Those of ``entries``: where members are measured a search that goes on may find others."""
+        return [Architecture.from_dict(entry["architecture"], where=str(self.path)) for entry in self.entries]
 
     @cached_property
     def compared(self) -> Examples:
         """The texts that members are compared on."""
-        return comparison_texts(self.splits[1], np.random.default_rng((self.config.seed, 0xF1A1)))
+        return comparison_texts(self.splits.compared, self.config.seed)
 
     @property
     def path(self) -> Path:
@@ -100,7 +103,8 @@ class Finals:
         losses = self.entries[index]["losses"]
         if str(steps) not in losses:
             student = self._trained(index, steps)
-            losses[str(steps)] = self._held_loss(student) + self.method.member_penalty(self.members[index])
+            loss = member_loss(student, self.method, self.compared, is_trained=True)
+            losses[str(steps)] = loss + self.method.member_penalty(self.members[index])
             write_json(self.path, self.entries)
             shutil.rmtree(self._work(index, steps))
         return losses[str(steps)]
@@ -115,19 +119,8 @@ class Finals:
         settings = dataclasses.replace(config.retrain, steps=steps)
         method = Distill(settings, config.distill, task.problem_type, task.num_labels, member.width, max(1, member.depth))
         fit(
-            student, method, {"train": self.splits[0]}, settings, seed=config.seed, folder=self._work(index, steps),
+            student, method, {"train": self.splits.known}, settings, seed=config.seed, folder=self._work(index, steps),
             accelerator=self.accelerator, progress=self.progress, title=f"play-off, member {index + 1} of {len(self.members)}",
             checkpoint_seconds=config.checkpoint_seconds,
         )  # fmt: skip
         return student.cpu().eval()
-
-    @torch.no_grad()
-    def _held_loss(self, student: AdasearchForSequenceClassification) -> float:
-        """Mean loss against labels and the teacher's final logits."""
-        config, task, held = dataclasses.replace(self.config.distill, probe_weight=0.0), self.problem.task, self.compared
-        objective = Distillation(config, task.problem_type, task.num_labels, 1, 1)
-        total = 0.0
-        for indices, batch in held.in_order(BATCH):
-            terms = objective(student(batch["input_ids"], batch["attention_mask"]).logits, [], batch)
-            total += float(sum(terms.values())) * len(indices)
-        return total / len(held)

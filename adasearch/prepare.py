@@ -15,10 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adasearch.comparison import TEXTS
 from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import main_first
 from adasearch.lesson import lesson_rows, teach, transfer_stores
+from adasearch.near_copies import SIMILAR, similarity_to
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
@@ -62,13 +64,42 @@ class Problem:
         """Mean word pieces of a labelled text: the length at which MACs are counted."""
         return float(self.labelled.tokens.lengths.mean())
 
-    def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples]:
-        """The lesson without a share of the labelled texts, and these. What augmentation made from them stays with the first."""
-        count = len(self.labelled)
-        held = np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))]
-        repeats = (len(self.lesson) - self.made) // count
-        hidden = np.concatenate([held + turn * count for turn in range(repeats)])
-        return self.lesson.select(np.setdiff1d(np.arange(len(self.lesson)), hidden)), self.lesson.select(np.sort(held))
+    def search_splits(self, share: float, seed: int, is_bilevel: bool = False) -> SearchSplits:
+        """The lesson in parts. A share of the labelled texts, at most ``TEXTS`` of them, is for comparing members.
+
+        In bilevel mode the rest of that share, half of it at least, is for the architecture; what augmentation made of it stays with
+        the weights. Made texts that are near copies of the compared ones are left out, at most twice as many as there are on
+        the average: what has been seen in other words would be compared by heart.
+        """
+        count, made = len(self.labelled), self.made
+        held = np.random.default_rng(seed).permutation(count)[: max(2 if is_bilevel else 1, round(share * count))]
+        most = min(TEXTS, len(held) // 2 if is_bilevel else len(held))
+        compared, valid = np.sort(held[:most]), np.sort(held[most:] if is_bilevel else held[:0])
+        first_made = len(self.lesson) - made
+        turns = np.arange(first_made) % count
+        made_rows = np.arange(first_made, len(self.lesson))
+        if made:
+            own, frame = self.labelled.tokens.select(compared), self.tokenizer.all_special_ids
+            alike = similarity_to(self.lesson.tokens.select(made_rows), own, frame)
+            nearest = np.argsort(-alike, kind="stable")[: round(2 * made * len(compared) / count)]
+            made_rows = np.delete(made_rows, nearest[alike[nearest] >= SIMILAR])
+        known = np.concatenate([np.flatnonzero(~np.isin(turns, compared)), made_rows])
+        train = known[~np.isin(known, np.flatnonzero(np.isin(turns, valid)))]
+        return SearchSplits(self.lesson.select(train), self.lesson.select(valid), self.lesson.select(known), self.lesson.select(compared))
+
+
+@dataclass(frozen=True)
+class SearchSplits:
+    """What a search learns from and what it is judged by.
+
+    ``train`` is for the weights, ``valid`` for the architecture in bilevel mode (else empty), ``known`` both together with all
+    repeats, ``compared`` unknown to all of them: on these members are compared.
+    """
+
+    train: Examples
+    valid: Examples
+    known: Examples
+    compared: Examples
 
 
 def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:

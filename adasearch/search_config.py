@@ -28,6 +28,7 @@ class SearchConfig(FitConfig):
         latency_target_ms: milliseconds that one call of the student may take, as predicted from a table measured on this
             machine (``latency_table``) and measured again on the member that is derived.
         latency_table: file that ``adasearch bench`` wrote with build_lut; when absent ``search/latency.json`` of the run, measured first.
+            Without a target a named table prices the random controls: they take as long as the student.
         latency_threads: threads of the runtime that the target is for.
         latency_batch_size: texts a call that the target is for.
         latency_lengths: lengths in word pieces that the target is for, each as frequent as the others; the lengths of the
@@ -39,13 +40,13 @@ class SearchConfig(FitConfig):
         arch_warmup: share of the steps in which only the weights learn, on uniformly drawn paths.
         temperature_start: Gumbel-softmax temperature at the first step.
         temperature_end: and at the last (exponential between).
-        valid_share: share of the training examples held out for ``bilevel``.
+        valid_share: share of the labelled training texts kept from the search: to compare members on (512 at most), and in ``bilevel``
+            mode (the half of it, or more) for the architecture to learn from.
         derive: evaluated (draw members from what the search learned and keep the one whose loss plus cost is least, with
-            the supernet's weights) or argmax (the most probable of every choice, as AdaBERT).
+            the supernet's weights, on texts that were kept from it) or argmax (the most probable of every choice, as AdaBERT).
         candidates: how many members are drawn for ``evaluated``; trials of ``nni.random``, ``nni.grid`` and ``nni.tpe``.
         finalists: so many of the best members are trained for a short while each, and the best of these is taken, by its loss on
-            training texts that were kept from search and trainings (``valid_share``; successive halving); 1 takes the best by
-            the supernet's weights alone.
+            texts that were kept from search and trainings (successive halving); 1 takes the best by the supernet's weights alone.
         finalist_share: of the steps of ``retrain``, for which the last two finalists are trained; earlier rounds have half as many each.
         collapse_share: alarm when operations without parameters hold more than this share of the edges.
         fair_sampling: while paths are drawn uniformly, every candidate of an edge takes its turn once in as many steps as

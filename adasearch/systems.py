@@ -18,9 +18,9 @@ from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
-from adasearch.derive import TEXTS, finalists
+from adasearch.derive import finalists
 from adasearch.distributed import main_first
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
@@ -30,6 +30,7 @@ from adasearch.latency_target import check_targets, known_latency, open_table, t
 from adasearch.member_cost import learned_operations
 from adasearch.methods.distill import Distill
 from adasearch.metrics import score
+from adasearch.objectives import task_loss
 from adasearch.outputs import outputs_of
 from adasearch.play_off import Finals
 from adasearch.prepare import Problem
@@ -78,11 +79,8 @@ def run_search(
         table = open_table(settings, space, lengths, folder, progress)
     latency = None if table is None else table.at(lengths)
     check_targets(settings, space, problem.length, problem.student_config, latency)
-    train, held = problem.lesson, problem.labelled
-    if settings.mode == "bilevel" or settings.finalists > 1:
-        few = 1.0 if settings.mode == "bilevel" else TEXTS / len(held)  # an architecture learns from more texts than are compared on
-        train, held = problem.hold_out(min(settings.valid_share, few), config.seed)
-    splits = {"train": train, "valid": held} if settings.mode == "bilevel" else {"train": train}
+    parts = problem.search_splits(settings.valid_share, config.seed, is_bilevel := settings.mode == "bilevel")
+    splits = {"train": parts.train, "valid": parts.valid} if is_bilevel else {"train": parts.train}
     if remark(settings):
         progress.message(remark(settings))
     method = strategy(settings, config.distill, problem.task.problem_type, problem.task.num_labels, problem.length, latency)
@@ -95,12 +93,11 @@ def run_search(
         return _read_search(supernet, weights, path)
     supernet.cpu().trunk.embeddings.word.sparse = False
     measure = None if table is None else partial(measure_architecture, table, lengths=lengths, progress=progress)
-    derived = method.cpu().derive(supernet, held, config.seed, progress, measure)
+    derived = method.cpu().derive(supernet, parts.compared, config.seed, progress, measure)
     architecture = derived.architecture
     if settings.finalists > 1:
         members = finalists(derived, method, measure)
-        finals = Finals(config, problem, space, supernet, method, members, (train, held), folder, accelerator, progress)
-        architecture = finals.winner()
+        architecture = Finals(config, problem, space, supernet, method, members, parts, folder, accelerator, progress).winner()
     if derived.front is not None:
         write_json(folder / "front.json", derived.front)
         draw_front(derived.front, folder / "front")
@@ -176,6 +173,8 @@ class Trainer:
             architecture = dataclasses.replace(architecture, cells=())
         if not (target / "scores.json").exists():
             self._train(kind, architecture, seed, target, work)
+        elif Architecture.from_dict(read_json(target / "config.json")["architecture"], where=str(target)) != architecture:
+            raise ModelError(f"{target}: holds another architecture than the one to be trained; choices: delete it")
         return Trained(kind, seed, target, read_json(target / "scores.json"), architecture)
 
     def _train(self, kind: str, architecture: Architecture, seed: int, target: Path, work: Path) -> None:
@@ -216,11 +215,13 @@ class Trainer:
         self, student: AdasearchForSequenceClassification, history: list[dict[str, Any]], took: dict[str, float], target: Path, work: Path
     ) -> None:
         problem = self.problem
-        held_out = scores_of(problem, student_logits(student, problem.held_out, self.accelerator), problem.held_out)
+        logits_NC = student_logits(student, problem.held_out, self.accelerator)
+        held_out = scores_of(problem, logits_NC, problem.held_out)
+        losses_N = task_loss(torch.from_numpy(logits_NC).float(), torch.from_numpy(problem.held_out.labels), problem.task.problem_type)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
         save_student(student.cpu(), problem.tokenizer, target)
         write_json(target / "history.json", history)
-        write_json(target / "training.json", took)
+        write_json(target / "training.json", {**took, "held_out_loss": float(losses_N.mean())})
         write_json(target / "scores.json", held_out)  # last: it says that all is there
         (work / "checkpoint.pt").unlink(missing_ok=True)
 

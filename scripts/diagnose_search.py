@@ -3,9 +3,10 @@
     python scripts/diagnose_search.py sst2 --data_dir DIR --teacher demo --output_dir runs/sst2 [--search.strategy one_shot]
     python scripts/diagnose_search.py --config runs/sst2/config.yaml --output_dir runs/sst2   # a run's settings and its cache
 
-Beside a run's settings: --search_seeds 1 2 3, --members 20, --random_cells 5, --equal_cost. Each training has a folder of its
-own, so that the same command goes on after a kill. Writes <output_dir>/diagnosis/ and results/runs/diagnosis_<task>.json with
-its figures. Time: (3 searches + 20 + 5 + 9 trainings) of the run's steps; on 2 cores at 1,500 steps of 128 about an afternoon.
+Beside a run's settings: --search_seeds 1 2 3, --members 20 (random ones at the searched one's cost, which rank and are controls),
+--front 8. Each training has a folder of its own, so that the same command goes on after a kill. Writes
+<output_dir>/diagnosis/<strategy>/ and results/runs/diagnosis_<task>.json with its figures. Time: (3 searches + 20 + 9 trainings)
+of the run's steps; on 2 cores at 1,500 steps of 128 about an afternoon.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> int:
     write_json(RESULTS / "runs" / f"{name}.json", {"what": what, "command": script_command(), **found})
     figures = RESULTS / "figures" / name
     figures.mkdir(parents=True, exist_ok=True)
-    for picture in (run_folder(settings.run_config()) / "diagnosis").glob("*.[sp][vn]g"):
+    for picture in (run_folder(settings.run_config()) / "diagnosis" / found["strategy"]).glob("*.[sp][vn]g"):
         shutil.copyfile(picture, figures / picture.name)
     ranking = found["ranking"]["by_score"]
     print(f"rank correlation {format_rank(ranking)} over {ranking['members']} members")

@@ -12,8 +12,9 @@ from test_fit import examples
 from tiny import tiny_config, tiny_space
 
 from adasearch.architecture import Architecture
+from adasearch.comparison import member_loss
 from adasearch.config import DistillConfig, SearchConfig
-from adasearch.derive import USED, derive, finalists, member_loss
+from adasearch.derive import USED, derive, finalists
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import architecture_cost, cheapest_cost, learned_operations
 from adasearch.methods.adabert import AdaBert
@@ -33,12 +34,12 @@ def parts(**settings) -> tuple[Supernet, AdaBert]:
 
 def test_member_loss_is_the_objective_with_the_batchs_own_statistics() -> None:
     supernet, method = parts()
-    method.objective.config = DistillConfig(gamma=0.0, probe_weight=0.0)
+    method.distill = DistillConfig(gamma=0.0)
     texts = examples(20)
     student = shrink(supernet, supernet.decide())
     batch = texts.collate(np.arange(20))
     expected = F.cross_entropy(student.train()(batch["input_ids"], batch["attention_mask"]).logits, batch["labels"])
-    assert member_loss(shrink(supernet, supernet.decide()), method, texts, 12) == pytest.approx(expected.item(), rel=1e-5)
+    assert member_loss(shrink(supernet, supernet.decide()), method, texts) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_derived_member_is_the_best_of_those_compared() -> None:
@@ -54,7 +55,7 @@ def test_the_derived_member_is_the_best_of_those_compared() -> None:
     best = derive(supernet, method, texts, 7, Listen()).architecture
     assert told == sorted(told, reverse=True) and len(told) > 5
     order = texts.select(np.argsort(texts.tokens.lengths, kind="stable"))
-    loss = member_loss(shrink(supernet, best), method, order, 12)
+    loss = member_loss(shrink(supernet, best), method, order)
     assert told[-1] == pytest.approx(loss + method.member_penalty(best), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
     assert derive(supernet, method, texts, 7, Progress()).architecture == best

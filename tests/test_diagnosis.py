@@ -21,10 +21,11 @@ from adasearch.diagnosis import (
     against_controls, agreement, chance_agreement, conv3_stack_like, discretisation_gap, last_entropy, loss_shares, rank_correlation,
 )  # fmt: skip
 from adasearch.diagnosis_run import Diagnosis, DiagnosisConfig, diagnose
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, ModelError
 from adasearch.member_cost import architecture_cost
 from adasearch.progress import Progress
 from adasearch.search_plots import controls_figure, ranking_figure
+from adasearch.strategies import STRATEGIES
 
 
 def cell(*nodes: list[tuple[int, str]]) -> tuple[tuple[Edge, ...], ...]:
@@ -130,22 +131,69 @@ def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(diagnosis_run, "member_loss", stop)
         diagnose(request(tmp_path))
-    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "diagnosis").rglob("scores.json")}
-    assert len(trained) == 2 * 3 + 2 + 1
+    folder = tmp_path / "run" / "diagnosis" / "gumbel"
+    trained = {path: path.stat().st_mtime_ns for path in folder.rglob("scores.json")}
+    assert len(trained) == 2 * 3 + 1
     found = diagnose(request(tmp_path))
-    folder = tmp_path / "run" / "diagnosis"
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items()), "what was trained is not trained again"
-    assert len(list(folder.rglob("scores.json"))) == 2 * 3 + 2 + 4
+    assert len(list(folder.rglob("scores.json"))) == 2 * 3 + 4
     assert found == json.loads((folder / "diagnosis.json").read_text()) and {"seed-1", "seed-2"} < {path.name for path in folder.iterdir()}
-    assert [len(found["controls"][name]["scores"]) for name in ("searched", "random", "conv3_stack", "bag_of_embeddings")] == [2, 2, 2, 2]
+    assert [len(found["controls"][name]["scores"]) for name in ("searched", "random", "conv3_stack", "bag_of_embeddings")] == [2, 4, 2, 2]
     members = found["ranking"]["members"]
+    assert found["controls"]["random"]["scores"] == [member["retrained_score"] for member in members]
     assert len({json.dumps(member["architecture"]) for member in members}) == 4
-    for index, member in enumerate(members):
-        folder_of = folder / "seed-1" / "models" / f"member_{index:03d}-42"
-        assert json.loads((folder_of / "scores.json").read_text())["accuracy"] == member["retrained_score"]
+    for member in members:
+        (of_member,) = (path for path in (folder / "seed-1" / "models").glob("member-*") if architecture_of(path) == member["architecture"])
+        assert json.loads((of_member / "scores.json").read_text())["accuracy"] == member["retrained_score"]
+        assert json.loads((of_member / "training.json").read_text())["held_out_loss"] == member["retrained_loss"] > 0
         assert 0 <= member["supernet_score"] <= 1 and member["supernet_loss"] > 0
+    by_loss = stats.spearmanr(*([member[f"{when}_loss"] for member in members] for when in ("supernet", "retrained")))
+    assert found["ranking"]["by_loss"]["spearman"]["value"] == pytest.approx(by_loss.statistic)
     assert all((folder / f"{name}.{kind}").stat().st_size > 1_000 for name in ("ranking", "controls") for kind in ("svg", "png"))
     assert {seed["seed"] for seed in found["seeds"]} == {1, 2} and all(0 <= seed["gap"]["supernet_path"] <= 1 for seed in found["seeds"])
+
+    more = diagnose(request(tmp_path, members=5, equal_cost=False, random_cells=1))
+    assert len(more["controls"]["random"]["scores"]) == 1 and len(more["ranking"]["members"]) == 5
+    assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
+    with pytest.raises(ConfigError, match="other settings .search was"):
+        diagnose(request(tmp_path, search=SearchConfig(steps=5, batch_size=16, candidates=4)))
+
+
+def architecture_of(model: Path) -> dict[str, Any]:
+    return json.loads((model / "config.json").read_text())["architecture"]
+
+
+def test_a_strategys_diagnosis_has_a_folder_of_its_own_and_shares_what_was_prepared(tmp_path: Path) -> None:
+    """``one_shot`` beside the default: a search of its own, its front's points trained."""
+    first = Diagnosis(request(tmp_path), Progress())
+    first.search(1)
+    prepared = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cache").rglob("*") if path.is_file()}
+    settings = SearchConfig(steps=4, batch_size=16, strategy="one_shot", population=6, generations=2)
+    found = diagnose(request(tmp_path, search=settings, search_seeds=[1], members=3, front=4))
+    folder = tmp_path / "run" / "diagnosis" / "one_shot" / "seed-1"
+    front = json.loads((folder / "search" / "front.json").read_text())["front"]
+    points = found["front"]["members"]
+    assert [point["macs"] for point in points] == sorted(point["macs"] for point in points) and 1 < len(points) <= 4
+    assert points[0]["architecture"] == front[0]["architecture"] and points[-1]["architecture"] == front[-1]["architecture"]
+    assert all(path.stat().st_mtime_ns == before for path, before in prepared.items())
+    with pytest.raises(ConfigError, match="front: search.strategy 'gumbel' finds none"):
+        first.front_points(first.search(1))
+
+
+def test_a_model_of_another_architecture_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    this = (diagnosis := Diagnosis(request(tmp_path), Progress())).search(1)
+    members = diagnosis.drawn_members(this)
+    this.trainer.train("member", members[0], 1)
+    with pytest.raises(ModelError, match="holds another architecture"):
+        this.trainer.train("member", members[1], 1)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if not name.startswith("nni.")])
+def test_every_strategys_path_is_scored(tmp_path: Path, strategy: str) -> None:
+    kind = STRATEGIES[strategy]
+    settings = SearchConfig(steps=4, batch_size=16, strategy=strategy, mode=kind.published_mode or "joint", candidates=2, population=4, generations=1)
+    diagnosis = Diagnosis(request(tmp_path, search=settings), Progress())
+    assert 0 <= diagnosis.path_score(diagnosis.search(1)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cell", "sparse_model", "gradual_pruning", "encoder", "encoder_layers", "encoder_parts", "shrink_encoder", "low_bit", "low_bit_size", "masked_norm", "member_cost", "operations", "packed_modules", "inherit_layers", "inherited", "pair_operations", "quantize_model", "quantize_aware", "int8_modules", "sparse_files", "sparse_size", "shrink", "student", "supernet", "nni_space", "nni_cost", "nni_network"),  # F2: modules; knows no task
     (
         "augment", "masked_language", "masked_model", "masked_task", "word_pieces", "calibration", "corpora", "demo_assets", "known_labels", "labels", "language", "language_task", "metrics", "outputs", "perplexity", "rouge", "sources", "space", "tables", "tasks", "teacher",
-        "texts", "tokens", "transfer", "vocabulary", "student_vocabulary", "warm_start", "answers", "question_answering", "questions", "reader", "squad_metrics",
+        "texts", "tokens", "transfer", "vocabulary", "student_vocabulary", "near_copies", "warm_start", "answers", "question_answering", "questions", "reader", "squad_metrics",
     ),  # F3: the problem
-    ("derive", "distributed", "evolution", "search_method", "strategies", "taught_method", "fit", "methods", "nni_log", "nni_training", "nni_trials", "tracking", "turns"),  # F4: the one loop and the methods (a folder stands for all its files)
+    ("comparison", "derive", "distributed", "evolution", "search_method", "strategies", "taught_method", "fit", "methods", "nni_log", "nni_training", "nni_trials", "tracking", "turns"),  # F4: the one loop and the methods (a folder stands for all its files)
     (
         "__init__", "__main__", "sparse_pretraining_run", "sparse_pretraining_report", "arguments", "baselines", "bench", "bench_ratios", "cold", "references", "speed_table", "streams", "table_files", "bundle", "canvas", "card", "cascade", "chunks", "classifier", "cli", "console", "cell_panel", "curves", "draw", "histories", "label_places",
         "environment", "evidence", "export", "finished", "formats", "honest", "honest_rows", "html", "html_charts", "html_tables", "inspect_run", "latency_bench", "latency_target", "layout", "markdown", "measure", "pipeline",

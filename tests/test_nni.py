@@ -26,7 +26,7 @@ from nni.nas.profiler.pytorch.flops import FlopsProfiler
 from nni.nas.strategy import DARTS, Proxyless, RandomOneShot
 
 from adasearch.architecture import Architecture
-from adasearch.derive import comparison_texts, member_loss
+from adasearch.comparison import comparison_texts, member_loss
 from adasearch.errors import ConfigError, TrainingError
 from adasearch.fit_config import DistillConfig
 from adasearch.member_cost import architecture_cost
@@ -225,8 +225,8 @@ def test_the_chosen_is_the_least_of_those_weighed(tmp_path: Path) -> None:
     run(tmp_path, (supernet, method))
     data = examples()
     chosen = method.derive(supernet, data, 3, Progress()).architecture
-    texts = comparison_texts(data, np.random.default_rng((3, 0xDE21)))
-    weigh = lambda member: member_loss(shrink(supernet, member), method, texts, 12) + method.member_penalty(member)  # noqa: E731
+    texts = comparison_texts(data, 3)
+    weigh = lambda member: member_loss(shrink(supernet, member), method, texts) + method.member_penalty(member)  # noqa: E731
     found = run_trials("random", supernet, weigh, 5, method.config, 3, Progress())
     assert chosen == min(found, key=found.__getitem__) and len(found) == 5
 

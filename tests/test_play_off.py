@@ -14,7 +14,7 @@ import pytest
 from tiny_task import tiny_run
 
 import adasearch.play_off as subject
-from adasearch import search_method
+from adasearch import derive, search_method, systems
 from adasearch.errors import ConfigError
 from adasearch.pipeline import run, search
 from adasearch.play_off import Finals, play_off, rounds_of
@@ -74,33 +74,89 @@ def test_the_winner_is_the_searchs_architecture(tmp_path: Path, monkeypatch: pyt
     assert len(trained) == 1 + 6, "the one that was killed, and every training once"
 
 
-def test_what_is_held_out_is_learned_in_no_turn() -> None:
-    labelled = Examples(TokenStore.from_lists([np.array([i]) for i in range(8)]), 0)
-    made = Examples(TokenStore.from_lists([np.array([i]) for i in range(90, 94)]), 0)
-    parts = SimpleNamespace(labelled=labelled, lesson=Examples.concatenate([labelled] * 3 + [made]), made=4)
-    train, held = (Counter(int(part.tokens[i][0]) for i in range(len(part))) for part in Problem.hold_out(parts, 0.25, 3))
-    assert len(held) == 2 and set(held.values()) == {1} and set(held) < set(range(8))
-    assert train == Counter(3 * [i for i in range(8) if i not in held] + [90, 91, 92, 93])
+def lesson(repeats: int = 3) -> SimpleNamespace:
+    """Twenty texts of five words, that many times, and forty made ones: two of every text, with one or with four other words."""
+    generator = np.random.default_rng(0)
+    texts = [np.arange(10 * n, 10 * n + 5) for n in range(20)]
+    made = [np.concatenate([text[changed:], generator.integers(300, 400, changed)]) for text in texts for changed in (1, 4)]
+    labelled, extra = (Examples(TokenStore.from_lists(part), 0) for part in (texts, made))
+    tokenizer = SimpleNamespace(all_special_ids=[0])
+    return SimpleNamespace(labelled=labelled, lesson=Examples.concatenate([labelled] * repeats + [extra]), made=40, tokenizer=tokenizer)
+
+
+def texts_of(part: Examples) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(part.tokens[n].tolist()) for n in range(len(part)))
+
+
+@pytest.mark.parametrize("is_bilevel", [False, True])
+def test_what_members_are_compared_on_is_learned_in_no_turn_and_in_no_near_copy(is_bilevel: bool) -> None:
+    problem = lesson()
+    whole, parts = texts_of(problem.lesson), Problem.search_splits(problem, 0.4, 3, is_bilevel)
+    train, valid, known, compared = (texts_of(part) for part in (parts.train, parts.valid, parts.known, parts.compared))
+    assert len(compared) == (4 if is_bilevel else 8) and len(valid) == (4 if is_bilevel else 0)
+    assert set(compared.values()) == {1} and not set(compared) & (set(known) | set(valid))
+    copies = {made for made in whole for text in compared if len(set(made) & set(text)) == 4}
+    assert len(copies) == len(compared) and not copies & set(known)
+    assert known == Counter({text: times for text, times in whole.items() if text not in compared and text not in copies})
+    assert train == Counter({text: times for text, times in known.items() if text not in valid})
+    again = Problem.search_splits(problem, 0.4, 3, is_bilevel)
+    assert texts_of(again.compared) == compared != texts_of(Problem.search_splits(problem, 0.4, 4, is_bilevel).compared)
+
+
+def test_where_all_is_alike_no_more_copies_are_left_out_than_twice_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = lesson()
+    monkeypatch.setattr("adasearch.prepare.SIMILAR", 0.0)
+    assert len(Problem.search_splits(problem, 0.2, 3).known) == 3 * 16 + 40 - 2 * 8
+    monkeypatch.setattr("adasearch.prepare.TEXTS", 3)
+    assert len(Problem.search_splits(problem, 0.5, 3).compared) == 3
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_finalists_are_compared_on_what_they_did_not_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[float, int]] = []
-    hold_out = Problem.hold_out
-    monkeypatch.setattr(Problem, "hold_out", lambda problem, share, seed: asked.append((share, seed)) or hold_out(problem, share, seed))
-    learned, fit = [], subject.fit
+    learned, weighed, fit, weigh = [], [], subject.fit, subject.member_loss
 
     def watched(student: Any, method: Any, splits: dict[str, Examples], *args: Any, **options: Any) -> Any:
         learned.append(splits["train"])
         return fit(student, method, splits, *args, **options)
 
-    monkeypatch.setattr(subject, "fit", watched)
-    monkeypatch.setattr(search_method, "fit", watched)
+    def watched_loss(student: Any, method: Any, texts: Examples, *args: Any, **options: Any) -> float:
+        weighed.append(texts)
+        return weigh(student, method, texts, *args, **options)
+
+    for module in (subject, search_method):
+        monkeypatch.setattr(module, "fit", watched)
+    for module in (subject, derive):
+        monkeypatch.setattr(module, "member_loss", watched_loss)
     config = tiny_run(tmp_path, controls=[], seed=5)
     folder = run(replace(config, search=replace(config.search, finalists=2)))
-    assert asked == [(0.2, 5)] and len(learned) == 3 and learned[0] is learned[1] is learned[2], "nor did the search"
+    assert len(learned) == 3 and len(weighed) > 3
+    assert not any(set(texts_of(one)) & set(texts_of(other)) for one in learned for other in weighed), "nor did the search"
     report = json.loads((folder / "report.json").read_text())
     assert report["search"]["finalists"] == 2 and "finalists trained: 2" in (folder / "report.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_play_off_keeps_its_members_when_others_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that are measured may come in another order, or be others, when the search is derived again."""
+    config = tiny_run(tmp_path)
+    config = replace(config, search=replace(config.search, finalists=3, finalist_share=0.5))
+    whole = search(replace(config, output_dir=str(tmp_path / "whole")))
+    train, count = Finals._trained, []
+
+    def kill_second(finals: Finals, index: int, steps: int) -> Any:
+        count.append(index)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return train(finals, index, steps)
+
+    killed = replace(config, output_dir=str(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Finals, "_trained", kill_second)
+        with pytest.raises(KeyboardInterrupt):
+            search(killed)
+    found = systems.finalists
+    monkeypatch.setattr(systems, "finalists", lambda *args: found(*args)[::-1][:2])
+    assert search(killed).read_text() == whole.read_text()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tiny import make_certain, randomise, tiny_config, tiny_space
 from torch import Tensor, nn
 
 from adasearch.config import DistillConfig, SearchConfig
-from adasearch.derive import TEXTS, comparison_texts, member_loss
+from adasearch.comparison import TEXTS, comparison_texts, member_loss
 from adasearch.errors import ConfigError
 from adasearch.gates import ChoiceGate, gates_of
 from adasearch.latency import LatencyModel
@@ -309,14 +309,14 @@ def test_the_front_of_one_shot_says_what_its_members_cost(target: str | None) ->
     points = [(point[cost_name], point["loss"]) for point in front["front"]]
     assert front["objectives"] == ["loss", cost_name] and points == sorted(points)
     assert all(left[1] > right[1] for left, right in zip(points, points[1:])), "dearer members of a front are better"
-    texts = comparison_texts(examples(), np.random.default_rng((4, 0xDE21)))
+    texts = comparison_texts(examples(), 4)
     assert len(texts) == min(TEXTS, 40)
     for point in [*front["front"], front["chosen"]]:
         member = type(derived.architecture).from_dict(point["architecture"])
         cost = architecture_cost(member, 6.0, supernet.config)
         assert (point["macs"], point["params"]) == (cost.macs, cost.params)
         assert cost_name != "latency_ms" or point["latency_ms"] == latency.predict(member)
-        assert point["loss"] == pytest.approx(member_loss(shrink(supernet, member), method, texts, 12))
+        assert point["loss"] == pytest.approx(member_loss(shrink(supernet, member), method, texts))
     chosen = (front["chosen"][cost_name], front["chosen"]["loss"])
     if target is None:
         assert chosen in points

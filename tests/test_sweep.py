@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,15 +18,18 @@ import torch
 from safetensors.torch import load_file
 from tiny_task import tiny_run, write_csv
 
+from adasearch import sweep_table
 from adasearch.config import RetrainConfig, RunConfig, SearchConfig
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json
 from adasearch.pipeline import run
 from adasearch.progress import Progress
+from adasearch.speed_table import SpeedRow
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
 from adasearch.sweep_engines import LocalEngine
 from adasearch.sweep_jobs import Job, link_preparation, perform
+from adasearch.sweep_table import variants
 
 
 def settings(folder: Path, **changes: Any) -> SweepConfig:
@@ -114,12 +118,39 @@ def test_teacher_and_cache_are_made_once_and_linked(swept: tuple) -> None:
 def test_the_table_has_a_budget_and_every_system_once(swept: tuple) -> None:
     _, (_, found), _ = swept
     lines = (found.folder / "sweep_table.csv").read_text().splitlines()
-    assert lines[0].startswith("task,teacher,budget,system,seeds") and len(lines) == 1 + 3
+    assert lines[0].startswith("task,teacher,budget,variant,system,seeds") and len(lines) == 1 + 3
     report = read_json(found.folder / "runs" / "tiny-encoder-beta4-seed1" / "report.json")
     by_system = {row["system"]: row for row in csv.DictReader(lines)}
     for system in report["systems"]:
         assert float(by_system[system["name"]]["score"]) == system["score_mean"], system["name"]
-    assert "| beta 4 | student" in found.table.replace("\\", "") and (found.folder / "sweep_table.md").read_text() == found.table
+    assert "| beta 4 | - | student" in found.table.replace("\\", "") and (found.folder / "sweep_table.md").read_text() == found.table
+
+
+def test_only_runs_that_differ_in_their_seeds_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strategies and settings of one task and budget have rows of their own; the teacher's row is one."""
+    runs = [
+        {"name": f"{search}-{steps}-{seed}", "task": "sst2", "seed": seed, "search": {"strategy": search}, "retrain": {"steps": steps}}
+        for search, steps in (("gumbel", 100), ("gumbel", 200), ("darts", 100)) for seed in (1, 2)
+    ]  # fmt: skip
+    planned = plan(SweepConfig(runs=[*runs, {"name": "alone", "task": "rte", "retrain": {"steps": 9}}]))
+    assert variants(planned) == {
+        **{run["name"]: f"search.strategy {run['search']['strategy']}, retrain.steps {run['retrain']['steps']}" for run in runs}, "alone": "",
+    }  # fmt: skip
+    shown = iter(range(100))
+
+    def rows(report: Any, task: str) -> list[SpeedRow]:
+        return [dataclasses.replace(student, score=next(shown) / 100), dataclasses.replace(teacher, score=0.9)]
+
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(SpeedRow))
+    student, teacher = (SpeedRow(**nothing | {"system": name, "metric": "accuracy"}) for name in ("student", "teacher"))
+    systems = [SimpleNamespace(name=name, kind=name, macs=None) for name in ("student", "teacher")]
+    monkeypatch.setattr(sweep_table, "load_report", lambda folder: SimpleNamespace(systems=systems))
+    monkeypatch.setattr(sweep_table, "measured_rows", rows)
+    found = sweep_table.sweep_rows(planned)
+    assert [(row.task, row.system, row.seeds, row.score) for row in found] == [
+        ("sst2", "student", 2, pytest.approx(0.005)), ("sst2", "teacher", 1, 0.9), ("sst2", "student", 2, pytest.approx(0.025)),
+        ("sst2", "student", 2, pytest.approx(0.045)), ("rte", "student", 1, pytest.approx(0.06)), ("rte", "teacher", 1, 0.9),
+    ]  # fmt: skip
 
 
 def test_the_same_sweep_again_does_only_what_failed(swept: tuple) -> None:

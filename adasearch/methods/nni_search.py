@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adasearch.architecture import Architecture
-from adasearch.derive import Derived, Measure, best_within, comparison_texts, derive, member_loss
+from adasearch.comparison import comparison_texts, member_loss
+from adasearch.derive import Derived, Measure, best_within, derive
 from adasearch.errors import ConfigError
 from adasearch.gates import gates_of
 from adasearch.methods.base import Batch, Group
@@ -221,11 +222,11 @@ class NniTrials(NniRandomOneShot):
     def derive(
         self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
     ) -> Derived:
-        texts, widest = comparison_texts(examples, np.random.default_rng((seed, 0xDE21))), max(student.space.widths)
+        texts = comparison_texts(examples, seed)
         losses: dict[Architecture, float] = {}
 
         def weigh(member: Architecture) -> float:
-            losses[member] = member_loss(shrink(student, member), self, texts, widest) + self.member_penalty(member)
+            losses[member] = member_loss(shrink(student, member), self, texts) + self.member_penalty(member)
             return losses[member] + (OVERSPENT * max(0.0, self.budget_used(member) - 1) if self.config.is_constrained else 0.0)
 
         with told_to(self.log):

@@ -5,7 +5,7 @@ so that one training gives a whole Pareto front. The architecture taken is the b
 a target the front's knee. ``random`` (Li & Talwalkar 2020, random search with weight sharing): the best of ``candidates``
 random members; with ``search.derive argmax`` a single one, the first of the seed, which is chance pure.
 
-In bilevel mode a share of the labelled texts is kept from the supernet and members are compared on it.
+Members are compared on labelled texts that the supernet has not learned from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from adasearch.architecture import Architecture
-from adasearch.derive import Derived, Measure, best_within, comparison_texts, member_loss
+from adasearch.comparison import comparison_texts, member_loss
+from adasearch.derive import Derived, Measure, best_within
 from adasearch.errors import ConfigError
 from adasearch.evolution import Evolution, evolve
 from adasearch.member_cost import architecture_cost
@@ -65,11 +66,10 @@ class OneShot(SearchMethod):
     def derive(
         self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
     ) -> Derived:
-        texts = comparison_texts(examples, np.random.default_rng((seed, 0xDE21)))
-        widest, config = max(student.space.widths), self.config
+        texts, config = comparison_texts(examples, seed), self.config
 
         def weigh(member: Architecture) -> tuple[float, float]:
-            return member_loss(shrink(student, member), self, texts, widest), self.cost_of(member)
+            return member_loss(shrink(student, member), self, texts), self.cost_of(member)
 
         first = (fastest_member(student.space, self.latency, seed),) if config.latency_target_ms else ()
         evolution = evolve(student.space, weigh, config.population, config.generations, seed, progress, first)

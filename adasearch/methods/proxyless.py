@@ -36,10 +36,14 @@ class Proxyless(SearchMethod):
     published_mode = "bilevel"
     arch_betas = (0.0, 0.999)  # as its code: without momentum what is not sampled stays
 
+    def attach(self, student: Supernet) -> None:
+        super().attach(student)
+        self._moved: list[Moved] = []  # what this step's two paths move, to be shifted back as a whole
+
     def before_loss(self, student: Supernet, learners: Sequence[str], batch_of: BatchOf) -> None:
         super().before_loss(student, learners, batch_of)
         if self.is_learning:
-            self._moved: list[Moved] = []
+            self._moved = []
 
     def draw(self, student: Supernet) -> Draw:
         if not self.is_warm:
@@ -86,7 +90,7 @@ class Proxyless(SearchMethod):
 
     @torch.no_grad()
     def after_step(self, student: Supernet, step: int) -> bool:
-        for gate, two_R2, before_R2 in getattr(self, "_moved", ()):
+        for gate, two_R2, before_R2 in self._moved:
             after_R2 = gate.logits.gather(1, two_R2)
             shift_R1 = before_R2.logsumexp(1, keepdim=True) - after_R2.logsumexp(1, keepdim=True)
             gate.logits.scatter_(1, two_R2, after_R2 + shift_R1)
