@@ -10,12 +10,13 @@ Rows, each with all levers of those above it, equal steps, seeds and batch size:
     augmentation    + texts made from the training texts
     unlabelled      + the user's texts without labels
     efficiency      the run's own architecture, where the rows above have one that was searched without a price on cost
+    warm_start      + weights of --warm_start, a folder of `adasearch warm`, instead of fresh ones
 
 The architecture without a price is searched here (beta 0, as many steps as the run's search) unless it is given. A row
 whose texts the run does not have is left out and named. The run's teacher, tokens and the teacher's word on them are read
 from its cache, where they still fit its settings; nothing in its folder changes: what is made lies in ``--output_dir``.
 Every training leaves its score, so a killed ablation goes on where it was. Writes results/runs/ablation_<task>.json and
-results/figures/ablation_<task>.png and .svg. Time: seeds x 6 trainings.
+results/figures/ablation_<task>.png and .svg. Time: seeds x 7 trainings.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from adasearch.run_files import commit, script_command
 from adasearch.systems import Trainer, run_search
 from adasearch.tokens import Examples, TokenStore
 
-ROWS = ("no_kd", "final_kd", "probes", "augmentation", "unlabelled", "efficiency")
+ROWS = ("no_kd", "final_kd", "probes", "augmentation", "unlabelled", "efficiency", "warm_start")
 
 
 def run_config(folder: Path) -> RunConfig:
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--output_dir", type=Path, help="runs/ablation-<run> when absent")
     parser.add_argument("--without_efficiency", type=Path, help="architecture.json of the upper rows; searched with beta 0 when absent")
+    parser.add_argument("--warm_start", help="folder of `adasearch warm`, for the last row")
     parser.add_argument("--steps", type=int, help="of every training; the run's when absent")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
@@ -161,13 +163,16 @@ def main() -> None:
             "augmentation": (free, lessons["augmentation"], config.distill),
             "unlabelled": (free, lessons["unlabelled"], config.distill),
             "efficiency": (own, lessons[last], config.distill),
+            "warm_start": (own, lessons[last], config.distill),
         }
-        left_out = [name for name, there in (("augmentation", made), ("unlabelled", problem.made - made)) if not there]
+        needs = {"augmentation": made, "unlabelled": problem.made - made, "warm_start": arguments.warm_start}
+        left_out = [name for name, there in needs.items() if not there]
         rows: list[dict[str, Any]] = []
         for name in (name for name in arguments.rows if name not in left_out):
             architecture, lesson, distill = plan[name]
             part = dataclasses.replace(problem, lesson=lesson)
-            trainer = Trainer(dataclasses.replace(config, distill=distill), part, space, None, folder, accelerator, progress)
+            settings_of_row = dataclasses.replace(config, distill=distill, warm_start=arguments.warm_start if name == "warm_start" else None)
+            trainer = Trainer(settings_of_row, part, space, None, folder, accelerator, progress)
             scores = [trainer.train(name, architecture, seed).scores[task.metric] for seed in arguments.seeds]
             cost = architecture_cost(architecture, problem.length, problem.student_config)
             spread = statistics.stdev(scores) if len(scores) > 1 else None

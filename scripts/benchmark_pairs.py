@@ -108,11 +108,11 @@ def main() -> None:
                 "system": name, "width": architecture.width, "macs": target * ratio, "cost_ratio": ratio, "scores": scores,
                 "mean": statistics.fmean(scores),
             })  # fmt: skip
-    joint = next(row["scores"] for row in rows if row["system"] == "joint")
-    for row in rows:
-        gains = [score - other for score, other in zip(row["scores"], joint)]
-        row["gain_over_joint"] = statistics.fmean(gains)
-        row["gain_spread"] = statistics.stdev(gains) if len(gains) > 1 else None
+    for base in ("two_inputs", "joint"):
+        compared = next(row["scores"] for row in rows if row["system"] == base)
+        for row in rows:
+            gains = [score - other for score, other in zip(row["scores"], compared)]
+            row[f"gain_over_{base}"] = {"mean": statistics.fmean(gains), "sd": statistics.stdev(gains) if len(gains) > 1 else None}
     found = {
         "what": "one fixed cell with and without an operation between the two texts, at equal MACs and equal training",
         "command": script_command(),

@@ -145,18 +145,20 @@ def diagnosis_table(found: dict[str, Any]) -> list[str]:
     if alike["searched"]:
         both = (number(alike[who]["both"], ".0f", 100, "%") for who in ("searched", "chance"))
         lines.append("Equal edges with equal operations in two seeds' cells: {}, of random members {}.".format(*both))
-    ranks = (f"{number(found['ranking'][by]['spearman']['value'], '.2f')} by {by[3:]}" for by in ("by_score", "by_loss", "by_macs"))
-    lines.append(f"Spearman over {found['ranking']['by_score']['members']} members, before and after training: {', '.join(ranks)}.")
+    for where, what in (("ranking", "random members"), ("front", "points of the front")):
+        if len(found.get(where, {}).get("members", ())) > 2:
+            ranks = (f"{number(found[where][by]['spearman']['value'], '.2f')} by {by[3:]}" for by in ("by_score", "by_loss", "by_macs"))
+            lines.append(f"Spearman over {len(found[where]['members'])} {what}, before and after training: {', '.join(ranks)}.")
     lines.append("Entropy left in the gates: " + ", ".join(f"{key} {100 * value:.0f}%" for key, value in entropy.items()) + ".")
     return lines
 
 
 def pairs_table(found: dict[str, Any]) -> list[str]:
     """What each operation between two texts is worth."""
-    lines = [f"| one cell, equal MACs | width | {found['metric']} | ahead of one joint sequence |", "|---|---|---|---|"]
+    lines = [f"| one cell, equal MACs | width | {found['metric']} | ahead of two inputs | ahead of one joint sequence |", "|---|---|---|---|---|"]
     for row in found["systems"]:
-        gain = f"{100 * row['gain_over_joint']:+.1f}" + ("" if row["gain_spread"] is None else f" ± {100 * row['gain_spread']:.1f}")
-        lines.append(f"| {row['system'].replace('_', ' ')} | {row['width']} | {100 * row['mean']:.1f} | {gain} |")
+        gains = (spread(row[f"gain_over_{base}"]["mean"], row[f"gain_over_{base}"]["sd"]) for base in ("two_inputs", "joint"))
+        lines.append("| " + " | ".join([row["system"].replace("_", " "), str(row["width"]), f"{100 * row['mean']:.1f}", *gains]) + " |")
     return lines
 
 

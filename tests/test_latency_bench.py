@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_derive import Warned
+from test_fit import examples
 from tiny import tiny_architecture, tiny_config, tiny_macro, tiny_space
 from tiny_task import tiny_run
 
@@ -29,7 +30,7 @@ from adasearch.latency_bench import (
     format_table,
     measure_architecture,
 )
-from adasearch.latency_target import check_targets, compare_prediction, compare_run, miss, open_table, target_lengths
+from adasearch.latency_target import check_targets, compare_prediction, compare_run, known_latency, miss, open_table, target_lengths
 from adasearch.pipeline import search
 from adasearch.progress import Progress
 from adasearch.shrink import build_student, random_architecture
@@ -231,7 +232,12 @@ def test_a_search_meets_its_target_and_the_run_remembers_it(tmp_path: Path, caps
         search(unreachable)
     assert not (tmp_path / "other" / "search" / "history.jsonl").exists()
     space = load_space(config.space)
-    assert open_table(replace(named, latency_target_ms=None), space, {8: 1.0}, tmp_path, Progress()) is None
+    without = replace(named, latency_target_ms=None)  # no target, but a price for controls
+    assert open_table(without, space, {8: 1.0}, tmp_path, Progress()) == table
+    assert known_latency(without, examples(), tmp_path).predict(member) == pytest.approx(table.predict(member, 8))
+    unnamed = replace(without, latency_table=None)
+    assert open_table(unnamed, space, {8: 1.0}, tmp_path, Progress()) is None and known_latency(unnamed, examples(), tmp_path) is None
+    check_targets(without, space, 8.0, tiny_config(), table.at({8: 1.0}))
     with pytest.raises(ConfigError, match="of another deployment .threads 1 there, 2 here"):
         open_table(replace(named, latency_threads=2), space, {8: 1.0}, tmp_path, Progress())
     with pytest.raises(ConfigError, match=r"asked for 9 to 9"):
@@ -240,7 +246,6 @@ def test_a_search_meets_its_target_and_the_run_remembers_it(tmp_path: Path, caps
 
 
 def test_lengths_are_the_settings_or_the_tasks() -> None:
-    from test_fit import examples
 
     labelled = examples(40)
     assert target_lengths(SearchConfig(latency_lengths=[4, 8]), labelled) == {4: 0.5, 8: 0.5}
