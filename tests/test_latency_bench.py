@@ -246,7 +246,6 @@ def test_a_search_meets_its_target_and_the_run_remembers_it(tmp_path: Path, caps
 
 
 def test_lengths_are_the_settings_or_the_tasks() -> None:
-
     labelled = examples(40)
     assert target_lengths(SearchConfig(latency_lengths=[4, 8]), labelled) == {4: 0.5, 8: 0.5}
     found = target_lengths(SearchConfig(), labelled)
