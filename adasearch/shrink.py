@@ -29,13 +29,15 @@ def shrink(supernet: Supernet, architecture: Architecture) -> AdasearchForSequen
 
     Widths are prefixes, so every smaller tensor is the leading block of the supernet's.
     """
-    student = build_student(architecture, supernet.config)
-    source = supernet.state_dict()
+    with torch.device("meta"):  # a word table of random numbers, to be overwritten, takes longer than all the rest
+        student = build_student(architecture, supernet.config)
+    source, own = supernet.state_dict(), {}
     for name, tensor in student.state_dict().items():
         whole = source[name]
         if name == READ_OUT_ROWS:
             whole = whole[architecture.depth - supernet.space.cells[0]][None]
-        tensor.copy_(whole[tuple(slice(0, n) for n in tensor.shape)])
+        own[name] = whole[tuple(slice(0, n) for n in tensor.shape)].clone()
+    student.load_state_dict(own, assign=True)
     return student
 
 
