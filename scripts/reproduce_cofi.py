@@ -14,6 +14,7 @@ With MiniLM on one core an epoch of SST-2 takes about 25 minutes while pruning: 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,15 @@ from adasearch.console import make_progress, quiet_third_parties
 from adasearch.files import read_json, write_json
 from adasearch.run_files import script_command
 
+TASKS = ("sst2", "mrpc", "rte", "qnli")
+PANELS = 2  # a row of the figure
 FIELDS = ("name", "kind", "score_mean", "score_sd", "scores", "encoder_sparsity", "params", "size_bytes", "macs", "runtime", "precision", "threads",
           "batch_size", "seq_len", "latency_ms_p50", "latency_ms_p90", "task_texts_per_s", "train_seconds", "train_cpu_seconds")  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "rte", "qnli"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--targets", type=float, nargs="+", default=[0.6, 0.8, 0.9, 0.95], help="sparsities; the first is the run's student/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--model", default="demo")
@@ -81,8 +84,12 @@ def collect(run_dir: Path) -> dict[str, Any]:
 
 def speed_figure(found: list[dict[str, Any]]) -> Figure:
     """Score against measured speed, a panel for each task, with a mark for every seed and a line at the dense score."""
-    figure = Figure(figsize=(0.5 + 3.6 * len(found), 3.4), facecolor="white", layout="constrained")
-    for ax, task in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
+    columns, rows = min(PANELS, len(found)), math.ceil(len(found) / PANELS)
+    figure = Figure(figsize=(0.5 + 3.6 * columns, 3.4 * rows), facecolor="white", layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in panels[len(found) :]:
+        ax.set_axis_off()
+    for ax, task in zip(panels, found):
         dense, *pruned = sorted(task["rows"], key=lambda row: row["speed_to_dense"] if row["kind"] != "teacher" else 0)
         ax.axhline(100 * dense["score_mean"], color=INK, linestyle="--", linewidth=1)
         ax.plot([row["speed_to_dense"] for row in pruned], [100 * row["score_mean"] for row in pruned], "o-", color=LINE_COLOURS[0], markersize=6)
@@ -99,14 +106,15 @@ def main() -> None:
     """Run what is missing, write results."""
     args = arguments()
     quiet_third_parties()
-    found = []
+    paths = {task: args.results_dir / "runs" / f"{args.name}_{task}.json" for task in dict.fromkeys((*TASKS, *args.tasks))}
     for task in args.tasks:
         with make_progress(quiet=True) as progress:
-            found.append(collect(compress_cofi(settings(args, task), progress)))
-        write_json(args.results_dir / "runs" / f"{args.name}_{task}.json", found[-1])
-        for row in found[-1]["rows"]:
+            found = collect(compress_cofi(settings(args, task), progress))
+        write_json(paths[task], found)
+        for row in found["rows"]:
             print(f"{task}  {row['name']:<20} {100 * row['score_mean']:6.2f}  {row['speed_to_dense']:5.2f}x  {100 * row['encoder_sparsity']:5.1f}% gone", flush=True)
-    save_figure(speed_figure(found), args.results_dir / "figures" / args.name)
+    known = [read_json(path) for path in paths.values() if path.exists()]  # of earlier calls, too: tasks have settings of their own
+    save_figure(speed_figure(known), args.results_dir / "figures" / args.name)
 
 
 if __name__ == "__main__":
