@@ -156,6 +156,12 @@ class Attention(Operation):
         return super().cost(sizes, length) + Cost(0.0, products)
 
 
+def other_text(context: Context) -> Tensor:
+    """Which tokens (last dimension) are real ones of the text that a token (one before) is not of, (B, L, L) bool."""
+    other_BLL = context.second_BL[:, None, :] != context.second_BL[:, :, None]
+    return other_BLL & context.mask_B1L.bool()
+
+
 class SoftAlignment(Operation):
     """Each token of a text against what it aligns to in the *other* text: W [a ; x * a ; x - a], normalisation.
 
@@ -173,18 +179,16 @@ class SoftAlignment(Operation):
         self.difference = nn.Conv1d(width, width, 1, bias=False)
         self.norm = make_norm(width, macro)
 
-    def other(self, context: Context) -> Tensor:
-        """Which tokens are real ones of the other text, (B, L, L) bool."""
-        other_BLL = context.second_BL[:, None, :] != context.second_BL[:, :, None]
-        return other_BLL & context.mask_B1L.bool()
+    def scores(self, x_BDL: Tensor, context: Context) -> Tensor:
+        """How well a token (one before the last dimension) fits another (the last), (B, L, L)."""
+        return (self.sharpness * x_BDL).mT @ x_BDL
 
     def align(self, x_BDL: Tensor, context: Context) -> Tensor:
         """The softmax-weighted tokens of the other text, (B, D, L); zero where there is none."""
-        other_BLL = self.other(context)
+        other_BLL = other_text(context)
         has_other_BL1 = other_BLL.any(-1, keepdim=True)
         # a softmax over nothing is NaN: who sees nobody sees all, and is blanked afterwards
-        scores_BLL = (self.sharpness * x_BDL).mT @ x_BDL
-        scores_BLL = scores_BLL.masked_fill(~(other_BLL | ~has_other_BL1), torch.finfo(x_BDL.dtype).min)
+        scores_BLL = self.scores(x_BDL, context).masked_fill(~(other_BLL | ~has_other_BL1), torch.finfo(x_BDL.dtype).min)
         return x_BDL @ (scores_BLL.softmax(-1) * has_other_BL1.to(x_BDL.dtype)).mT
 
     def forward(self, x_BDL: Tensor, context: Context) -> Tensor:

@@ -16,16 +16,10 @@ from torch import Tensor, nn
 from adasearch.architecture import Macro
 from adasearch.cost import Axes, Axis, Cost, weights_cost
 from adasearch.masked_norm import Context, make_norm
-from adasearch.operations import WIDTH, Operation, SoftAlignment, register_operation
+from adasearch.operations import WIDTH, Operation, SoftAlignment, other_text, register_operation
 
 PERSPECTIVES = 8  # BiMPM has 20 in a far wider network; each costs L^2 D
 SMALLEST_NORM = 1e-6  # a zero vector's cosine with anything is 0
-
-
-def other_text(context: Context) -> Tensor:
-    """Which tokens (last dimension) are real ones of the text that a token (one before) is not of, (B, L, L) bool."""
-    other_BLL = context.second_BL[:, None, :] != context.second_BL[:, :, None]
-    return other_BLL & context.mask_B1L.bool()
 
 
 def sides(context: Context) -> Tensor:
@@ -48,17 +42,11 @@ class CrossAttention(SoftAlignment):
         for layer in (self.query, self.key):
             nn.init.dirac_(layer.weight)
 
-    def align(self, x_BDL: Tensor, context: Context) -> Tensor:
-        """The softmax-weighted tokens of the other text, (B, D, L); zero where there is none."""
-        other_BLL = other_text(context)
-        has_other_BL1 = other_BLL.any(-1, keepdim=True)
+    def scores(self, x_BDL: Tensor, context: Context) -> Tensor:
         query_BDL = self.sharpness * self.query(x_BDL)
         if context.keep_D is not None:  # a projection fills dropped channels again
             query_BDL = query_BDL * context.keep_D[:, None]
-        scores_BLL = query_BDL.mT @ self.key(x_BDL)
-        # a softmax over nothing is NaN: who sees nobody sees all, and is blanked afterwards
-        scores_BLL = scores_BLL.masked_fill(~(other_BLL | ~has_other_BL1), torch.finfo(x_BDL.dtype).min)
-        return x_BDL @ (scores_BLL.softmax(-1) * has_other_BL1.to(x_BDL.dtype)).mT
+        return query_BDL.mT @ self.key(x_BDL)
 
 
 class PairCompare(Operation):
