@@ -83,9 +83,10 @@ class Problem:
             alike = similarity_to(self.lesson.tokens.select(made_rows), own, frame)
             nearest = np.argsort(-alike, kind="stable")[: round(2 * made * len(compared) / count)]
             made_rows = np.delete(made_rows, nearest[alike[nearest] >= SIMILAR])
-        known = np.concatenate([np.flatnonzero(~np.isin(turns, compared)), made_rows])
-        train = known[~np.isin(known, np.flatnonzero(np.isin(turns, valid)))]
-        return SearchSplits(self.lesson.select(train), self.lesson.select(valid), self.lesson.select(known), self.lesson.select(compared))
+        known = train = self.lesson.select(np.concatenate([np.flatnonzero(~np.isin(turns, compared)), made_rows]))
+        if is_bilevel:
+            train = self.lesson.select(np.concatenate([np.flatnonzero(~np.isin(turns, [*compared, *valid])), made_rows]))
+        return SearchSplits(train, self.lesson.select(valid), known, self.lesson.select(compared))
 
 
 @dataclass(frozen=True)
