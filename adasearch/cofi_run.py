@@ -23,7 +23,7 @@ from adasearch.cofi_budget import budget_for, open_table
 from adasearch.cofi_config import CofiConfig, target_name
 from adasearch.encoder_latency_bench import compare_encoder
 from adasearch.encoder_layers import EncoderPreTrainedModel
-from adasearch.encoder_run import About, run_encoders
+from adasearch.encoder_run import About, open_encoders, run_recipes
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.errors import ConfigError
 from adasearch.files import write_atomically
@@ -43,7 +43,9 @@ def compress_cofi(config: CofiConfig, progress: Progress | None = None) -> Path:
     A finished run may be given more targets; its first stays the first, whose model is ``student/``. Raises
     ``ConfigError``, ``DataError`` or ``ModelError`` before any training when request, data or models are wrong.
     """
-    return run_encoders(config, cofi_recipes(config), ABOUT, progress, free=("target_sparsity", "target_latency_ms"))
+    run, problem = open_encoders(config, ABOUT, progress, ("target_sparsity", "target_latency_ms"))
+    _check_chain(config, problem.folder)
+    return run_recipes(run, problem, cofi_recipes(config))
 
 
 def cofi_recipes(config: CofiConfig) -> list[Recipe]:
@@ -78,11 +80,31 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
     return Outcome(final, tuple(stages), facts)
 
 
+def _check_chain(config: CofiConfig, folder: Path) -> None:
+    """Raise ``ConfigError`` for a successive target whose predecessor's pruning is not kept: another one has gone on from it."""
+    if not config.successive:
+        return
+    for seed in config.all_seeds:
+        for (_, before), (kind, target) in zip(config.targets, config.targets[1:]):
+            is_done, could_go_on = ((folder / "models" / f"cofi-{kind}-{one:g}-{seed}" / "scores.json").exists() for one in (target, before))
+            is_kept = any(_state_file(folder / "cache", kind, one, seed).exists() for one in (target, before))  # its own: pruned already
+            if could_go_on and not is_done and not is_kept:
+                raise ConfigError(
+                    f"target_{kind}: {target:g} would go on from the pruning at {before:g}, which is gone: another target has gone on from"
+                    " it; choices: targets beyond those that are done, or another --output_dir"
+                )
+
+
+def _state_file(cache: Path, kind: str, target: float, seed: int) -> Path:
+    """The state in which a pruning has met its target."""
+    return cache / f"cofi-pruning-{kind}-{target:g}-{seed}.pt"
+
+
 def _chain(config: CofiConfig, place: Workplace, kind: str, target: float) -> tuple[Path | None, Path | None]:
     """Files of the state that pruning begins from, and of the one it leaves for the next target; None where there is none."""
     if not config.successive:
         return None, None
-    files = {one: place.problem.cache / f"cofi-pruning-{kind}-{one:g}-{place.seed}.pt" for _, one in config.targets}
+    files = {one: _state_file(place.problem.cache, kind, one, place.seed) for _, one in config.targets}
     index = list(files).index(target)
     return (list(files.values())[index - 1] if index else None), files[target]
 

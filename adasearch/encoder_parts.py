@@ -170,6 +170,14 @@ class EncoderEmbeddings(nn.Module):
         return self.dropout(self.norm(gated(x_BLD, None, hidden), hidden))
 
 
+def is_slow_fused(x: Tensor, dropout: float) -> bool:
+    """Whether torch's fused attention goes back far slower than plain products do: in bf16 on a processor, without dropout.
+
+    Of 32 x 13 tokens it takes 22 ms a layer instead of 2 in torch 2.13; forward, in float32 and with dropout it is as it should be.
+    """
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not dropout and torch.is_grad_enabled()
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of as many heads as are left, each of a fixed width."""
 
@@ -187,7 +195,13 @@ class SelfAttention(nn.Module):
             for layer in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=visible_B11L, dropout_p=dropout)
+        if is_slow_fused(q_BHLK, dropout):
+            scores_BHLL = q_BHLK @ k_BHLK.mT * self.head_size**-0.5
+            if visible_B11L is not None:
+                scores_BHLL = scores_BHLL.masked_fill(~visible_B11L, torch.finfo(scores_BHLL.dtype).min)
+            mixed_BHLK = scores_BHLL.softmax(-1).to(v_BHLK.dtype) @ v_BHLK
+        else:
+            mixed_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=visible_B11L, dropout_p=dropout)
         if gate_H is not None:
             mixed_BHLK = mixed_BHLK * gate_H[:, None, None]
         return self.output(mixed_BHLK.transpose(1, 2).flatten(2))

@@ -19,8 +19,9 @@ from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_problem import EncoderProblem, open_problem
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
+from adasearch.errors import ConfigError
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_reopening, hand_over, note_stage
+from adasearch.run_files import begin_run, check_reopening, hand_over, note_stage, stage_facts
 from adasearch.settings import to_dict
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
@@ -87,8 +88,15 @@ def run_encoders(
 def run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
     """The same in a run that is open already."""
     assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
+    first = f"{recipes[0].key}-{(recipes[0].seeds or run.seeds)[0]}"
+    if (known := stage_facts(run.folder, "student").get("model", first)) != first:
+        raise ConfigError(
+            f"output_dir: student/ of {run.folder} is the run's first model, {known}, and would be {first}; choices: targets and seeds"
+            " with that one first, or another --output_dir"
+        )
     trained = [train_recipe(recipe, problem, run.config, seed) for recipe in recipes for seed in recipe.seeds or run.seeds]
     hand_over(trained[0].folder, run.folder / "student")
+    note_stage(run.folder, "student", model=first)
     note_stage(run.folder, "train")
     stop_trackers(run.accelerator)
     report_encoders(run, problem, trained)

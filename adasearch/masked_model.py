@@ -54,8 +54,16 @@ def set_dropout(model: nn.Module, share: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-        if isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's attention has a number instead
-            module.attention_dropout = share
+        for name in ("attention_dropout", "dropout"):  # some attentions have a number instead: ModernBERT's, our encoder's
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, share)
+
+
+def layer_states(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Every layer's output (B, L, d), the first layer's first, without the head."""
+    body = model.base_model
+    output = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    return tuple(output.hidden_states[1:])
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -99,9 +107,8 @@ def layer_distances(
     errors, squares = [], []
     for _, batch in blocks.in_order(batch_size):
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        nothing_BL = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
         with autocast(accelerator, is_mixed):
-            own, others = (logits_and_states(one.eval(), batch, nothing_BL)[1] for one in (model, teacher))
+            own, others = (layer_states(one.eval(), batch) for one in (model, teacher))
         for sums, found in zip((errors, squares), squared_distances(own, others, batch["attention_mask"])):
             sums.append(found)
     return (torch.stack(errors).sum(0) / torch.stack(squares).sum(0).clamp_min(1e-12)).tolist()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from adasearch.encoder_problem import EncoderProblem, resolve
@@ -13,10 +16,12 @@ from adasearch.encoder_training import is_whole
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
-from adasearch.quantize_aware import refuse_quantised, stacked_layers
+from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
 from adasearch.run_files import model_in
 from adasearch.runtimes import load_classifier
-from adasearch.sparse_model import attach_masks, bake_masks, mean_sparsity, prune_to
+from adasearch.sparse_model import attach_masks, bake_masks, mean_sparsity, pattern_of, prune_to
+from adasearch.sparse_pattern import Pattern
+from adasearch.sparse_storage import check_storage
 
 STUDENT = "adasearch"  # model type of a searched student
 
@@ -36,14 +41,26 @@ class Source:
         return AutoConfig.from_pretrained(self.path).model_type == STUDENT
 
     def start(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
+        """What lock begins with, and the names of the layers with zeros. Errors as ``sparse``."""
+        model, names = self.sparse(seed)
+        if self.config.teach.start == "teacher":
+            add_task_vector(model, self.problem.pretrained(seed), self.problem.dense(), names)
+        return model, names
+
+    def sparse(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
         """The model with its zeros, one-shot ones included where asked for, and the names of the layers that have them.
 
-        Raises ``ModelError`` for a model that is quantised already, ``ConfigError`` for one without zeros.
+        A masked language model has no pooler: it is given that of the model it was made of. Raises ``ModelError`` for a model that
+        is quantised already, ``ConfigError`` for one without zeros.
         """
         config, problem = self.config, dataclasses.replace(self.problem, checkpoint=self.path)
         model = load_classifier(Path(self.path)) if self.is_student else problem.pretrained(seed)
         refuse_quantised(model)
         names = stacked_layers(model)
+        if not self.is_student and hasattr(model, "head") and _lacks_pooler(Path(self.path)):
+            dense = self.problem.pretrained(seed).head.dense
+            if dense.weight.shape == model.head.dense.weight.shape:
+                model.head.dense.load_state_dict(dense.state_dict())
         if config.sparsity:
             attach_masks(model, config.pattern, names)
             prune_to(model, config.sparsity, config.scope)
@@ -55,14 +72,48 @@ class Source:
         return model.requires_grad_(True), names
 
     @property
+    def pattern(self) -> str:
+        """What may be zero together in it: the pattern that it is pruned to here, else that of the run that made it."""
+        made = {} if self.config.sparsity else pretraining_run(Path(self.path)).get("config", {})
+        return made.get("pattern", self.config.pattern)
+
+    @property
     def pretraining_seconds(self) -> float | None:
-        """What making the sparse model took, where its folder still says so: the teacher's preparation and the pruning."""
-        for folder in (Path(self.path), Path(self.path).parent):
-            if (folder / "run.json").is_file():
-                stages = read_json(folder / "run.json").get("stages", {})
-                known = [stages.get(name, {}).get("seconds") for name in ("teacher", "sparse")]
-                return None if None in known else float(sum(known))
-        return None
+        """What making the sparse model took, where that is still known."""
+        known = [stage.get("seconds") for stage in pretraining_stages(Path(self.path)).values()]
+        return None if None in known or not known else float(sum(known))
+
+
+def pretraining_run(sparse_model: Path) -> dict[str, Any]:
+    """run.json of the sparse pre-training that made a model; empty where it is gone."""
+    paths = (folder / "run.json" for folder in (sparse_model, sparse_model.parent))
+    return next((read_json(path) for path in paths if path.is_file()), {})
+
+
+def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]:
+    """``steps`` and ``seconds`` of the teacher's preparation and of the pruning, by stage: ``teacher`` and ``sparse``.
+
+    Those of the runs that it went on from, and whose teacher it was given, are counted as well; None where one is not known. Empty
+    where the run is gone.
+    """
+    run = pretraining_run(sparse_model)
+    if not run:
+        return {}
+    config = run.get("config", {})
+    chains = {"teacher": [run], "sparse": [run]}
+    if config.get("teacher"):
+        chains["teacher"].append(pretraining_run(Path(config["teacher"])))
+    if config.get("start"):
+        earlier = pretraining_stages(Path(model_in(config["start"])))
+        chains["sparse"].append({"stages": earlier})
+        if not config.get("teacher"):
+            chains["teacher"].append({"stages": earlier})
+
+    def total(stage: str, name: str) -> float | None:
+        known = [one.get("stages", {}).get(stage, {}).get(name) for one in chains[stage]]
+        return None if None in known else sum(known)
+
+    return {stage: {name: total(stage, name) for name in ("steps", "seconds")} for stage in chains}
 
 
 def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
@@ -79,20 +130,60 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
         )
     if source.is_student and problem.is_asked:
         raise ConfigError(f"sparse_model: {config.sparse_model} is a searched student, which answers no questions; choices: an encoder")
-    model, names = source.start(config.seed)
+    check_storage(config.format, config.compression)
+    model, names = source.sparse(config.seed)
+    source = dataclasses.replace(source, sparsity=mean_sparsity(model, names))
+    if config.direct:
+        Pattern.parse(source.pattern).check(round(source.sparsity, 3))
     if config.direct and (source.is_student or not is_whole(problem, model)):
         raise ConfigError(
             f"direct: {config.sparse_model} is smaller than {config.model} before any weight is 0, so pruning that one to the same"
             " sparsity compares nothing; choices: false, or a sparse model with all heads and neurons"
         )
-    if config.teach.layer_weight and (source.is_student or _shape(model) != _shape(problem.dense())):
-        raise ConfigError(
-            f"teach.layer_weight: {config.sparse_model} has other layers than the dense model, so that they cannot be taught one by one;"
-            " choices: 0, or a model as deep and as wide"
-        )
-    return dataclasses.replace(source, sparsity=mean_sparsity(model, names))
+    for name, is_on, is_alike, what, off in (
+        ("layer_weight", config.teach.layer_weight, _is_as_deep_and_wide, "they cannot be taught one by one", "0"),
+        ("start", config.teach.start == "teacher", _is_of_one_shape, "it cannot begin with what that one has learned", "sparse"),
+    ):
+        if is_on and (source.is_student or not is_alike(model, problem.dense())):
+            raise ConfigError(
+                f"teach.{name}: {config.sparse_model} has other layers than the dense model, so that {what};"
+                f" choices: {off}, or a model with layers like those of the dense one"
+            )
+    attach_int8(model, exclude=config.int8.exclude)  # names of layers that there are not; the model is not used again
+    return source
 
 
-def _shape(model: PreTrainedModel) -> tuple[int, int]:
-    """Layers and hidden size."""
-    return model.config.num_hidden_layers, model.config.hidden_size
+@torch.no_grad()
+def add_task_vector(model: PreTrainedModel, pretrained: PreTrainedModel, tuned: PreTrainedModel, names: list[str]) -> None:
+    """Edit in place: what fine-tuning added to the encoder is added to a sparse one, and the head is that of the tuned model.
+
+    ``names`` are of layers whose zeros stay. All three models are of one shape.
+    """
+    pattern = pattern_of(model, names)
+    before, after = dict(pretrained.named_parameters()), dict(tuned.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name.startswith("encoder."):
+            parameter += after[name] - before[name]
+        else:
+            parameter.copy_(after[name])
+    for name, kept in pattern.items():
+        model.get_submodule(name).weight *= kept
+
+
+def _lacks_pooler(folder: Path) -> bool:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return not any("pooler" in name or name.startswith("head.") for name in file.keys())
+
+
+def _is_as_deep_and_wide(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether the layers' states can be compared one by one."""
+    shapes = ((one.config.num_hidden_layers, one.config.hidden_size) for one in (model, other))
+    return len(set(shapes)) == 1
+
+
+def _is_of_one_shape(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether every parameter of one can be added to the other's."""
+    return [parameter.shape for parameter in model.parameters()] == [parameter.shape for parameter in other.parameters()]

@@ -25,6 +25,7 @@ from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import Outcome, Recipe, Workplace, dense_recipe, train_recipe
 from adasearch.errors import ModelError
 from adasearch.gradual_pruning import GradualPruning
+from adasearch.masked_model import set_dropout
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
 from adasearch.methods.qat import QuantizeAware
 from adasearch.prune_ofa_forms import Int8Form, SparseForm
@@ -45,7 +46,7 @@ def prune_ofa_recipes(config: PruneOfaTaskConfig, source: Source) -> list[Recipe
     sparse = Recipe("sparse", "sparse", "sparse", partial(train_sparse, config, source), SparseForm(config))
     recipes = [Recipe("student", "sparse_int8", "sparse int8", partial(train_int8, config, sparse), Int8Form(config)), sparse]
     if config.direct:
-        train = partial(train_direct, config, source.sparsity)
+        train = partial(train_direct, config, source)
         recipes.append(Recipe("direct", "direct", "pruned on this task alone", train, SparseForm(config)))
     if config.dense:
         recipes.append(dataclasses.replace(dense_recipe(config), name="dense, fine-tuned here"))
@@ -58,6 +59,7 @@ def prune_ofa_recipes(config: PruneOfaTaskConfig, source: Source) -> list[Recipe
 def train_sparse(config: PruneOfaTaskConfig, source: Source, place: Workplace) -> Outcome:
     """Fine-tuned from the sparse model, with its zeros locked."""
     model, names = source.start(place.seed)
+    _set_dropout(model, config)
     pattern = pattern_of(model, names)
     fit_config = place.fit_config(_steps(place, config.lock), config.lock)
     method = LockedFinetuning(fit_config, *_task(place), **_teaching(config, place), names=names)
@@ -72,6 +74,7 @@ def train_int8(config: PruneOfaTaskConfig, sparse: Recipe, place: Workplace) -> 
     with place.watch.paused():
         before = train_recipe(sparse, place.problem, config, place.seed)
     model = place.problem.load(before.folder)
+    _set_dropout(model, config)
     names = stacked_layers(model)
     pattern = pattern_of(model, names)
     lock_pattern(model, names)
@@ -83,13 +86,15 @@ def train_int8(config: PruneOfaTaskConfig, sparse: Recipe, place: Workplace) -> 
     return Outcome(model, ("int8",), {"method": "quantisation-aware", **facts}, after=before)
 
 
-def train_direct(config: PruneOfaTaskConfig, sparsity: float, place: Workplace) -> Outcome:
+def train_direct(config: PruneOfaTaskConfig, source: Source, place: Workplace) -> Outcome:
     """``config.model``, dense and pre-trained, pruned by magnitude while it learns this task: what one sparse model saves."""
-    model, settings = place.problem.pretrained(place.seed), config.lock
+    model = place.problem.dense() if config.teach.start == "teacher" else place.problem.pretrained(place.seed)
+    _set_dropout(model, config)
+    settings = config.lock
     steps = place.problem.steps(config.direct_epochs or settings.epochs, settings.batch_size) + config.direct_more_steps
     fit_config = place.fit_config(steps, settings)
-    schedule = SparsitySchedule.of_shares(fit_config.steps, round(sparsity, 3))
-    pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope)
+    schedule = SparsitySchedule.of_shares(fit_config.steps, round(source.sparsity, 3))
+    pruning = GradualPruning(schedule, Pattern.parse(source.pattern), config.scope)
     method = GradualFinetuning(fit_config, *_task(place), **_teaching(config, place), pruning=pruning)
     place.fit(model, method, "direct", examples=_taught(place))
     return Outcome(model, ("direct",), {"method": "gradual magnitude pruning", "sparsity": mean_sparsity(model, stacked_layers(model))})
@@ -130,6 +135,11 @@ def _teaching(config: PruneOfaTaskConfig, place: Workplace) -> dict[str, Any]:
         "task_weight": teach.gold_weight, "kd_weight": teach.teacher_weight, "temperature": teach.temperature,
         "layer_weight": teach.layer_weight, "guide": guide,
     }  # fmt: skip
+
+
+def _set_dropout(model: PreTrainedModel, config: PruneOfaTaskConfig) -> None:
+    if config.teach.dropout is not None:
+        set_dropout(model, config.teach.dropout)
 
 
 def _is_encoder(model: PreTrainedModel) -> bool:

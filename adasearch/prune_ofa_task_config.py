@@ -8,12 +8,13 @@ from adasearch.bench_config import BenchConfig
 from adasearch.encoder_config import EncoderRunConfig, check_fit
 from adasearch.errors import ConfigError
 from adasearch.settings import check_choice, check_range
+from adasearch.sparse_pattern import SCOPES, Pattern
 
 QUANTIZERS = ("min_max", "dynamic_scale", "lsq", "pact")
 OUTPUTS = ("published", "all", "none")
 FORMATS = ("smallest", "bitmap", "index", "delta", "dense")
 COMPRESSIONS = ("none", "zstd", "zlib", "lzma")
-SCOPES = ("layer", "global")
+STARTS = ("sparse", "teacher")
 
 
 @dataclass
@@ -81,12 +82,18 @@ class TeachConfig:
         temperature: T.
         layer_weight: of the squared distance from the dense model's states, layer by layer, over their squares, in all stages and
             in ``direct``; the paper has no such term. Not for a model of another depth or width than the dense one.
+        start: where lock and ``direct`` begin: sparse (the weights that are given, with a new head, as published), or teacher: with
+            the head of the task's dense model, and with what its fine-tuning has added to the pre-trained weights
+            (a task vector, Ilharco et al. 2023) wherever there is no zero.
+        dropout: of lock, int8 and ``direct``; the model's own when absent. Few passes over the examples want none.
     """
 
     teacher_weight: float = 1.0
     gold_weight: float = 0.0
     temperature: float = 2.0
     layer_weight: float = 0.0
+    start: str = "sparse"
+    dropout: float | None = None
 
 
 @dataclass
@@ -143,7 +150,7 @@ class PruneOfaTaskConfig(EncoderRunConfig):
         for name, value, choices in (
             ("int8.quantizer", self.int8.quantizer, QUANTIZERS), ("int8.per", self.int8.per, ("tensor", "row")),
             ("int8.outputs", self.int8.outputs, OUTPUTS), ("scope", self.scope, SCOPES), ("format", self.format, FORMATS),
-            ("compression", self.compression, COMPRESSIONS),
+            ("compression", self.compression, COMPRESSIONS), ("teach.start", self.teach.start, STARTS),
         ):  # fmt: skip
             check_choice(name, value, choices)
         for name, value, low, high in (
@@ -155,6 +162,9 @@ class PruneOfaTaskConfig(EncoderRunConfig):
             check_range(name, value, low, high)
         if self.direct_epochs is not None:
             check_range("direct_epochs", self.direct_epochs, 1e-6, 1e6)
+        if self.teach.dropout is not None:
+            check_range("teach.dropout", self.teach.dropout, 0, 0.99)
         check_range("direct_more_steps", self.direct_more_steps, 0, 1e9)
+        Pattern.parse(self.pattern).check(self.sparsity)
         if not self.teach.teacher_weight and not self.teach.gold_weight:
             raise ConfigError("teach.teacher_weight, teach.gold_weight: both are 0, so nothing is learned; choices: one above 0")

@@ -165,11 +165,20 @@ def _check_start(config: SparsePretrainingConfig, model: PreTrainedModel) -> Non
         raise ConfigError(f"start: {config.start!r} has {own:.1%} zeros, more than sparsity {config.sparsity:g}; choices: {own:.2f} or more")
 
 
+def _learner(this: PretrainingRun, name: str) -> tuple[PreTrainedModel, bool]:
+    """A model that is to be trained with the run's dropout, and whether its head is new."""
+    model, is_new = load_masked_model(name, this.config.dropout)
+    on_cpu = this.accelerator.device.type == "cpu"
+    if this.config.dropout == 0 and on_cpu and this.accelerator.mixed_precision == "bf16":
+        model.set_attn_implementation("eager")  # torch's fused attention is far slower there: encoder_parts.is_slow_fused
+    return model, is_new
+
+
 def _prepare_teacher(this: PretrainingRun) -> None:
     """``teacher/``: the model given as one, the model as it is, or the model after further training on the text."""
     config, start = this.config, time.monotonic()
     torch.manual_seed(config.seed)  # of a new head
-    model, is_new = load_masked_model(config.teacher or this.source, config.dropout)
+    model, is_new = _learner(this, config.teacher or this.source)
     before = this.score(model.to(this.accelerator.device))
     facts: dict[str, Any] = {"validation_before": before, "head": "new" if is_new else "trained", "steps": 0, "seconds": 0.0}
     if not config.teacher and config.teacher_steps:
@@ -186,7 +195,7 @@ def _prune(this: PretrainingRun) -> None:
     """``sparse/``: a copy of the teacher that has lost its weights."""
     config, folder = this.config, this.folder / TEACHER
     teacher, _ = load_masked_model(str(folder))
-    student, _ = load_masked_model(model_in(config.start) if config.start else str(folder), config.dropout)
+    student, _ = _learner(this, model_in(config.start) if config.start else str(folder))
     own = min(mean_sparsity(student), config.sparsity) if config.start else 0.0
     schedule = replace(config.schedule, initial=max(config.initial_sparsity, own))
     pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope)

@@ -55,7 +55,7 @@ def states_loss(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Te
 
 def squared_distances(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Of N layers the summed squares of the differences, and of the targets, (N,) each; padding left out."""
-    is_text_BL = mask_BL.bool()
+    is_text_BL = ... if bool(mask_BL.all()) else mask_BL.bool()  # packed blocks have no padding to be left out
     pairs = [(state[is_text_BL].float(), target[is_text_BL].float()) for state, target in zip(states, targets, strict=True)]
     errors = [(state - target).square().sum() for state, target in pairs]
     return torch.stack(errors), torch.stack([target.square().sum() for _, target in pairs])

@@ -24,8 +24,9 @@ from statistics import mean
 from typing import Any
 
 from adasearch.files import read_json, write_json
-from adasearch.run_files import commit, script_command
 from adasearch.measure import hardware
+from adasearch.prune_ofa_source import pretraining_run, pretraining_stages
+from adasearch.run_files import commit, script_command
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("sst2", "mrpc", "rte", "qnli", "squad")
@@ -52,23 +53,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pretraining(sparse_model: Path) -> dict[str, Any]:
-    """The stages of the sparse pre-training: ``teacher`` and ``sparse``, each with steps and seconds; none where its run is gone."""
-    stages = pretraining_run(sparse_model).get("stages", {})
-    return {name: stages[name] for name in ("teacher", "sparse") if name in stages}
-
-
-def pretraining_run(sparse_model: Path) -> dict[str, Any]:
-    """run.json of the sparse pre-training; empty where its run is gone."""
-    paths = (folder / "run.json" for folder in (sparse_model, sparse_model.parent))
-    return next((read_json(path) for path in paths if path.is_file()), {})
-
-
 def command(args: argparse.Namespace, task: str) -> list[str]:
     """The command of one task's run."""
     teacher = Path(args.teachers) / task if args.teachers else None
     settings = args.configs / f"{task}.yaml" if args.configs else None
-    spent = pretraining(args.sparse_model)["sparse"]["steps"] if args.equal_total_steps else 0
+    spent = pretraining_stages(args.sparse_model)["sparse"]["steps"] if args.equal_total_steps else 0
     flags = {
         "config": settings if settings and settings.is_file() else None,
         "sparse_model": args.sparse_model,
@@ -101,7 +90,7 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
         "sparse_model_command": pretraining_run(args.sparse_model).get("command"),
         "seeds": args.seeds, "equal_total_steps": args.equal_total_steps,
         "rows": rows, "means": means, "points_lost": lost,
-        "time": time_of(rows, pretraining(args.sparse_model), len(reports)), "hardware": hardware(),
+        "time": time_of(rows, pretraining_stages(args.sparse_model), len(reports)), "hardware": hardware(),
     }  # fmt: skip
 
 
@@ -137,7 +126,7 @@ def time_of(rows: list[dict[str, Any]], stages: dict[str, Any], tasks: int) -> d
 def main() -> None:
     """Run what is missing, task by task, and write the results."""
     args = arguments()
-    if args.equal_total_steps and "sparse" not in pretraining(args.sparse_model):
+    if args.equal_total_steps and "sparse" not in pretraining_stages(args.sparse_model):
         raise SystemExit(f"--equal_total_steps: {args.sparse_model}: its run.json, which says how many steps it took, is not there")
     if args.list:
         for task in args.tasks:
@@ -147,7 +136,7 @@ def main() -> None:
     reports = {}
     for task in args.tasks:
         report = Path(args.output_dir) / task / "report.json"
-        if not report.exists():
+        if not report.exists() or read_json(report)["seeds"] != args.seeds:
             if code := subprocess.run(command(args, task), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}).returncode:
                 raise SystemExit(code)
         reports[task] = read_json(report)

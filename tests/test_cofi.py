@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from adasearch.budget import Budget, fill_budget, fill_neurons
 from adasearch.cofi_config import CofiConfig
-from adasearch.cofi_run import cofi_recipes, train_cofi
+from adasearch.cofi_run import _check_chain, cofi_recipes, train_cofi
 from adasearch.config import FinetuneConfig, FitConfig
 from adasearch.encoder import axes_of, from_hugging_face
 from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderShape
@@ -341,6 +341,29 @@ def test_successive_targets_are_one_rising_pruning(problem: EncoderProblem, tmp_
     for ours, theirs in zip(outcomes[1:], resumed):
         whole, again = ours.model.state_dict(), theirs.model.state_dict()
         assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_target_between_those_that_are_done_is_refused(tmp_path: Path) -> None:
+    """Its pruning would go on from one that another target has gone on from."""
+    config = settings(tmp_path, target_sparsity=[0.4, 0.6, 0.8], successive=True, seeds=[5])
+
+    def touch(path: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+
+    _check_chain(config, tmp_path)
+    touch("models/cofi-sparsity-0.4-5/scores.json")
+    with pytest.raises(ConfigError, match="target_sparsity: 0.6 would go on from the pruning at 0.4, which is gone"):
+        _check_chain(config, tmp_path)
+    touch("cache/cofi-pruning-sparsity-0.6-5.pt")  # killed while 0.6 was fine-tuned
+    _check_chain(config, tmp_path)
+    touch("models/cofi-sparsity-0.6-5/scores.json")
+    _check_chain(config, tmp_path)  # 0.8 is next
+    touch("models/cofi-sparsity-0.8-5/scores.json")
+    (tmp_path / "cache" / "cofi-pruning-sparsity-0.6-5.pt").unlink()
+    _check_chain(config, tmp_path)  # all is done
+    with pytest.raises(ConfigError, match="0.7 would go on"):
+        _check_chain(dataclasses.replace(config, target_sparsity=[0.4, 0.6, 0.7, 0.8]), tmp_path)
 
 
 def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path) -> None:

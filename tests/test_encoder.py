@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from adasearch.encoder import EncoderConfig, EncoderPreTrainedModel, EncoderForSequenceClassification, _names, axes_of, from_hugging_face
+from adasearch.encoder_parts import is_slow_fused
 from adasearch.errors import ModelError
+from adasearch.masked_model import set_dropout
 from adasearch.structure import GateValues
 
 
@@ -71,6 +73,38 @@ def test_dropout_is_where_hugging_face_has_it(family: str) -> None:
         torch.manual_seed(seed)
         torch.testing.assert_close(answer(ours, batch), expected, atol=1e-5, rtol=0)
     assert (answer(theirs, batch) - expected).abs().max() > 1e-3  # it did something
+
+
+def test_half_precision_learns_by_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch's fused attention goes back slowly plain products stand in: same values, same gradients, padding unseen."""
+    model = make_encoder(attention_probs_dropout_prob=0.0).train()
+    attention = model.encoder.layers[0].attention.bfloat16()
+    torch.manual_seed(0)
+    x_BLD = torch.randn(3, 5, HIDDEN, dtype=torch.bfloat16)
+    visible_B11L = (torch.arange(5) < torch.tensor([[5], [2], [1]]))[:, None, None]
+    gate_H = torch.rand(attention.heads).bfloat16()
+    found = {}
+    for is_slow in (True, False):
+        monkeypatch.setattr("adasearch.encoder_parts.is_slow_fused", lambda *_: is_slow)
+        leaf = x_BLD.clone().requires_grad_()
+        result = attention(leaf, visible_B11L, gate_H)
+        result.float().square().sum().backward()
+        found[is_slow] = (result, leaf.grad)
+    for one, other in zip(found[True], found[False]):
+        torch.testing.assert_close(one, other, atol=0.06, rtol=0.05)
+    monkeypatch.undo()
+    assert is_slow_fused(x_BLD, 0.0) and not is_slow_fused(x_BLD, 0.1) and not is_slow_fused(x_BLD.float(), 0.0)
+    with torch.no_grad():
+        assert not is_slow_fused(x_BLD, 0.0)
+
+
+def test_dropout_can_be_taken_out_of_any_encoder() -> None:
+    for model in (make_encoder(), make_model("bert"), make_model("distilbert")):
+        batch, model = batch_for(model), model.train()
+        set_dropout(model, 0.5)
+        assert not torch.equal(answer(model, batch), answer(model, batch))
+        set_dropout(model, 0.0)
+        assert torch.equal(answer(model, batch), answer(model, batch))
 
 
 def reference(model: EncoderPreTrainedModel, batch: dict[str, Tensor], z: GateValues) -> Tensor:

@@ -143,6 +143,8 @@ def test_a_finished_run_trains_nothing_again_and_adds_seeds(finished: Path) -> N
     compress_earlybert(tiny_earlybert(finished.parent, seeds=[1, 2]), Listen())
     assert not [title for title in stages if "train" in title or "search" in title or "tune" in title]
     assert (finished / "models" / "earlybert-1" / "model.safetensors").read_bytes() == before
+    with pytest.raises(ConfigError, match="student/ of .* is the run's first model, earlybert-1, and would be earlybert-2"):
+        compress_earlybert(tiny_earlybert(finished.parent, seeds=[2, 1]), Listen())
 
 
 class Kill(Exception):

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, tiny_prune_ofa
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from adasearch.encoder_problem import open_problem
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json, write_json
 from adasearch.inspect_run import inspect
 from adasearch.predict import predict_file
 from adasearch.prune_files import prune_student
+from adasearch.progress import Progress
 from adasearch.prune_ofa_run import prune_once_for_all
+from adasearch.prune_ofa_source import open_source, pretraining_stages
 from adasearch.prune_ofa_task_config import Int8Config, TeachConfig
 from adasearch.qdq_export import export_folder, zeros_of
 from adasearch.quantize import quantize
@@ -27,8 +31,9 @@ from adasearch.report import Report
 from adasearch.report_files import read_report, rebuild_report
 from adasearch.runtimes import load_runtime
 from adasearch.sparse_files import SparseModel
-from adasearch.sparse_model import prune_once
+from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
 from adasearch.speed_table import build_tables
+from adasearch.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +161,60 @@ def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> Non
     deep = AutoModel.from_config(AutoConfig.from_pretrained(run.parent / "sparse", num_hidden_layers=2))
     prune_once(deep, SPARSITY)
     deep.save_pretrained(tmp_path / "deep")
-    with pytest.raises(ConfigError, match="teach.layer_weight: .*deep has other layers"):
-        begin("f", sparse_model=str(tmp_path / "deep"), teach=TeachConfig(layer_weight=1.0))
+    for index, (changes, says) in enumerate((
+        ({"sparse_model": str(tmp_path / "deep"), "teach": TeachConfig(layer_weight=1.0)}, "teach.layer_weight: .*deep has other layers"),
+        ({"sparse_model": str(tmp_path / "deep"), "teach": TeachConfig(start="teacher")}, "teach.start: .*deep has other layers"),
+        ({"teach": TeachConfig(start="luck")}, "teach.start: 'luck'"), ({"teach": TeachConfig(dropout=1.0)}, "teach.dropout: 1.0"),
+        ({"int8": Int8Config(exclude=["no_such"])}, "exclude: no layer's name holds 'no_such'"),
+        ({"direct": True, "pattern": "2:4"}, "sparsity"), ({"pattern": "bogus"}, "pattern: 'bogus'"),
+    )):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            begin(f"f{index}", **changes)
+        assert not (tmp_path / f"f{index}" / "models").exists(), "said before anything is trained"
+
+
+def test_lock_can_begin_with_what_the_dense_model_has_learned(run: Path) -> None:
+    """A sparse copy of the pre-trained model then is the dense fine-tuned one, but for its zeros; else only its own weights count."""
+    config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"), output_dir=str(run.parent / "again"), baselines=False)
+    problem = open_problem(config, load_task(config), run.parent / "again", Accelerator(cpu=True), Progress())
+    dense, before = problem.dense().state_dict(), problem.pretrained(42).state_dict()
+    own, names = open_source(config, problem).start(42)
+    begun, _ = open_source(dataclasses.replace(config, teach=TeachConfig(start="teacher")), problem).start(42)
+    pattern = pattern_of(own, names)
+    assert pattern_of(begun, names).keys() == pattern.keys() and mean_sparsity(begun, names) == pytest.approx(SPARSITY, abs=0.01)
+    for name, weight in begun.state_dict().items():
+        kept = pattern.get(name.removesuffix(".weight"), torch.ones_like(weight, dtype=torch.bool))
+        torch.testing.assert_close(weight, dense[name] * kept, atol=1e-6, rtol=0)
+        torch.testing.assert_close(own.state_dict()[name], before[name] * kept, atol=0, rtol=0)
+
+
+def test_a_sparse_model_without_a_pooler_has_that_of_the_model_it_was_made_of(run: Path, tmp_path: Path) -> None:
+    bare = AutoModel.from_pretrained(run.parent / "sparse", add_pooling_layer=False)
+    shutil.copytree(run.parent / "sparse", tmp_path / "bare")
+    bare.save_pretrained(tmp_path / "bare")
+    config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"), output_dir=str(tmp_path / "again"), sparse_model=str(tmp_path / "bare"))
+    problem = open_problem(config, load_task(config), tmp_path / "again", Accelerator(cpu=True), Progress())
+    model, _ = open_source(config, problem).start(7)
+    assert torch.equal(model.head.dense.weight, problem.pretrained(3).head.dense.weight)
+
+
+def test_what_a_sparse_model_took_counts_the_runs_it_goes_on_from(tmp_path: Path) -> None:
+    def write(name: str, first: float | None, second: float | None, **config: str) -> str:
+        stages = {"teacher": {"steps": 1, "seconds": first}, "sparse": {"steps": 10, "seconds": second}}
+        (tmp_path / name / "sparse").mkdir(parents=True)
+        write_json(tmp_path / name / "sparse" / "config.json", {})
+        write_json(tmp_path / name / "run.json", {"stages": stages, "config": config})
+        return str(tmp_path / name)
+
+    first = write("first", 2.0, 4.0)
+    second = write("second", 1.0, 8.0, start=first)
+    shared = write("shared", 0.0, 16.0, start=second, teacher=f"{first}/teacher")
+    for path, steps, teacher, sparse in ((first, 10, 2.0, 4.0), (second, 20, 3.0, 12.0), (shared, 30, 2.0, 28.0)):
+        found = pretraining_stages(Path(path))
+        assert (found["sparse"]["steps"], found["teacher"]["seconds"], found["sparse"]["seconds"]) == (steps, teacher, sparse), path
+    assert pretraining_stages(Path(write("unknown", None, 1.0, start=first)))["teacher"]["seconds"] is None
+    assert pretraining_stages(Path(write("gone", 1.0, 1.0, start=str(tmp_path / "absent"))))["sparse"]["seconds"] is None
+    assert pretraining_stages(tmp_path / "absent") == {}
 
 
 def test_the_seconds_of_pretraining_are_those_of_both_its_stages_and_layers_teach_where_asked(run: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.inspect_run import inspect
 from adasearch.masked_language import MaskedBlocks
+from adasearch.masked_model import head_parameters, layer_states, logits_and_states
 from adasearch.masked_task import load_blocks
 from adasearch.methods.base import Method
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
@@ -45,6 +46,7 @@ from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_run import pretrain_sparse
 from adasearch.sparsity import dropped_count
 from adasearch.sparsity_schedule import SparsitySchedule, rewinding_factor
+from adasearch.teaching import states_loss
 from adasearch.tokens import Examples, TokenStore
 
 STEPS = 12
@@ -75,6 +77,21 @@ class KillAt(Progress):
     def step(self, done: int, **metrics: float | int | str) -> None:
         if metrics and done == self.at:
             raise KeyboardInterrupt
+
+
+def test_layers_that_teach_alone_hide_no_token_and_leave_the_head_alone() -> None:
+    student, teacher = tiny_bert(BertForMaskedLM).eval(), tiny_bert(BertForMaskedLM, seed=1).eval()
+    method = sparse_method(teacher, task_weight=0.0, kd_weight=0.0, layer_weight=3.0)
+    method.attach(student)
+    method.begin_step(student, 4, STEPS)
+    batch = tiny_blocks().collate([0, 11, 5])
+    terms = method.loss(student, batch)
+    states, targets = (layer_states(model, batch) for model in (student, teacher))
+    assert set(terms) == {"layers"} and terms["layers"].item() == pytest.approx(3 * states_loss(states, targets, batch["attention_mask"]).item())
+    terms["layers"].backward()
+    assert all(parameter.grad is None for parameter in head_parameters(student))
+    with_head = logits_and_states(student, batch, batch["attention_mask"].bool())[1]
+    assert all(torch.equal(one, other) for one, other in zip(states, with_head, strict=True))
 
 
 @pytest.mark.parametrize(("share", "layers"), [(1.0, 0.0), (0.4, 0.0), (0.4, 3.0)])

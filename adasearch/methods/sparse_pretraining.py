@@ -17,7 +17,7 @@ from adasearch.fit_config import FitConfig
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.language_objectives import UNSCORED, softened_kl
 from adasearch.masked_language import Masking
-from adasearch.masked_model import head_parameters, logits_and_states, masked_loss, token_logits
+from adasearch.masked_model import head_parameters, layer_states, logits_and_states, masked_loss, token_logits
 from adasearch.methods.base import Batch, Group, Method, weight_groups
 from adasearch.sparsity_schedule import rewinding_factor, warmed_linear
 from adasearch.teaching import states_loss
@@ -133,7 +133,11 @@ class SparsePretraining(Method):
             self.teacher.to(student.device)
 
     def loss(self, student: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        """"mlm", "kd" and "layers", each times its weight."""
+        """"mlm", "kd" and "layers", each times its weight; layers that teach alone need no head, and no token is hidden."""
+        if not self.task_weight and not self.kd_weight:
+            with torch.no_grad():
+                targets = layer_states(self.teacher, batch)
+            return {"layers": self.layer_weight * states_loss(layer_states(student, batch), targets, batch["attention_mask"])}
         batch = self.masking(batch, self.step, self.distill_share)
         is_hidden_BL = batch["labels"] != UNSCORED
         is_taught_BL = batch["drawn_BL"] & bool(self.kd_weight)
