@@ -66,16 +66,11 @@ class Workplace:
         """
         problem, config = self.problem, self.config
         evaluate = evaluate or (lambda model: problem.scores(model, problem.validation))
-
-        def evaluate_unwatched(trained: PreTrainedModel) -> dict[str, float]:
-            with self.watch.paused():
-                return evaluate(trained)
-
         return fit(
             model, method, {"train": problem.train if examples is None else examples}, method.config, seed=self.seed,
             folder=self.folder / stage, accelerator=problem.accelerator, progress=problem.progress, title=f"{self.title}: {stage}",
-            evaluate=evaluate_unwatched, evaluations=config.evaluate if evaluations is None else evaluations,
-            checkpoint_seconds=config.checkpoint_seconds, is_mixed=is_mixed, on_step=self._on_step,
+            evaluate=evaluate, evaluations=config.evaluate if evaluations is None else evaluations,
+            checkpoint_seconds=config.checkpoint_seconds, is_mixed=is_mixed, on_step=self._on_step, watch=self.watch,
         )  # fmt: skip
 
     def _on_step(self) -> None:

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from adasearch.fit_config import FitConfig
 from adasearch.methods.base import Group, Method
 from adasearch.outputs import autocast
 from adasearch.progress import Progress
+from adasearch.stopwatch import Stopwatch
 from adasearch.tokens import BatchSampler, Examples
 from adasearch.tracking import track
 
@@ -107,6 +109,7 @@ def fit(
     checkpoint_seconds: float = 60.0,
     is_mixed: bool = False,
     on_step: Callable[[], None] | None = None,
+    watch: Stopwatch | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place for ``config.steps`` steps and return the history.
 
@@ -116,11 +119,12 @@ def fit(
         is_mixed: compute in the accelerator's mixed precision; worth it for teachers, too small a gain for students.
         evaluate: called ``evaluations`` times, evenly spread and at the end; its metrics go into the history.
         on_step: called after every step, when all that belongs to it is done.
+        watch: a stopwatch that runs; it rests while the model is scored and checkpoints are written.
 
     Raises ``TrainingError`` when the loss is not finite (the last checkpoint is kept) or the disk is full.
     """
     run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed)
-    return run.train(title, evaluate, evaluations, on_step)
+    return run.train(title, evaluate, evaluations, on_step, nullcontext if watch is None else watch.paused)
 
 
 class Training:
@@ -190,8 +194,9 @@ class Training:
         write_atomically(self._checkpoint, lambda path: torch.save(state, path))
 
     def train(
-        self, title: str, evaluate: Evaluate | None, evaluations: int, on_step: Callable[[], None] | None = None
-    ) -> list[dict[str, Any]]:
+        self, title: str, evaluate: Evaluate | None, evaluations: int, on_step: Callable[[], None] | None,
+        resting: Callable[[], AbstractContextManager[None]],
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """All steps that are left, with records, evaluations and checkpoints; the history."""
         steps = self.config.steps
         log_every = max(1, steps // HISTORY_RECORDS)
@@ -207,7 +212,8 @@ class Training:
             record = self._record() if self.step % log_every == 0 or is_last else None
             if self.processes.is_main and evaluate_every and (is_last or (self.step % evaluate_every == 0 and steps - self.step >= evaluate_every)):
                 record = record or self._record()
-                record["validation"] = evaluate(self.model)
+                with resting():
+                    record["validation"] = evaluate(self.model)
                 self.model.train()
             if record:
                 self.history.append(record)
@@ -216,7 +222,8 @@ class Training:
                     track(self.accelerator, self.folder.name, record)
                 self.progress.step(self.step, **self._shown(record))
             if self.processes.is_main and time.monotonic() - saved > self.checkpoint_seconds and not is_last:
-                self._save()
+                with resting():
+                    self._save()
                 saved = time.monotonic()
             if on_step is not None:
                 on_step()

@@ -37,6 +37,7 @@ from adasearch.run_files import begin_run, check_reopening, model_in, note_stage
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
+from adasearch.stopwatch import Stopwatch
 from adasearch.sparse_pretraining_report import write_pretraining
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
@@ -220,22 +221,18 @@ def _fit(
 ) -> dict[str, Any]:  # fmt: skip
     """Train in ``work/<name>``, scored by ``score``, else on hidden tokens; steps, seconds a step."""
     config, work = this.config, this.folder / "work" / name
-    is_whole, start = not (work / "checkpoint.pt").exists(), time.monotonic()
-    watched = 0.0
+    is_whole, watch = not (work / "checkpoint.pt").exists(), Stopwatch()
 
     def evaluate(trained: PreTrainedModel) -> dict[str, float]:
-        nonlocal watched
-        began = time.monotonic()
-        found = (score or this.score)(trained)
-        watched += time.monotonic() - began
-        return {key: value for key, value in found.items() if key != "tokens"}
+        return {key: value for key, value in (score or this.score)(trained).items() if key != "tokens"}
 
-    history = fit(
-        model, method, {"train": this.train}, method.config, seed=config.seed, folder=work, accelerator=this.accelerator,
-        progress=this.progress, title=title, evaluate=evaluate, evaluations=config.evaluations,
-        checkpoint_seconds=config.checkpoint_seconds, is_mixed=this.is_mixed,
-    )  # fmt: skip
-    seconds = time.monotonic() - start - watched if is_whole else None  # of a resumed run only the last part is known
+    with watch.running():
+        history = fit(
+            model, method, {"train": this.train}, method.config, seed=config.seed, folder=work, accelerator=this.accelerator,
+            progress=this.progress, title=title, evaluate=evaluate, evaluations=config.evaluations,
+            checkpoint_seconds=config.checkpoint_seconds, is_mixed=this.is_mixed, watch=watch,
+        )  # fmt: skip
+    seconds = watch.wall_s if is_whole else None  # of a resumed run only the last part is known
     return {"steps": history[-1]["step"], "seconds": seconds, "seconds_per_step": seconds and seconds / history[-1]["step"]}
 
 

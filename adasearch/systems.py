@@ -194,8 +194,7 @@ class Trainer:
         watch, is_whole = Stopwatch(), not (work / "checkpoint.pt").exists()
 
         def evaluate(_: torch.nn.Module) -> dict[str, float]:
-            with watch.paused():
-                scores = scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
+            scores = scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
             if self.on_scores is not None:
                 self.on_scores(kind, seed, scores)
             return scores
@@ -204,7 +203,7 @@ class Trainer:
             history = fit(
                 student, method, {"train": examples}, settings, seed=seed, folder=work, accelerator=accelerator, progress=self.progress,
                 title=f"train {kind.replace('_', ' ')}, seed {seed}", evaluate=evaluate, evaluations=config.evaluate,
-                checkpoint_seconds=config.checkpoint_seconds,
+                checkpoint_seconds=config.checkpoint_seconds, watch=watch,
             )  # fmt: skip
         if accelerator.is_main_process:
             took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed training only the end is known

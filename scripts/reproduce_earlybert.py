@@ -45,6 +45,7 @@ from adasearch.progress import Progress
 from adasearch.run_files import commit, script_command
 from adasearch.turns import Tick, take_turns
 
+NEVER = 1e9  # seconds between two checkpoints: a seed that was killed begins anew, so that they would only take time
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -71,7 +72,7 @@ def settings(args: argparse.Namespace, task: str) -> EarlyBertConfig:
     given = {"model": args.model, "data_dir": args.data_dir, "max_steps": args.max_steps}
     config = dataclasses.replace(
         config, **{key: value for key, value in given.items() if value is not None}, output_dir=str(Path(args.work_dir) / task),
-        threads=args.threads, cpu=True, evaluate=0,
+        threads=args.threads, cpu=True, evaluate=0, checkpoint_seconds=NEVER,
     )  # fmt: skip
     if args.learning_rate is not None:
         config.finetune.learning_rate = config.ticket.learning_rate = args.learning_rate

@@ -14,12 +14,13 @@ from tiny import tiny_config, tiny_space
 
 from adasearch.config import DistillConfig, FitConfig, SearchConfig
 from adasearch.errors import TrainingError
-from adasearch.fit import fit, learning_rate_factor
+from adasearch.fit import Training, fit, learning_rate_factor
 from adasearch.methods.adabert import AdaBert
 from adasearch.methods.base import Method
 from adasearch.methods.distill import Distill
 from adasearch.progress import Progress
 from adasearch.shrink import build_student
+from adasearch.stopwatch import Stopwatch
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples, TokenStore
 
@@ -160,3 +161,27 @@ def test_learning_rate_schedules(schedule: str) -> None:
     rest = [i / 90 for i in range(90)]
     expected = [1 - x for x in rest] if schedule == "linear" else [0.5 * (1 + math.cos(math.pi * x)) for x in rest]
     assert factors[10:] == pytest.approx(expected)
+
+
+def test_the_watch_rests_while_a_model_is_scored_and_a_checkpoint_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, method, config = search_parts()
+    watch, seen, save = Stopwatch(), {"scored": set(), "saved": set(), "learned": set()}, Training._save
+
+    def is_running() -> bool:
+        return watch._since is not None
+
+    def saved(training: Training) -> None:
+        seen["saved"].add(is_running())
+        save(training)
+
+    def evaluate(_: torch.nn.Module) -> dict[str, float]:
+        seen["scored"].add(is_running())
+        return {}
+
+    monkeypatch.setattr(Training, "_save", saved)
+    with watch.running():
+        fit(
+            model, method, {"train": examples()}, config, seed=3, folder=tmp_path, accelerator=Accelerator(cpu=True), progress=Progress(),
+            title="test", checkpoint_seconds=0.0, evaluate=evaluate, evaluations=2, on_step=lambda: seen["learned"].add(is_running()), watch=watch,
+        )  # fmt: skip
+    assert seen == {"scored": {False}, "saved": {False}, "learned": {True}}
