@@ -82,7 +82,7 @@ def settings(args: argparse.Namespace, task: str) -> EarlyBertConfig:
 
 def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
     """All seeds of one task; returns the results' file."""
-    config, target = settings(args, task), Path(args.results_dir) / f"earlybert_{task}.json"
+    config, target, begun_with = settings(args, task), Path(args.results_dir) / f"earlybert_{task}.json", commit()
     _, problem = open_encoders(config, ABOUT, progress, with_teacher=False)
     problem.progress = Progress()  # three trainings at once would write over each other
     recipes = [dense_recipe(config), *earlybert_recipes(config)]
@@ -100,7 +100,7 @@ def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
             "what": f"EarlyBERT on {task} beside dense fine-tuning and a random ticket, in turns in one process", "command": script_command(),
             "task": task, "metric": problem.task.metric, "seeds": args.seeds, "turn_steps": args.turn,
             "summary": summary(rows, problem.task.metric), "rows": rows, "settings": to_dict(config),
-            "commit": commit(), "hardware": hardware(),
+            "commit": begun_with, "hardware": hardware(),
         }  # fmt: skip
         write_json(target, result)
     progress.message(yaml.safe_dump(read_json(target)["summary"], sort_keys=False))
