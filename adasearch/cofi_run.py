@@ -52,10 +52,15 @@ def cofi_recipes(config: CofiConfig) -> list[Recipe]:
     """One recipe for each target; the first one's model becomes the run's ``student/``."""
     return [
         Recipe(
-            "pruned" if index else "student", f"cofi-{kind}-{target:g}", target_name(kind, target), partial(train_cofi, config, kind, target)
+            "pruned" if index else "student", _key(kind, target), target_name(kind, target), partial(train_cofi, config, kind, target)
         )
         for index, (kind, target) in enumerate(config.targets)
     ]
+
+
+def _key(kind: str, target: float) -> str:
+    """The recipe's, and with a seed behind it its model's folder."""
+    return f"cofi-{kind}-{target:g}"
 
 
 def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -> Outcome:
@@ -86,7 +91,7 @@ def _check_chain(config: CofiConfig, folder: Path) -> None:
         return
     for seed in config.all_seeds:
         for (_, before), (kind, target) in zip(config.targets, config.targets[1:]):
-            is_done, could_go_on = ((folder / "models" / f"cofi-{kind}-{one:g}-{seed}" / "scores.json").exists() for one in (target, before))
+            is_done, could_go_on = ((folder / "models" / f"{_key(kind, one)}-{seed}" / "scores.json").exists() for one in (target, before))
             is_kept = any(_state_file(folder / "cache", kind, one, seed).exists() for one in (target, before))  # its own: pruned already
             if could_go_on and not is_done and not is_kept:
                 raise ConfigError(

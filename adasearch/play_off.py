@@ -20,8 +20,8 @@ import torch
 from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
-from adasearch.config import RunConfig
 from adasearch.comparison import comparison_texts, member_loss
+from adasearch.config import RunConfig
 from adasearch.files import read_json, write_json
 from adasearch.fit import fit
 from adasearch.fit_config import capped

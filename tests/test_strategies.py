@@ -17,8 +17,8 @@ from test_fit import Killed, KillAt, examples, run
 from tiny import make_certain, randomise, tiny_config, tiny_space
 from torch import Tensor, nn
 
-from adasearch.config import DistillConfig, SearchConfig
 from adasearch.comparison import TEXTS, comparison_texts, member_loss
+from adasearch.config import DistillConfig, SearchConfig
 from adasearch.errors import ConfigError
 from adasearch.gates import ChoiceGate, gates_of
 from adasearch.latency import LatencyModel
