@@ -34,14 +34,16 @@ from adasearch.masked_model import head_parameters, layer_states, logits_and_sta
 from adasearch.masked_task import load_blocks
 from adasearch.methods.base import Method
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
+from adasearch.methods.qat import QuantizeAware
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.prune_ofa_task_config import Int8Config
 from adasearch.qdq_export import export_folder
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
 from adasearch.report_files import rebuild_report
-from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, follows_pattern, pattern_of, prune_once, sparsity_of
+from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, follows_pattern, lock_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_run import pretrain_sparse
 from adasearch.sparsity import dropped_count
@@ -194,12 +196,21 @@ def test_the_last_steps_keep_the_pattern(tmp_path: Path) -> None:
     assert not broken_zeros(student, masks[until])
 
 
-@pytest.mark.parametrize("kind", ["sparse", "teacher", "gradual"])
+@pytest.mark.parametrize("kind", ["sparse", "teacher", "gradual", "locked", "int8 min_max", "int8 lsq"])
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, kind: str) -> None:
     def parts() -> tuple[PreTrainedModel, Method, Any]:
         if kind == "gradual":
             method = GradualFinetuning(CONFIG, "single_label", forward, pruning=pruning())
             return tiny_bert(BertForSequenceClassification, num_labels=3), method, task_examples()
+        if kind == "locked" or kind.startswith("int8"):
+            model = tiny_bert(BertForSequenceClassification, num_labels=3)
+            prune_once(model, 0.6)
+            if kind == "locked":
+                return model, LockedFinetuning(CONFIG, "single_label", forward), task_examples()
+            lock_pattern(model)
+            # killed before activations are rounded, and while they are; their ranges rest at the end
+            int8 = Int8Config(quantizer=kind.split()[1], per="row", delay=0.4, freeze=0.8)
+            return model, QuantizeAware(CONFIG, "single_label", forward, int8=int8), task_examples()
         model = tiny_bert(BertForMaskedLM)
         method = sparse_method(tiny_bert(BertForMaskedLM, seed=1)) if kind == "sparse" else TeacherPreparation(CONFIG, tiny_masking(), 5)
         return model, method, tiny_blocks()
