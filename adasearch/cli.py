@@ -27,6 +27,7 @@ FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # the last two are
 
 
 COMPRESS = "compress"  # the one verb whose first word is a method; settings are the method's
+_imported: dict[str, str] = {}  # what ``import_user_code`` was asked for, files as whole paths -> the module's name
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
@@ -67,6 +68,7 @@ def import_user_code(name: str) -> None:
             if os.getcwd() not in sys.path:
                 sys.path.insert(0, os.getcwd())  # a console script, unlike python -m, does not look here
             importlib.import_module(name)
+            _imported[name] = name
             return
         path = Path(name).resolve()
         if not path.is_file():
@@ -82,8 +84,14 @@ def import_user_code(name: str) -> None:
         except BaseException:
             del sys.modules[path.stem]  # as the import statement does
             raise
+        _imported[str(path)] = path.stem
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"--import {name}: cannot be imported ({error})") from error
+
+
+def imported_files() -> list[str]:
+    """What ``import_user_code`` has imported here, in order, as another process must be given it: whole paths, names of modules."""
+    return [name for name, module in _imported.items() if module in sys.modules]
 
 
 def overview() -> str:
