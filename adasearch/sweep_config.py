@@ -44,7 +44,7 @@ class SweepConfig(RunConfig):
         beta: a run for each, with this search.beta.
         seeds: a run for each, search and student alike; ``seed`` alone when absent.
         runs: runs written out, each a mapping of settings of `adasearch run` that differ, and ``name``; alone, or beside the
-            product of the lists above where ``tasks`` has any.
+            product of the lists above where ``tasks`` has any. The lists do not multiply them.
         output_dir: folder of the sweep; ``runs/sweep`` when absent.
         workers: runs at a time on this machine; as many as the cores allow with ``threads`` each when absent.
         threads: threads of each run; the cores divided by the workers when absent.
@@ -121,7 +121,8 @@ def check_sweep(config: SweepConfig, cores: int) -> tuple[int, int]:
 
 
 def plan(config: SweepConfig) -> list[SweepRun]:
-    """Every run of the sweep, its folder named. Raises ``ConfigError`` for settings that do not exist and equal names."""
+    """Every run of the sweep, its folder named. Raises ``ConfigError`` for settings that do not exist or have no effect, and equal names."""
+    _check_lists(config)
     found: list[tuple[str, RunConfig]] = []
     if config.tasks or not config.runs:
         found += _product(config)
@@ -139,6 +140,18 @@ def plan(config: SweepConfig) -> list[SweepRun]:
             raise ConfigError(f"runs: two runs are named {name!r}; choices: values that differ, or a `name` for each of `runs`")
         runs[name] = SweepRun(name, dataclasses.replace(run, output_dir=str(config.folder / "runs" / name)), preparation_name(run))
     return [*runs.values()]
+
+
+def _check_lists(config: SweepConfig) -> None:
+    """Lists are of a product, and there is none where runs are written out and no ``tasks`` are: better refused than ignored."""
+    if config.tasks or not config.runs:
+        return
+    if given := [name for name in ("teachers", *BUDGETS, "seeds") if getattr(config, name)]:
+        single = [{"teachers": "teacher", "seeds": "seed"}.get(name, f"search.{name}") for name in given]
+        raise ConfigError(
+            f"{', '.join(given)}: `runs` alone has no product for {'it' if len(given) == 1 else 'them'};"
+            f" choices: --tasks for a product beside `runs`, or {', '.join(single)} in each of `runs`"
+        )
 
 
 def _product(config: SweepConfig) -> Iterator[tuple[str, RunConfig]]:

@@ -192,6 +192,11 @@ def test_explicit_runs_change_nested_settings() -> None:
     assert (a.name, a.config.task, a.config.search.beta) == ("a", "rte", 2) and (b.name, b.config.transfer.size) == ("mrpc-2", 0)
 
 
+def test_explicit_runs_stand_beside_the_product_and_are_not_multiplied() -> None:
+    config = SweepConfig(tasks=["sst2"], seeds=[1, 2], runs=[{"name": "a", "seed": 7}, {"name": "b"}])
+    assert [(item.name, item.config.seed) for item in plan(config)] == [("sst2-demo-seed1", 1), ("sst2-demo-seed2", 2), ("a", 7), ("b", 42)]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -218,6 +223,9 @@ def test_bad_settings_are_refused(changes: dict, says: str) -> None:
         ({"runs": [{"search": {"bta": 1}}]}, "runs[0].search: unknown setting 'bta'"),
         ({"runs": [{"search": {"beta": "much"}}]}, "runs[0].search.beta: 'much' does not fit"),
         ({"runs": ["sst2"]}, "runs[0]: 'sst2' is no mapping"),
+        ({"runs": [{"name": "a"}], "task": "sst2", "seeds": [1, 2]}, "seeds: `runs` alone has no product for it; choices: --tasks for a product beside"),
+        ({"runs": [{"name": "a"}], "teachers": ["a/b"], "beta": [1.0]}, "teachers, beta: `runs` alone has no product for them; choices: --tasks for"),
+        ({"runs": [{"name": "a"}], "target_macs": [3e6]}, "or search.target_macs in each of `runs`"),
     ],
 )
 def test_bad_runs_are_refused(changes: dict, says: str) -> None:
