@@ -5,8 +5,9 @@
     ... --equal_total_steps        (pruning on a task alone gets its share of the steps of sparse pre-training, too)
     ... --configs scripts/prune_ofa   (settings of each task's run, <task>.yaml)
 
-Every run is `adasearch compress prune-ofa TASK` in a folder of its own: a second call skips what is finished and goes on with
-what was killed. Arguments after -- go to every run, as `-- --lock.epochs 3`. Writes results/runs/prune_ofa.json. What sparse
+Every run is `adasearch compress prune-ofa TASK` in a folder of its own: a second call trains nothing that is finished, times
+it anew, goes on with what was killed, and ends where a run was made with other settings. Arguments after -- go to every run,
+as `-- --lock.epochs 3`. Writes results/runs/prune_ofa.json. What sparse
 pre-training took is read from its run's folder, to be set against as many pre-trainings as there are tasks, and against
 pruning on each task alone. Expected at 85%: 2 points lost at most on the mean, 0.5 more by int8, less lost than by pruning on
 each task. Fine-tuning MiniLM on SST-2 took 7 minutes an epoch on one thread; three stages of several epochs and seeds add up.
@@ -30,7 +31,8 @@ from adasearch.run_files import commit, script_command
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("sst2", "mrpc", "rte", "qnli", "squad")
-KINDS = {"teacher": "dense", "student": "sparse_int8"}  # kind in a report -> in the results, where they differ
+KINDS = {"teacher": "dense", "dense": "dense_finetuned", "student": "sparse_int8"}  # kind in a report -> in the results, where they differ
+FOLDERS = {"student": "sparse_int8"}  # kind in a report -> of its models' folders, where they differ
 FIELDS = ("score_mean", "score_sd", "scores", "encoder_sparsity", "size_ratios", "sparse_bytes", "size_bytes", "agreement",
           "params", "runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50", "timings", "runtimes")  # fmt: skip
 
@@ -77,8 +79,8 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
     """results/runs/prune_ofa.json: a row a task and system, the means over the tasks, the time that one sparse model saves."""
     rows = [
         {
-            "task": task, "kind": (kind := KINDS.get(system["kind"], system["kind"])), "metric": report["metric"],
-            **{key: system[key] for key in FIELDS}, "train_seconds": train_seconds(Path(args.output_dir) / task, kind),
+            "task": task, "kind": KINDS.get(system["kind"], system["kind"]), "metric": report["metric"],
+            **{key: system[key] for key in FIELDS}, "train_seconds": train_seconds(Path(args.output_dir) / task, system["kind"]),
         }
         for task, report in reports.items() for system in report["systems"] if system["score_mean"] is not None
     ]  # fmt: skip
@@ -95,8 +97,11 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
 
 
 def train_seconds(run: Path, kind: str) -> float | None:
-    """What training one model took, the mean of the seeds of which it is known: not of one that was killed and went on."""
-    facts = [read_json(path) for path in sorted((run / "models").glob(f"{kind}-*/facts.json"))]
+    """What training one model took, the mean of the seeds of which it is known: not of one that was killed and went on.
+
+    ``kind`` as a report has it. None of the dense model that teaches, which was given.
+    """
+    facts = [read_json(path) for path in sorted((run / "models").glob(f"{FOLDERS.get(kind, kind)}-*/facts.json"))]
     known = [fact["train_seconds"] for fact in facts if "train_seconds" in fact]
     return mean(known) if known else None
 
@@ -124,7 +129,7 @@ def time_of(rows: list[dict[str, Any]], stages: dict[str, Any], tasks: int) -> d
 
 
 def main() -> None:
-    """Run what is missing, task by task, and write the results."""
+    """Run every task and write the results."""
     args = arguments()
     if args.equal_total_steps and "sparse" not in pretraining_stages(args.sparse_model):
         raise SystemExit(f"--equal_total_steps: {args.sparse_model}: its run.json, which says how many steps it took, is not there")
@@ -135,11 +140,10 @@ def main() -> None:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     reports = {}
     for task in args.tasks:
-        report = Path(args.output_dir) / task / "report.json"
-        if not report.exists() or read_json(report)["seeds"] != args.seeds:
-            if code := subprocess.run(command(args, task), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}).returncode:
-                raise SystemExit(code)
-        reports[task] = read_json(report)
+        # always, so that the results are of these arguments: the command alone knows whether a finished run was made with them
+        if code := subprocess.run(command(args, task), env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}).returncode:
+            raise SystemExit(code)
+        reports[task] = read_json(Path(args.output_dir) / task / "report.json")
     found = collect(reports, args)
     write_json(Path(args.results), found)
     for kind, value in found["means"].items():
