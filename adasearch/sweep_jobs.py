@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -17,6 +19,11 @@ from adasearch.errors import AdasearchError
 from adasearch.files import read_json, write_json
 from adasearch.pipeline import prepare_only, run, train
 from adasearch.progress import Progress
+from adasearch.run_files import completed
+from adasearch.settings import to_dict
+
+# of the settings that may change in a folder (``pipeline.FREE``), those that what a job leaves depends on
+DEPENDS = {"prepare": (), "train": ("controls", "seeds"), "measure": ("controls", "seeds", "bench", "report_examples")}
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,38 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether its result is there."""
+        """Whether its result is there, and made with the settings that are asked for."""
         path = self.folder / "run.json"
-        stage = {"measure": "report"}.get(self.kind, self.kind)
-        return path.exists() and stage in read_json(path)["stages"]
+        state = read_json(path) if path.exists() else {"stages": {}}
+        if {"measure": "report"}.get(self.kind, self.kind) not in state["stages"]:
+            return False
+        made = _done_with(state)[self.kind]
+        return made is not None and _telling(self.kind, completed(made, to_dict(RunConfig()))) == _telling(self.kind, to_dict(self.config))
+
+    def begin(self) -> None:
+        """Forget what the result was made with: if the job is lost, nobody knows whether it is the old one or the new."""
+        self._note({self.kind: None})
+
+    def end(self) -> None:
+        """Note what the result was made with; who measures has trained what was missing."""
+        kinds = ("train", "measure") if self.kind == "measure" else (self.kind,)
+        self._note({kind: _telling(kind, to_dict(self.config)) for kind in kinds})
+
+    def _note(self, changes: Mapping[str, Any]) -> None:
+        path = self.folder / "run.json"
+        if path.exists():
+            state = read_json(path)
+            write_json(path, {**state, "done_with": {**_done_with(state), **changes}})
+
+
+def _done_with(state: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Kind of job -> what it was last done with; of a run.json that does not tell, what the run was begun with."""
+    return state.get("done_with") or {kind: _telling(kind, state["config"]) for kind in DEPENDS}
+
+
+def _telling(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that the result of such a job depends on; one that an older version did not know is left out."""
+    return {key: settings[key] for key in DEPENDS[kind] if key in settings}
 
 
 @dataclass(frozen=True)
@@ -87,9 +122,11 @@ def perform(job: Job) -> Outcome:
 
 
 def _do(job: Job, progress: Progress) -> None:
+    job.begin()
     if job.needs is not None:
         link_preparation(job.needs, job.folder)
     {"prepare": prepare_only, "train": train, "measure": run}[job.kind](job.config, progress)
+    job.end()
 
 
 def link_preparation(prepared: Path, folder: Path) -> None:

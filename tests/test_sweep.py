@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -19,16 +20,16 @@ from safetensors.torch import load_file
 from tiny_task import tiny_run, write_csv
 
 from adasearch import sweep_table
-from adasearch.config import RetrainConfig, RunConfig, SearchConfig
+from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, to_dict
 from adasearch.errors import ConfigError, DataError
-from adasearch.files import read_json
+from adasearch.files import read_json, write_json
 from adasearch.pipeline import run
 from adasearch.progress import Progress
 from adasearch.speed_table import SpeedRow
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
 from adasearch.sweep_engines import LocalEngine
-from adasearch.sweep_jobs import Job, link_preparation, perform
+from adasearch.sweep_jobs import DEPENDS, Job, link_preparation, perform
 from adasearch.sweep_table import variants
 
 
@@ -162,6 +163,50 @@ def test_the_same_sweep_again_does_only_what_failed(swept: tuple) -> None:
     assert (folder / "sweep" / "logs" / "tiny-encoder-beta4-seed1.log").read_text() == log
     with pytest.raises(ConfigError, match="tiny-encoder-beta4-seed1: output_dir: .* holds a run with other settings"):
         sweep(dataclasses.replace(config, retrain=RetrainConfig(steps=61, batch_size=16)))
+
+
+def test_the_same_sweep_with_other_controls_and_times_trains_and_measures_what_it_lacks(swept: tuple, tmp_path: Path) -> None:
+    """As `adasearch run` does when a finished run is started again; going back to what was asked for first counts as well."""
+    shutil.copytree(swept[0] / "sweep", tmp_path / "sweep", symlinks=True)
+    first = dataclasses.replace(swept[1][0], output_dir=str(tmp_path / "sweep"), runs=[])
+    more = dataclasses.replace(first, controls=["student_no_kd", "bag_of_embeddings"], bench=dataclasses.replace(first.bench, seq_lengths=[4]))
+    own, log = tmp_path / "sweep" / "runs" / "tiny-encoder-beta4-seed1", tmp_path / "sweep" / "logs" / "tiny-encoder-beta4-seed1.log"
+    kept = {path: path.stat().st_mtime_ns for path in own.rglob("model.safetensors")}
+    assert len(kept) == 3  # of student/, and of the two that were trained
+    for config, kinds, length in ((more, {"student_no_kd", "bag_of_embeddings"}, 4), (first, {"student_no_kd"}, 8)):
+        assert not sweep(config).failed
+        systems = {system["kind"]: system["seq_len"] for system in read_json(own / "report.json")["systems"]}
+        assert systems == dict.fromkeys({"teacher", "student", *kinds}, length)
+        said = log.read_text()
+        assert not sweep(config).failed and log.read_text() == said, "nothing is left to do"
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({}, []), ({"threads": 3, "quiet": False}, []), ({"bench": BenchConfig(repeats=3)}, ["measure"]), ({"report_examples": 1}, ["measure"]),
+        ({"controls": ["tfidf"]}, ["train", "measure"]), ({"seeds": [42, 43]}, ["train", "measure"]),
+    ],
+)  # fmt: skip
+def test_a_job_is_done_with_the_settings_that_its_result_depends_on(changes: dict, left: list[str], tmp_path: Path) -> None:
+    """Of a folder that only knows what it was begun with, and of one that has been measured with other settings since."""
+    begun = RunConfig(output_dir=str(tmp_path))
+    stages = {stage: {"done": True} for stage in ("prepare", "train", "report")}
+    changed = dataclasses.replace(begun, **changes)
+
+    def job(kind: str, config: RunConfig) -> Job:
+        return Job("x", kind, config, None, (), Path.cwd(), tmp_path / "x.log")
+
+    write_json(tmp_path / "run.json", {"config": to_dict(begun), "stages": {}})
+    assert not any(job(kind, begun).is_done for kind in DEPENDS)
+    write_json(tmp_path / "run.json", {"config": to_dict(begun), "stages": stages})
+    assert [kind for kind in DEPENDS if not job(kind, changed).is_done] == left
+    job("measure", changed).begin()
+    assert not job("measure", begun).is_done and not job("measure", changed).is_done, "it may have been killed after it wrote the report"
+    job("measure", changed).end()
+    assert all(job(kind, changed).is_done for kind in DEPENDS)
+    assert [kind for kind in DEPENDS if not job(kind, begun).is_done] == left
 
 
 def test_plan_is_the_product_and_names_every_run() -> None:
