@@ -21,18 +21,23 @@ class GradualPruning:
         schedule: sparsity by step.
         pattern: what may be zero together.
         scope: "layer" or "global".
+        holds_zeros: those that the model begins with stay, from the first step on, whatever the masks are. Where a layer or a group
+            has more of them than goes there, more is zero than the schedule says.
 
     Raises ``ConfigError`` when the pattern cannot hold so many zeros.
     """
 
-    def __init__(self, schedule: SparsitySchedule, pattern: Pattern, scope: str):
+    def __init__(self, schedule: SparsitySchedule, pattern: Pattern, scope: str, *, holds_zeros: bool = False):
         pattern.check(schedule.final)
-        self.schedule, self.pattern, self.scope = schedule, pattern, scope
+        self.schedule, self.pattern, self.scope, self.holds_zeros = schedule, pattern, scope, holds_zeros
 
     def attach(self, model: nn.Module) -> None:
-        """Masks that drop nothing yet, unless there are masks. Raises ``ModelError`` as ``attach_masks``."""
-        if not find_masks(model):
-            attach_masks(model, self.pattern)
+        """Masks that drop nothing yet but zeros that are held, unless there are masks. Raises ``ModelError`` as ``attach_masks``."""
+        if find_masks(model):
+            return
+        for name, mask in attach_masks(model, self.pattern).items():
+            if self.holds_zeros:
+                mask.hold_zeros(model.get_submodule(name).weight)
 
     def begin_step(self, model: nn.Module, step: int) -> None:
         """Choose the masks of this step."""

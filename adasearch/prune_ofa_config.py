@@ -20,7 +20,8 @@ class SparsePretrainingConfig:
             which is given a new head.
         teacher: folder of a prepared teacher, as ``<run>/teacher``, to be shared by runs; when absent ``model`` is prepared here.
         start: folder of an earlier sparse pre-training, or of its model, with which the student goes on instead of a copy of the
-            teacher: for more zeros, or more steps. Its zeros stay.
+            teacher: for more zeros, or more steps. Its zeros stay, also where a layer or a group has more of them than ``sparsity``,
+            ``scope`` and ``pattern`` ask for.
         corpora: text corpora by preset (wikitext2, wikitext103, ptb, imdb) or hub id ``owner/name[:configuration]``.
         data_dir: folder that holds ``<corpus>/{train,validation}.parquet``; the hub when absent.
         train_file: one more corpus: txt, csv, tsv, jsonl or parquet.

@@ -78,7 +78,7 @@ def find_masks(model: nn.Module) -> dict[str, WeightMask]:
 
 @torch.no_grad()
 def prune_to(model: nn.Module, sparsity: float, scope: str = "layer") -> None:
-    """Choose all masks anew by the magnitudes of the dense weights under them: what had been dropped may return.
+    """Choose all masks anew by the magnitudes of the dense weights under them: what had been dropped may return, unless it is held.
 
     Args:
         sparsity: share of zeros, exact to one element (with blocks: to one block) of a layer, or of all for scope "global".
@@ -162,6 +162,14 @@ def follows_pattern(weight: Tensor, pattern: Pattern, input_dim: int = -1) -> bo
     """Whether a weight has at least the zeros of an N:M pattern in every group."""
     kept = pattern_scores(weight.abs(), pattern, input_dim).isinf()
     return not bool((weight != 0).logical_and(~pattern_mask(kept, weight, pattern, input_dim)).any())
+
+
+def has_split_blocks(model: nn.Module, pattern: Pattern) -> bool:
+    """Whether some of ``encoder_linears`` have blocks of the pattern that are zero in part. Raises ``ModelError`` as ``attach_masks``."""
+    if pattern.group or (pattern.rows, pattern.columns) == (1, 1):
+        return False
+    kept = (pattern_scores((layer.weight != 0).float(), pattern, _input_dim(layer)) for layer in encoder_linears(model).values())
+    return any(bool(((share > 0) & (share < 1)).any()) for share in kept)
 
 
 def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:

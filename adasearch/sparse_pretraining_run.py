@@ -35,7 +35,7 @@ from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.run_files import begin_run, check_reopening, model_in, note_stage
 from adasearch.settings import to_dict
-from adasearch.sparse_model import attach_masks, encoder_linears, mean_sparsity, sparsity_of
+from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.stopwatch import Stopwatch
 from adasearch.sparse_pretraining_report import write_pretraining
@@ -164,6 +164,11 @@ def _check_start(config: SparsePretrainingConfig, model: PreTrainedModel) -> Non
         raise ModelError(f"start: {config.start!r} has other layers than {config.teacher or config.model!r}; choices: one made of the same model")
     if (own := mean_sparsity(student)) > config.sparsity + ROUNDING:
         raise ConfigError(f"start: {config.start!r} has {own:.1%} zeros, more than sparsity {config.sparsity:g}; choices: {own:.2f} or more")
+    if has_split_blocks(student, Pattern.parse(config.pattern)):
+        raise ConfigError(
+            f"pattern: {config.pattern}, but {config.start!r} has zeros, which stay, that are no such blocks, so that more would go than"
+            " sparsity says; choices: unstructured, or a start that was pruned in these blocks"
+        )
 
 
 def _learner(this: PretrainingRun, name: str) -> tuple[PreTrainedModel, bool]:
@@ -199,7 +204,7 @@ def _prune(this: PretrainingRun) -> None:
     student, _ = _learner(this, model_in(config.start) if config.start else str(folder))
     own = min(mean_sparsity(student), config.sparsity) if config.start else 0.0
     schedule = replace(config.schedule, initial=max(config.initial_sparsity, own))
-    pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope)
+    pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope, holds_zeros=config.start is not None)
     method = SparsePretraining(
         config.fit_config(config.steps, config.learning_rate), this.masking, teacher, pruning, task_weight=config.task_weight,
         kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, layer_weight=config.layer_weight,

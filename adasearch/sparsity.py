@@ -116,7 +116,8 @@ class WeightMask(nn.Module):
         weight: what is masked; nothing is dropped at first.
         input_dim: the dimension of a layer's inputs: -1 in ``nn.Linear``, 0 in the transformers' ``Conv1D``, 1 in ``nn.Conv1d``.
 
-    The gradient of what is dropped is 0. The mask is a buffer, so that a training resumes with it.
+    The gradient of what is dropped is 0. The mask is a buffer, so that a training resumes with it; what ``hold_zeros`` was told is
+    none: it is told again.
     """
 
     def __init__(self, weight: Tensor, pattern: Pattern = Pattern(), input_dim: int = -1):
@@ -124,6 +125,8 @@ class WeightMask(nn.Module):
         self.pattern, self.input_dim, self.is_locked = pattern, input_dim, False
         self.mask: Tensor
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+        self.may_stay: Tensor | None
+        self.register_buffer("may_stay", None, persistent=False)
         self.scores(weight.detach())  # a pattern that does not divide the weight shows before the training
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -136,15 +139,24 @@ class WeightMask(nn.Module):
 
     @torch.no_grad()
     def scores(self, weight: Tensor) -> Tensor:
-        """The dense weight's magnitudes as ``select`` takes them."""
-        return pattern_scores(weight.abs(), self.pattern, self.input_dim)
+        """The dense weight's magnitudes as ``select`` takes them; of zeros that are held 0, so that they go first."""
+        magnitudes = weight.abs() if self.may_stay is None else weight.abs().where(self.may_stay, 0.0)
+        return pattern_scores(magnitudes, self.pattern, self.input_dim)
 
     @torch.no_grad()
     def keep(self, kept: Tensor) -> None:
-        """Set the mask from what stays of the scores. Raises ``ModelError`` when it is locked."""
+        """Set the mask from what stays of the scores; zeros that are held stay zero beside. Raises ``ModelError`` when it is locked."""
         if self.is_locked:
             raise ModelError("the pattern is locked: it was chosen once and must survive; choices: bake it, then prune again")
         self.mask.copy_(pattern_mask(kept, self.mask, self.pattern, self.input_dim))
+        if self.may_stay is not None:
+            self.mask &= self.may_stay
+
+    @torch.no_grad()
+    def hold_zeros(self, weight: Tensor) -> None:
+        """Mask a weight's zeros, and leave them masked whatever is chosen later: the mask only grows from there."""
+        self.may_stay = weight != 0
+        self.mask &= self.may_stay
 
     @torch.no_grad()
     def lock(self, weight: Tensor | None = None) -> None:

@@ -196,7 +196,45 @@ def test_the_last_steps_keep_the_pattern(tmp_path: Path) -> None:
     assert not broken_zeros(student, masks[until])
 
 
-@pytest.mark.parametrize("kind", ["sparse", "teacher", "gradual", "locked", "int8 min_max", "int8 lsq"])
+@pytest.mark.parametrize(
+    ("before", "now", "first"),
+    [
+        (("unstructured", 0.6, "global"), ("unstructured", 0.7, "layer"), 0.0),  # the layer made small has nearly all zeros, and keeps them
+        (("unstructured", 0.6, "layer"), ("unstructured", 0.85, "global"), 0.5),  # no mask is chosen before the middle
+        (("unstructured", 0.4, "layer"), ("2:4", 0.5, "layer"), 0.2), (("4x1", 0.3, "layer"), ("4x1", 0.5, "layer"), 0.2),
+    ],
+)  # fmt: skip
+def test_zeros_that_a_model_begins_with_stay_from_the_first_step_on(
+    tmp_path: Path, before: tuple[str, float, str], now: tuple[str, float, str], first: float
+) -> None:
+    student, (pattern, final, scope), broken = tiny_bert(BertForMaskedLM), now, []
+    with torch.no_grad():
+        next(iter(encoder_linears(student).values())).weight *= 0.2
+    prune_once(student, before[1], before[0], before[2])
+    start = pattern_of(student)
+    schedule = SparsitySchedule.of_shares(STEPS, final, start=first, end=max(first, 0.6), every=0.15, initial=min(before[1], final))
+    method = sparse_method(tiny_bert(BertForMaskedLM))
+    method.pruning = GradualPruning(schedule, Pattern.parse(pattern), scope, holds_zeros=True)
+    begin = method.begin_step
+
+    def watched(model: PreTrainedModel, step: int, steps: int) -> None:
+        begin(model, step, steps)
+        broken.append(broken_zeros(model, start))
+
+    method.begin_step = watched
+    train(student, method, tiny_blocks(), tmp_path)
+    assert broken == [{}] * STEPS and not broken_zeros(student, start)
+    layers, zeros = encoder_linears(student), pattern_of(student)
+    for name, layer in layers.items():
+        held, least = int((~start[name]).sum()), dropped_count(final, layer.weight.numel())
+        if scope == "layer":
+            assert int((~zeros[name]).sum()) >= max(held, least) and (pattern == "2:4" or int((~zeros[name]).sum()) == max(held, least)), name
+        assert pattern != "2:4" or follows_pattern(layer.weight.detach(), Pattern.parse(pattern))
+    if scope == "global":
+        assert sum(int((~kept).sum()) for kept in zeros.values()) == dropped_count(final, sum(kept.numel() for kept in zeros.values()))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "onward", "teacher", "gradual", "locked", "int8 min_max", "int8 lsq"])
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, kind: str) -> None:
     def parts() -> tuple[PreTrainedModel, Method, Any]:
         if kind == "gradual":
@@ -212,6 +250,11 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, kind: str)
             int8 = Int8Config(quantizer=kind.split()[1], per="row", delay=0.4, freeze=0.8)
             return model, QuantizeAware(CONFIG, "single_label", forward, int8=int8), task_examples()
         model = tiny_bert(BertForMaskedLM)
+        if kind == "onward":
+            prune_once(model, 0.4, scope="global")
+            method = sparse_method(tiny_bert(BertForMaskedLM, seed=1))
+            method.pruning.holds_zeros = True
+            return model, method, tiny_blocks()
         method = sparse_method(tiny_bert(BertForMaskedLM, seed=1)) if kind == "sparse" else TeacherPreparation(CONFIG, tiny_masking(), 5)
         return model, method, tiny_blocks()
 
@@ -428,8 +471,9 @@ def test_a_killed_run_goes_on_and_a_teacher_can_be_shared(tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_sparse_model_goes_on_to_more_zeros_and_keeps_its_own(tmp_path: Path) -> None:
-    pretrain_sparse(settings(tmp_path, sparsity=0.6))
-    more = settings(tmp_path, start=str(tmp_path / "run"), teacher=str(tmp_path / "run" / "teacher"), output_dir=str(tmp_path / "more"))
+    pretrain_sparse(settings(tmp_path, sparsity=0.6, scope="global"))
+    teacher, onward = str(tmp_path / "run" / "teacher"), {"prune_start": 0.3, "output_dir": str(tmp_path / "more")}
+    more = settings(tmp_path, start=str(tmp_path / "run"), teacher=teacher, **onward)
     report = pretrain_sparse(more)
     first, second = (AutoModelForMaskedLM.from_pretrained(tmp_path / run / "sparse") for run in ("run", "more"))
     history = [json.loads(line) for line in (tmp_path / "more" / "work" / "sparse" / "history.jsonl").read_text().splitlines()]
@@ -437,7 +481,10 @@ def test_a_sparse_model_goes_on_to_more_zeros_and_keeps_its_own(tmp_path: Path) 
     kept, layers = pattern_of(first), encoder_linears(second)
     assert all(not layers[name].weight[~kept[name]].any() for name in layers) and "from " + str(tmp_path / "run") in (tmp_path / "more" / "report.md").read_text()
     save_masked(tmp_path / "wide", BertModel, hidden_size=32)
-    for changes, says in (({"sparsity": 0.5}, "more than sparsity 0.5"), ({"start": str(tmp_path / "wide")}, "has other layers than")):
+    for changes, says in (
+        ({"sparsity": 0.5}, "more than sparsity 0.5"), ({"start": str(tmp_path / "wide")}, "has other layers than"),
+        ({"pattern": "4x1"}, "pattern: 4x1, but .*no such blocks"),
+    ):  # fmt: skip
         with pytest.raises(AdasearchError, match=says):
             pretrain_sparse(dataclasses.replace(more, output_dir=str(tmp_path / "other"), **changes))
 
