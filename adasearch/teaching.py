@@ -34,14 +34,16 @@ def teaching_terms(
 ) -> dict[str, Tensor]:
     """"ce" and "kd", each times its weight, scalars; a term of weight 0 is left out (specs c.4).
 
-    ``kd`` is ``teacher_loss`` towards ``teacher_logits`` of the batch; where the batch has none, gold labels are all there is
-    and count in full.
+    ``kd`` is ``teacher_loss`` towards ``teacher_logits`` of the batch; where it is asked for and the batch has none, gold labels are
+    all there is and count in full.
     """
-    targets = batch.get("teacher_logits") if kd_weight else None
-    if targets is None:
+    targets = batch.get("teacher_logits")
+    if kd_weight and targets is None:
         return {"ce": _gold(logits, batch, problem_type)}
-    terms = {"kd": kd_weight * teacher_loss(logits, targets, batch["attention_mask"], problem_type, temperature).mean()}
-    return {"ce": task_weight * _gold(logits, batch, problem_type), **terms} if task_weight else terms
+    terms = {"ce": task_weight * _gold(logits, batch, problem_type)} if task_weight else {}
+    if kd_weight:
+        terms["kd"] = kd_weight * teacher_loss(logits, targets, batch["attention_mask"], problem_type, temperature).mean()
+    return terms
 
 
 def states_loss(states: Sequence[Tensor], targets: Sequence[Tensor], mask_BL: Tensor) -> Tensor:
