@@ -46,6 +46,11 @@ def outputs_of(
     return rows
 
 
+def partial_path(path: Path) -> Path:
+    """Where ``streamed_outputs`` writes until ``path`` is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def streamed_outputs(
     forward: Forward, examples: Examples, path: Path, accelerator: Accelerator, progress: Progress, title: str
 ) -> np.ndarray:
@@ -56,7 +61,7 @@ def streamed_outputs(
     """
     if path.exists():
         return np.load(path, mmap_mode="r")
-    partial, state = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.done.json")
+    partial, state = partial_path(path), path.with_name(f".{path.name}.done.json")
     done = read_json(state)["done"] if partial.exists() and state.exists() else 0
     progress.stage(title, len(examples), done)
     try:

@@ -34,7 +34,7 @@ from adasearch.inherit_layers import inherited_operations
 from adasearch.measure import hardware
 from adasearch.methods.warm import Warm
 from adasearch.objectives import teacher_level
-from adasearch.outputs import streamed_outputs
+from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
 from adasearch.run_files import begin_run, check_reopening
 from adasearch.settings import to_dict
@@ -194,14 +194,17 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
 
 
 def _check_disk(need: int, count: int, config: WarmConfig, path: Path) -> None:
+    """``path`` of ``need`` bytes must be allowed and find room; what a killed pass has written of it takes none a second time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    allowed = min(config.disk_gib * 2**30, SPARE * free)
+    free, partial = shutil.disk_usage(path.parent).free, partial_path(path)
+    held = partial.stat().st_blocks * 512 if partial.exists() else 0  # not its length: most of it may be a hole
+    allowed = min(config.disk_gib * 2**30, held + SPARE * free)
     if need > allowed:
         fits = int(allowed // (need // count))
+        written = f" beside {held / 2**30:.2f} that are written" if held else ""
         raise ConfigError(
             f"texts: the teacher's vectors of {count:,} texts take {need / 2**30:.2f} GiB; disk_gib allows {config.disk_gib:g}, and"
-            f" {free / 2**30:.1f} are free in {path.parent}; choices: --texts {fits}, or more --disk_gib"
+            f" {free / 2**30:.1f} are free in {path.parent}{written}; choices: --texts {fits}, or more --disk_gib"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from adasearch.space import load_space
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples, TokenStore
 from adasearch.warm_config import WarmConfig, WarmFitConfig
-from adasearch.warm_run import _open, tokenize_stream, warm
+from adasearch.warm_run import SPARE, _open, tokenize_stream, warm
 from adasearch.warm_start import FACTS, WEIGHTS, read_warm_start, warm_student, warm_supernet
 
 KINDS, THINGS = ("good", "bad", "dull", "fine"), ("film", "plot", "cast")
@@ -109,6 +110,26 @@ def test_stopped_at_any_moment_it_ends_with_the_same_weights(made: Path, tmp_pat
     warm(tiny_warm(tmp_path))
     ours, whole = (load_file(folder / "warm" / WEIGHTS) for folder in (tmp_path, made))
     assert ours.keys() == whole.keys() and all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_what_a_killed_pass_has_written_is_not_asked_of_the_disk_again(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with a part of the vectors on the disk: the rest must find room, and no more."""
+    monkeypatch.setattr("adasearch.outputs.CHUNK", 500)
+    (tmp_path / "many.txt").write_text("\n".join(LINES * 60), encoding="utf-8")
+    config = tiny_warm(tmp_path, teacher=str(made / "encoder"), unlabeled_file=str(tmp_path / "many.txt"))
+    with pytest.raises(KeyboardInterrupt):
+        warm(config, Kill(3))  # a step to tokenize, then a chunk each
+    (partial,) = (tmp_path / "warm" / "cache").glob(".states-*.partial")
+    need = 1440 * 3 * 16 * 2
+    left = need - partial.stat().st_blocks * 512
+    assert 0 < left < need / 2
+    free = [int(left / SPARE) - 1]
+    monkeypatch.setattr("adasearch.warm_run.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(ConfigError, match="of 1,440 texts take 0.00 GiB"):
+        warm(config)
+    free[0] += 2
+    warm(config)
+    assert (tmp_path / "warm" / FACTS).exists()
 
 
 def test_a_supernet_and_a_student_take_the_same_weights(made: Path) -> None:
