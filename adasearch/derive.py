@@ -89,8 +89,9 @@ def derive(
     assert member is not None, "a space has members"
     if method.config.latency_target_ms and measure is not None:
         member = measured(member, choose, method, measure, progress, 0.0 if is_argmax else USED)
-    if method.budget_used(member) > 1 and not (method.config.latency_target_ms and measure):
-        progress.warning(f"search: no member within the target was found; the nearest takes {method.budget_used(member):.3g} times it")
+    used = method.budget_used(member, 0.0 if measure is not None else 1.0)  # a measured latency has had its say
+    if used > 1:
+        progress.warning(f"search: no member within the target was found; the nearest takes {used:.3g} times it")
     return Derived(member, losses=losses)
 
 
@@ -170,17 +171,21 @@ def measured(
 ) -> Architecture:
     """A member that takes at least the share ``least`` of the latency target when it is measured, and no more than it.
 
-    It is chosen again with mended predictions until one does, among those that were not measured yet.
+    It is chosen again with mended predictions until one does, among those that were not measured yet. A chosen member of which less
+    than that share is expected is taken as it is: another target holds it back, or the space has nothing slower to offer.
     """
     target = method.config.latency_target_ms
     taken: dict[Architecture, float] = {}
+    factor = 1.0
     while member is not None and len(taken) < MEASURED:
         taken[member] = measure(member)
         predicted = method.latency.predict(member)
         progress.message(f"derived member: predicted {predicted:.4g} ms, measured {taken[member]:.4g} ms; target {target:.4g} ms")
-        if least * target <= taken[member] <= target:
+        wanted = least * target if factor * predicted >= least * target else 0.0
+        if wanted <= taken[member] <= target:
             return member
-        member = choose(float(np.median([ms / method.latency.predict(known) for known, ms in taken.items()])), taken)
+        factor = float(np.median([ms / method.latency.predict(known) for known, ms in taken.items()]))
+        member = choose(factor, taken)
     met = [known for known, ms in taken.items() if ms <= target]
     if met:  # none uses the target to the full: the one that comes nearest to it
         return max(met, key=taken.__getitem__)

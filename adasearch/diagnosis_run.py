@@ -30,6 +30,7 @@ from adasearch.diagnosis import (
 )  # fmt: skip
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
+from adasearch.gates import gates_of
 from adasearch.latency import LatencyModel
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
@@ -173,6 +174,8 @@ class Diagnosis:
         method = find_strategy(settings)(settings, distill, task.problem_type, task.num_labels, self.problem.length, latency)
         method.attach(this.supernet)
         method.begin_step(this.supernet, settings.steps - 1, settings.steps)
+        for gate in gates_of(this.supernet):
+            gate.turn = None  # fair draws take turns by the step: here each batch has one of its own
         method.is_learning = settings.mode == "joint"  # in the other mode weights learn on what they are shown beside the architecture
         return method
 

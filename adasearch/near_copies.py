@@ -13,6 +13,16 @@ SIMILAR = 0.5  # share of the different word pieces of two texts that they have 
 CHUNK = 8_192  # texts compared at once
 
 
+def near_copies(of: TokenStore, among: TokenStore, most: float, frame: Collection[int] = ()) -> np.ndarray:
+    """Rows of ``among`` that are near copies of one of ``of`` (or these texts themselves), ascending.
+
+    Where every text is like every other something must be left to learn from: not more than the share ``most``, the most similar.
+    """
+    alike = similarity_to(among, of, frame)
+    nearest = np.argsort(-alike, kind="stable")[: round(most * len(among))]
+    return np.sort(nearest[alike[nearest] >= SIMILAR])
+
+
 def similarity_to(store: TokenStore, others: TokenStore, frame: Collection[int] = ()) -> np.ndarray:
     """Of every text the greatest Jaccard similarity of its set of word pieces to that of one of ``others``, (N,), 0 to 1.
 

@@ -26,7 +26,7 @@ from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
-from adasearch.run_files import begin_run, check_reopening, hand_over, note_stage, stage_facts
+from adasearch.run_files import begin_run, check_first, check_reopening, hand_over, note_stage, stage_facts
 from adasearch.settings import to_dict
 from adasearch.space import load_space
 from adasearch.starts import check_starts
@@ -114,6 +114,7 @@ def check_settings(config: RunConfig) -> Space:
     find_strategy(config.search)
     space = load_space(config.space)
     check_reopening(run_folder(config), to_dict(config), to_dict(RunConfig()), FREE)
+    check_first(run_folder(config), f"student-{(config.seeds or [config.seed])[0]}")
     if config.architecture:
         _check_operations(Architecture.load(Path(config.architecture)), config.architecture)
     return space
@@ -196,11 +197,12 @@ def _search(this: Run, problem: Problem) -> tuple[Supernet | None, Architecture]
         if this.accelerator.is_main_process:
             write_json(this.folder / "search" / "architecture.json", architecture.to_dict())
         return None, architecture
+    folder = this.folder / "search"
+    is_whole = not any((folder / name).exists() for name in ("history.jsonl", "checkpoint.pt", "architecture.json"))
     start = time.monotonic()
-    supernet, architecture = run_search(
-        this.config, problem, this.space, this.folder / "search", this.accelerator, this.progress
-    )
-    this.note("search", seconds=time.monotonic() - start, peak_rss_bytes=peak_rss_bytes())
+    supernet, architecture = run_search(this.config, problem, this.space, folder, this.accelerator, this.progress)
+    took = {"seconds": time.monotonic() - start, "peak_rss_bytes": peak_rss_bytes()} if is_whole else {}  # of a resumed one only the end is known
+    this.note("search", **took)
     return supernet, architecture
 
 
@@ -208,3 +210,4 @@ def _hand_over(this: Run, student: Trained) -> None:
     """The student of the first seed becomes ``student/``: picked by its number, not by its score."""
     if this.accelerator.is_main_process:
         hand_over(student.folder, this.folder / "student")
+    this.note("student", model=student.folder.name)

@@ -20,7 +20,7 @@ from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import main_first
 from adasearch.lesson import lesson_rows, teach, transfer_stores
-from adasearch.near_copies import SIMILAR, similarity_to
+from adasearch.near_copies import near_copies
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
@@ -30,6 +30,8 @@ from adasearch.teacher_training import finetune
 from adasearch.texts import tokenize
 from adasearch.tokens import Examples, TokenStore
 from adasearch.vocabulary import pieces_of, start_rows
+
+MOST_COPIES = 0.25  # of the texts that are taken for near copies of the compared ones; more where these are many themselves
 
 
 @dataclass
@@ -64,28 +66,31 @@ class Problem:
         """Mean word pieces of a labelled text: the length at which MACs are counted."""
         return float(self.labelled.tokens.lengths.mean())
 
+    @property
+    def different(self) -> TokenStore:
+        """The texts of the lesson without its repeats: the labelled ones, then the made ones."""
+        made = np.arange(len(self.lesson) - self.made, len(self.lesson))
+        return self.lesson.tokens.select(np.concatenate([np.arange(len(self.labelled)), made]))
+
     def search_splits(self, share: float, seed: int, is_bilevel: bool = False) -> SearchSplits:
         """The lesson in parts. A share of the labelled texts, at most ``TEXTS`` of them, is for comparing members.
 
         In bilevel mode the rest of that share, half of it at least, is for the architecture; what augmentation made of it stays with
-        the weights. Made texts that are near copies of the compared ones are left out, at most twice as many as there are on
-        the average: what has been seen in other words would be compared by heart.
+        the weights. Near copies of the compared texts, labelled or made, are left out: what has been seen in other words would be
+        compared by heart.
         """
-        count, made = len(self.labelled), self.made
+        count = len(self.labelled)
         held = np.random.default_rng(seed).permutation(count)[: max(2 if is_bilevel else 1, round(share * count))]
         most = min(TEXTS, len(held) // 2 if is_bilevel else len(held))
         compared, valid = np.sort(held[:most]), np.sort(held[most:] if is_bilevel else held[:0])
-        first_made = len(self.lesson) - made
-        turns = np.arange(first_made) % count
-        made_rows = np.arange(first_made, len(self.lesson))
-        if made:
-            own, frame = self.labelled.tokens.select(compared), self.tokenizer.all_special_ids
-            alike = similarity_to(self.lesson.tokens.select(made_rows), own, frame)
-            nearest = np.argsort(-alike, kind="stable")[: round(2 * made * len(compared) / count)]
-            made_rows = np.delete(made_rows, nearest[alike[nearest] >= SIMILAR])
-        known = train = self.lesson.select(np.concatenate([np.flatnonzero(~np.isin(turns, compared)), made_rows]))
-        if is_bilevel:
-            train = self.lesson.select(np.concatenate([np.flatnonzero(~np.isin(turns, [*compared, *valid])), made_rows]))
+        most = max(MOST_COPIES, 1.5 * len(compared) / count)
+        copies = near_copies(self.labelled.tokens.select(compared), self.different, most, self.tokenizer.all_special_ids)
+        apart = np.setdiff1d(valid, copies)
+        valid = apart if len(apart) else valid
+        first_made = len(self.lesson) - self.made
+        texts = np.concatenate([np.arange(first_made) % count, count + np.arange(self.made)])  # which of the different texts a row is
+        is_known = ~np.isin(texts, np.concatenate([compared, copies]))
+        train, known = (self.lesson.select(np.flatnonzero(rows)) for rows in (is_known & ~np.isin(texts, valid), is_known))
         return SearchSplits(train, self.lesson.select(valid), known, self.lesson.select(compared))
 
 

@@ -94,6 +94,17 @@ def model_in(path: str) -> str:
     return next((str(Path(path) / part) for part in (".", "sparse", "student") if (Path(path) / part / "config.json").is_file()), path)
 
 
+def check_first(folder: Path, first: str) -> None:
+    """``student/`` is a copy of the model that was a run's first when it was handed over. Raises ``ConfigError`` for another first one."""
+    if not (folder / "run.json").exists():
+        return
+    if (known := stage_facts(folder, "student").get("model", first)) != first:
+        raise ConfigError(
+            f"output_dir: student/ of {folder} is the run's first model, {known}, and would be {first}; choices: targets and seeds"
+            " with that one first, or another --output_dir"
+        )
+
+
 def hand_over(model: Path, student: Path) -> None:
     """Copy a trained model's folder whole to ``student``, unless there is one already."""
     if not (student / "config.json").exists():

@@ -21,10 +21,10 @@ class SearchConfig(FitConfig):
             nni.random_one_shot, nni.random, nni.evolution, nni.grid, nni.tpe (the extra nni), or one registered from outside.
         mode: joint (weights and architecture learn from the same batch) or bilevel (architecture from held-out examples).
         beta: weight of the efficiency term.
-        efficiency: penalty adds beta times the cost; constraint finds beta itself so that the targets below are met. With a
-            latency target it is always a constraint.
-        target_macs: multiply-accumulates of the student at the task's mean length, for ``constraint``.
-        target_params: parameters of the student, its embedding table included, for ``constraint``.
+        efficiency: penalty adds beta times the cost; constraint finds beta itself so that the targets below are met. Where a
+            target is named it is always a constraint.
+        target_macs: multiply-accumulates of the student at the task's mean length.
+        target_params: parameters of the student, its embedding table included.
         latency_target_ms: milliseconds that one call of the student may take, as predicted from a table measured on this
             machine (``latency_table``) and measured again on the member that is derived.
         latency_table: file that ``adasearch bench`` wrote with build_lut; when absent ``search/latency.json`` of the run, measured first.
@@ -94,7 +94,7 @@ class SearchConfig(FitConfig):
     @property
     def is_constrained(self) -> bool:
         """Whether cost is held below targets instead of being weighed."""
-        return self.efficiency == "constraint" or self.latency_target_ms is not None
+        return self.efficiency == "constraint" or any((self.latency_target_ms, self.target_macs, self.target_params))
 
 
 def check_search(search: SearchConfig, longest: int) -> None:

@@ -76,18 +76,18 @@ def new_student(
 def start_student(
     architecture: Architecture, space: Space, config: RunConfig, problem: Problem, cache: Path, progress: Progress, *, is_warm: bool = True
 ) -> AdasearchForSequenceClassification:
-    """A student that no search has trained; ``is_warm`` False leaves the warm start out (for a control without a teacher)."""
+    """A student that no search has trained; ``is_warm`` False leaves out all but the word table (for a control without a teacher)."""
     student = build_student(architecture, problem.student_config)
-    start_trunk(student.trunk, problem, cache, progress)
+    start_trunk(student.trunk, problem, cache, progress, with_layers=is_warm)
     if config.warm_start is not None and is_warm:
         warm_student(student, read_warm_start(config.warm_start, load_space(config.space)), space)
     return student
 
 
-def start_trunk(trunk: Trunk, problem: Problem, cache: Path, progress: Progress) -> None:
+def start_trunk(trunk: Trunk, problem: Problem, cache: Path, progress: Progress, *, with_layers: bool = True) -> None:
     """Edit in place: the teacher's tables and, where there are operations for them, its layers."""
     inherit_embeddings(trunk, problem.word, problem.position)
-    if problem.teacher is not None and any(isinstance(module, Inherited) for module in trunk.modules()):
+    if with_layers and problem.teacher is not None and any(isinstance(module, Inherited) for module in trunk.modules()):
         inherit_layers(trunk, problem.teacher.model, teacher_worth(problem, cache, progress))
 
 

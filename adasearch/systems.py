@@ -186,6 +186,7 @@ class Trainer:
         examples = problem.lesson
         if not with_teacher:
             examples = dataclasses.replace(problem.labelled, teacher_logits=None, probe_logits=None)
+            settings = dataclasses.replace(settings, inherited_rate=1.0)  # its layers are new, not the teacher's
         distill = config.distill if with_teacher else DistillConfig(gamma=0.0, probe_weight=0.0)
         method = Distill(
             settings, distill, problem.task.problem_type, problem.task.num_labels, architecture.width, max(1, architecture.depth)

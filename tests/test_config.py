@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adasearch.config import RunConfig, to_dict, validate
+from adasearch.config import RunConfig, SearchConfig, to_dict, validate
 from adasearch.errors import ConfigError
 from adasearch.objectives import DISTILLATION_LOSSES
 from adasearch.settings import check_choice, check_range
@@ -96,6 +96,11 @@ def test_a_number_out_of_range_is_named_with_its_range(
             validate(config_with({path: value}))
         assert str(error.value).startswith(f"{path}: {value!r} is out of range; choices: {low} to ")
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["target_macs", "target_params", "latency_target_ms"])
+def test_a_target_is_a_constraint_by_itself(target: str) -> None:
+    assert SearchConfig(**{target: 1e6}).is_constrained and not SearchConfig().is_constrained
 
 
 @pytest.mark.parametrize(

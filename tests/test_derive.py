@@ -169,6 +169,30 @@ def test_no_member_is_measured_twice_and_the_slowest_that_met_the_target_is_kept
     assert taken[member] == max(taken.values()) < USED * 2.0 and 1 < len(taken) <= 8
 
 
+def test_the_least_loss_decides_where_the_target_holds_nobody_back() -> None:
+    """A target beyond the slowest member, and one that the MACs are reached long before."""
+    supernet, method = latency_parts(50.0)
+    macs = sorted(architecture_cost(supernet.sample(np.random.default_rng(i)), 6.0, supernet.config).macs for i in range(40))
+    for target_macs in (None, macs[20]):
+        method.config = replace(method.config, target_macs=target_macs)
+        measured: list[Architecture] = []
+
+        def measure(member: Architecture) -> float:
+            measured.append(member)
+            return method.latency.predict(member)
+
+        derived = derive(supernet, method, examples(), 0, Progress(), measure)
+        assert measured == [derived.architecture] == [min(derived.losses, key=derived.losses.__getitem__)]
+
+
+def test_a_missed_target_of_macs_is_said_beside_a_latency_that_is_met() -> None:
+    supernet, method = latency_parts(50.0)
+    method.config = replace(method.config, target_macs=10.0)
+    told = Warned()
+    derive(supernet, method, examples(), 0, told, method.latency.predict)
+    assert len(told.warnings) == 1 and "no member within the target was found" in told.warnings[0]
+
+
 def test_a_target_that_is_missed_whenever_it_is_measured_is_said_aloud() -> None:
     supernet, method = latency_parts(2.0)
     told, taken = Warned(), {}

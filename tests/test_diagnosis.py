@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from tiny import tiny_architecture, tiny_space
 from tiny_task import tiny_run
@@ -194,6 +195,16 @@ def test_every_strategys_path_is_scored(tmp_path: Path, strategy: str) -> None:
     settings = SearchConfig(steps=4, batch_size=16, strategy=strategy, mode=kind.published_mode or "joint", candidates=2, population=4, generations=1)
     diagnosis = Diagnosis(request(tmp_path, search=settings), Progress())
     assert 0 <= diagnosis.path_score(diagnosis.search(1)) <= 1
+
+
+def test_every_batch_has_a_draw_of_its_own_where_draws_took_turns(tmp_path: Path) -> None:
+    settings = SearchConfig(steps=4, batch_size=16, strategy="random", mode="bilevel", candidates=2, fair_sampling=True)
+    diagnosis = Diagnosis(request(tmp_path, search=settings), Progress())
+    this = diagnosis.search(1)
+    method = diagnosis.method(this)
+    this.supernet.train()
+    torch.manual_seed(0)
+    assert len({method.draw(this.supernet).depth for _ in range(12)}) > 1
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_whole_run_with_inherited_layers(tmp_path: Path) -> None:
         "macro: {cell_output: sum, attention_head_size: 8, teacher_size: 16, teacher_heads: 2, teacher_neurons: 32}\n",
         encoding="utf-8",
     )
-    config = tiny_run(tmp_path, controls=["random_architecture"])
+    config = tiny_run(tmp_path, controls=["random_architecture", "student_no_kd"])
     config.space = str(space)
     config.search.inherited_rate = config.retrain.inherited_rate = 1e-9  # as good as held still
     folder = run(config)
@@ -226,6 +226,8 @@ def test_a_whole_run_with_inherited_layers(tmp_path: Path) -> None:
     name = f"trunk.cells.0.edges.{edge.source}_to_2.{edge.operation}.widen.weight"
     theirs = teacher["bert.encoder.layer.0.intermediate.dense.weight"]
     assert all((row - theirs).abs().amax(1).min() < 1e-5 for row in student[name])  # every neuron is one of the teacher's
+    untaught = load_file(folder / "models" / "student_no_kd-42" / "model.safetensors")
+    assert all((row - theirs).abs().amax(1).min() > 1e-2 for row in untaught[name]), "the control without a teacher has none of its layers"
     assert len(list((folder / "cache").glob("worth-*.pt"))) == 1
     wrong = tiny_run(tmp_path, output_dir=str(tmp_path / "wrong"), space="inherited")
     with pytest.raises(ConfigError, match="macro.teacher_size: 384, but teacher .* has 16; choices: 16"):

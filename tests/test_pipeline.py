@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import adasearch
 from adasearch.config import DistillConfig, RetrainConfig, TransferConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
-from adasearch.pipeline import run, search
+from adasearch.pipeline import check_settings, run, search
 from adasearch.progress import Progress
 
 KINDS = ["teacher", "student", "student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"]
@@ -127,6 +127,12 @@ def test_a_folder_is_not_continued_with_other_settings(finished: Path) -> None:
         run(config)
 
 
+def test_seeds_are_added_behind_the_first_whose_model_was_handed_over(finished: Path) -> None:
+    check_settings(tiny_run(finished.parent, seeds=[1, 2, 3]))
+    with pytest.raises(ConfigError, match="output_dir: student/ of .* is the run's first model, student-1, and would be student-3"):
+        check_settings(tiny_run(finished.parent, seeds=[3, 1]))
+
+
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
     """SIGKILL, in a process of its own, in each of several pieces of work; then the undisturbed run's weights."""
     code = f"""
@@ -153,6 +159,8 @@ run(tiny_run(Path({str(tmp_path)!r}), seeds=[1, 2], checkpoint_seconds=0.0), Kil
         ours, whole = (load_file(folder / name / "model.safetensors") for folder in (tmp_path / "run", finished))
         assert ours.keys() == whole.keys()
         assert all(torch.equal(ours[key], whole[key]) for key in whole), name
+    stages, undisturbed = (json.loads((folder / "run.json").read_text())["stages"] for folder in (tmp_path / "run", finished))
+    assert "seconds" not in stages["search"] and undisturbed["search"]["seconds"] > 0, "of a resumed search only the end is known"
     took = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "run" / "models").glob("*/training.json")}
     assert len(took) == 8 and {name for name in took if "seconds" not in took[name]} == {"random_architecture-1"}, "of a resumed training only the end is known"
 

@@ -78,10 +78,13 @@ def lesson(repeats: int = 3) -> SimpleNamespace:
     """Twenty texts of five words, that many times, and forty made ones: two of every text, with one or with four other words."""
     generator = np.random.default_rng(0)
     texts = [np.arange(10 * n, 10 * n + 5) for n in range(20)]
+    texts[19] = np.array([*texts[18][:4], 189])  # labelled, and nearly the same
     made = [np.concatenate([text[changed:], generator.integers(300, 400, changed)]) for text in texts for changed in (1, 4)]
     labelled, extra = (Examples(TokenStore.from_lists(part), 0) for part in (texts, made))
     tokenizer = SimpleNamespace(all_special_ids=[0])
-    return SimpleNamespace(labelled=labelled, lesson=Examples.concatenate([labelled] * repeats + [extra]), made=40, tokenizer=tokenizer)
+    whole = Examples.concatenate([labelled] * repeats + [extra])
+    different = TokenStore.concatenate([labelled.tokens, extra.tokens])
+    return SimpleNamespace(labelled=labelled, lesson=whole, made=40, tokenizer=tokenizer, different=different)
 
 
 def texts_of(part: Examples) -> Counter[tuple[int, ...]]:
@@ -95,18 +98,21 @@ def test_what_members_are_compared_on_is_learned_in_no_turn_and_in_no_near_copy(
     train, valid, known, compared = (texts_of(part) for part in (parts.train, parts.valid, parts.known, parts.compared))
     assert len(compared) == (4 if is_bilevel else 8) and len(valid) == (4 if is_bilevel else 0)
     assert set(compared.values()) == {1} and not set(compared) & (set(known) | set(valid))
-    copies = {made for made in whole for text in compared if len(set(made) & set(text)) == 4}
-    assert len(copies) == len(compared) and not copies & set(known)
+    copies = {other for other in whole for text in compared if other != text and len(set(other) & set(text)) >= 4}
+    assert len(copies) == len(compared) + 1 and not copies & (set(known) | set(valid))
     assert known == Counter({text: times for text, times in whole.items() if text not in compared and text not in copies})
     assert train == Counter({text: times for text, times in known.items() if text not in valid})
     again = Problem.search_splits(problem, 0.4, 3, is_bilevel)
     assert texts_of(again.compared) == compared != texts_of(Problem.search_splits(problem, 0.4, 4, is_bilevel).compared)
 
 
-def test_where_all_is_alike_no_more_copies_are_left_out_than_twice_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_all_is_alike_something_is_left_to_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = lesson()
-    monkeypatch.setattr("adasearch.prepare.SIMILAR", 0.0)
-    assert len(Problem.search_splits(problem, 0.2, 3).known) == 3 * 16 + 40 - 2 * 8
+    monkeypatch.setattr("adasearch.near_copies.SIMILAR", 0.0)
+    for share, gone in ((0.1, 0.25), (0.2, 0.3), (0.5, 0.75)):
+        assert len(texts_of(Problem.search_splits(problem, share, 3).known)) == 60 - round(gone * 60)
+    monkeypatch.setattr("adasearch.prepare.MOST_COPIES", 1.0)
+    assert len(Problem.search_splits(problem, 0.5, 3, is_bilevel=True).valid) == 5, "the architecture has its texts whatever they are like"
     monkeypatch.setattr("adasearch.prepare.TEXTS", 3)
     assert len(Problem.search_splits(problem, 0.5, 3).compared) == 3
 
