@@ -149,6 +149,8 @@ class Training:
         self.splits, self.config, self.folder = splits, config, folder
         self.accelerator, self.progress, self.checkpoint_seconds = accelerator, progress, checkpoint_seconds
         self.is_mixed = is_mixed
+        # fp16 knows no small gradients: the loss is scaled up, a step whose gradients overflow is left out. Else it does nothing
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=is_mixed and accelerator.mixed_precision == "fp16")
         self.processes = Processes(accelerator, seed)
         self.samplers = {
             name: BatchSampler(examples.tokens.lengths, config.batch_size, seed + index)
@@ -178,6 +180,8 @@ class Training:
         self.method.load_state_dict(state["method"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.window = state["step"], json.loads(state["history"]), state["window"]
         restore_rng(state)
 
@@ -187,6 +191,7 @@ class Training:
             "model": self.model.state_dict(),
             "method": self.method.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
             "history": json.dumps(self.history),
             "window": self.window,
             **rng_state(self.accelerator.device),
@@ -248,11 +253,14 @@ class Training:
                 terms = self.processes.weigh(self.method.loss(self.model, batch), self.method.weight(batch))
             whole = self.processes.whole(terms)
             checked_loss(whole, self.folder, self.step)
-            self.accelerator.backward(sum(terms.values()))
+            self.scaler.scale(sum(terms.values())).backward()
             self.processes.sum_gradients(tensor for group in learning for params in group.params for tensor in params["params"])
+            for group in learning:  # after the sum: all processes then see the same overflow
+                self.scaler.unscale_(self.optimizers[group.name])
             self.method.after_backward(self.model, learners, self._batch)
             for group in learning:
                 self._update(group)
+            self.scaler.update()
             if split == "train":
                 shown = {name: float(value) for name, value in whole.items()}
         return shown
@@ -266,7 +274,8 @@ class Training:
         optimizer = self.optimizers[group.name]
         set_learning_rate(optimizer, group, self.step, self.config)
         clip_gradients(optimizer, self.config.clip_norm)
-        optimizer.step()
+        if any(tensor.grad is not None for params in optimizer.param_groups for tensor in params["params"]):  # the scaler wants one
+            self.scaler.step(optimizer)
 
     def _add(self, terms: dict[str, float]) -> None:
         self.window["count"] = self.window.get("count", 0) + 1

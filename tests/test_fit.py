@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,24 @@ def search_parts(**settings: Any) -> tuple[Supernet, AdaBert, SearchConfig]:
     return supernet, AdaBert(config, DistillConfig(), "single_label", 3, 6.0), config
 
 
-def run(folder: Path, parts: tuple, progress: Progress | None = None, checkpoint_seconds: float = 0.0) -> list[dict[str, Any]]:
+def student_parts() -> tuple[torch.nn.Module, Distill, FitConfig]:
+    """A student, whose word table has sparse gradients, and its method."""
+    torch.manual_seed(0)
+    student = build_student(Supernet(tiny_space(), tiny_config()).decide(), tiny_config())
+    config = FitConfig(steps=STEPS, batch_size=8, learning_rate=1e-2)
+    return student, Distill(config, DistillConfig(), "single_label", 3, student.architecture.width, student.architecture.depth), config
+
+
+def run(
+    folder: Path, parts: tuple, progress: Progress | None = None, checkpoint_seconds: float = 0.0, is_mixed: bool = False
+) -> list[dict[str, Any]]:
     """One call of ``fit``; with 0 seconds between checkpoints every step is saved."""
     model, method, config = parts
     data = examples()
     splits = {"train": data, "valid": data.select(np.arange(20))}
     return fit(
         model, method, splits, config, seed=3, folder=folder, accelerator=Accelerator(cpu=True), progress=progress or Progress(),
-        title="test", checkpoint_seconds=checkpoint_seconds,
+        title="test", checkpoint_seconds=checkpoint_seconds, is_mixed=is_mixed,
     )  # fmt: skip
 
 
@@ -149,6 +160,70 @@ def test_training_a_student_lowers_its_loss_and_folds_its_table(tmp_path: Path) 
     history = run(tmp_path, (student, method, config), checkpoint_seconds=1e9)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     assert student.config.embedding_rank is None and not student.get_input_embeddings().sparse
+
+
+@pytest.fixture
+def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators that say fp16 and compute in fp32, so that all that is left of it is the scaled loss."""
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
+
+
+@pytest.mark.parametrize("parts", [student_parts, search_parts], ids=lambda parts: parts.__name__)
+def test_the_scaled_loss_of_fp16_makes_the_same_steps(tmp_path: Path, fp16: None, parts: Callable[[], tuple]) -> None:
+    plain, scaled, seen = parts(), parts(), []
+    history = run(tmp_path / "plain", plain)
+    watch_gradients(scaled[1], seen)
+    assert run(tmp_path / "scaled", scaled, is_mixed=True) == history
+    for name, tensor in plain[0].state_dict().items():
+        assert torch.equal(tensor, scaled[0].state_dict()[name]), name
+    assert torch.load(tmp_path / "scaled" / "checkpoint.pt", weights_only=True)["scaler"]["scale"] == 65536
+    assert 0 < max(seen) < 100, "methods correct gradients that are not scaled"
+
+
+def watch_gradients(method: Method, sizes: list[float]) -> None:
+    """Keep the largest gradient that ``after_backward`` sees in each phase."""
+    after_backward = method.after_backward
+
+    def watched(student: torch.nn.Module, *rest: Any) -> None:
+        gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+        sizes.extend(float((each.coalesce().values() if each.is_sparse else each).abs().max()) for each in gradients)
+        after_backward(student, *rest)
+
+    method.after_backward = watched
+
+
+def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_survives_a_kill(tmp_path: Path, fp16: None) -> None:
+    def overflowing() -> tuple[torch.nn.Module, Distill, FitConfig]:
+        model, method, config = student_parts()
+        table, begin = model.get_input_embeddings().weight, method.begin_step
+
+        def begin_step(student: torch.nn.Module, step: int, steps: int) -> None:
+            begin(student, step, steps)
+            seen[step] = {name: tensor.detach().clone() for name, tensor in student.named_parameters()}
+            for tensor in (table, next(p for p in student.parameters() if p is not table and p.ndim > 1)):
+                if step == 2:
+                    handles.append(tensor.register_hook(lambda gradient: gradient * math.inf))
+            while step == 3 and handles:
+                handles.pop().remove()
+
+        method.begin_step = begin_step
+        return model, method, config
+
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    handles: list[Any] = []
+    whole = overflowing()
+    run(tmp_path / "whole", whole, is_mixed=True)
+    assert all(torch.equal(seen[2][name], tensor) for name, tensor in seen[3].items()), "step 2 overflows"
+    for step in (1, 4):
+        assert not any(torch.equal(seen[step - 1][name], tensor) for name, tensor in seen[step].items() if tensor.ndim > 1), step
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", overflowing(), KillAt(5), is_mixed=True)
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["scaler"]["scale"] == 32768
+    again = overflowing()
+    run(tmp_path / "killed", again, is_mixed=True)
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["scaler"]["scale"] == 32768
+    for name, tensor in whole[0].state_dict().items():
+        assert torch.equal(tensor, again[0].state_dict()[name]), name
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
