@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adasearch.cli import imported_files
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.operations import Operation
@@ -98,13 +99,13 @@ def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progres
 
 
 def _user_modules() -> tuple[str, ...]:
-    """Files that define operations and are not ours: a worker imports them as this process has."""
+    """What a worker must import to know what this process knows: all that `--import` named, and files that define operations."""
     found, classes = [], [Operation]
     while classes:
         classes += (cls := classes.pop()).__subclasses__()
         found += [] if cls.__module__.startswith("adasearch.") else [cls.__module__]
     files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(set(found) - {"__main__", "__mp_main__"}))
-    return tuple(str(Path(file).resolve()) for file in files if file)
+    return tuple(dict.fromkeys([*imported_files(), *(str(Path(file).resolve()) for file in files if file)]))
 
 
 def _preparations(config: SweepConfig, runs: Sequence[SweepRun]) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Job:
             or scores, times and report).
         config: of the run; ``output_dir`` is its folder.
         needs: the preparation that must be done first; its folder.
-        modules: files with the user's operations, imported first.
+        modules: the user's files, and names of modules, imported first.
         place: the folder that relative paths start from.
         log: the file that hears of the work.
     """
@@ -108,7 +109,7 @@ def perform(job: Job) -> Outcome:
         try:
             write_json(job.log.with_suffix(".worker.json"), {"pid": os.getpid(), "kind": job.kind})
             for module in job.modules:
-                import_user_code(module)
+                import_once(module)
             adasearch.register_student()
             with threadpool_limits(job.config.threads):  # of the libraries that are not torch
                 _do(job, progress)
@@ -119,6 +120,14 @@ def perform(job: Job) -> Outcome:
             stream.write(traceback.format_exc())
             return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())} (traceback in {job.log})")
     return Outcome()
+
+
+def import_once(name: str) -> None:
+    """Import a user's module or file, but not a file that is loaded already: a script's worker has imported what the script does."""
+    path = Path(name)
+    loaded = (getattr(module, "__file__", None) or "" for module in [*sys.modules.values()])
+    if not any(Path(file).name == path.name and Path(file).resolve() == path for file in loaded):
+        import_user_code(name)
 
 
 def _do(job: Job, progress: Progress) -> None:

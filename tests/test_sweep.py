@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,16 +22,18 @@ from safetensors.torch import load_file
 from tiny_task import tiny_run, write_csv
 
 from adasearch import sweep_table
-from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, to_dict
+from adasearch.cli import import_user_code
+from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, TransferConfig, to_dict
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
 from adasearch.pipeline import run
 from adasearch.progress import Progress
+from adasearch.search_method import STRATEGIES
 from adasearch.speed_table import SpeedRow
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
 from adasearch.sweep_engines import LocalEngine
-from adasearch.sweep_jobs import DEPENDS, Job, link_preparation, perform
+from adasearch.sweep_jobs import DEPENDS, Job, import_once, link_preparation, perform
 from adasearch.sweep_table import variants
 
 
@@ -334,6 +338,49 @@ def test_a_fault_of_our_own_is_a_line_and_a_traceback_in_the_log(tmp_path: Path)
     found = perform(Job("x", "prepare", config, None, (), Path.cwd(), tmp_path / "x.log"))
     assert found.error.startswith("AttributeError") and "Traceback" in (tmp_path / "x.log").read_text()
     assert not found.is_lost
+
+
+STRATEGY = """
+import dataclasses
+
+from adasearch.search_method import STRATEGIES, SearchMethod
+
+
+@STRATEGIES.register("sweeps_deepest")
+class Deepest(SearchMethod):
+    def draw(self, student):
+        draw = student.draw()
+        return dataclasses.replace(draw, depth=len(student.depth_gate.choices) - 1, every_exit=False)
+"""
+
+
+@pytest.fixture
+def strategy(tmp_path: Path) -> Iterator[Path]:
+    """A user's file with a strategy, imported here as `--import` does."""
+    path = tmp_path / "sweeps_strategy.py"
+    path.write_text(STRATEGY, encoding="utf-8")
+    import_user_code(str(path))
+    yield path
+    del sys.modules[path.stem], STRATEGIES._items["sweeps_deepest"]
+
+
+def test_workers_import_what_was_imported_here_though_it_has_no_operation(strategy: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, search=SearchConfig(strategy="sweeps_deepest", steps=2, batch_size=16), controls=[], transfer=TransferConfig(size=0))
+    found = sweep(config)
+    assert found.failed == {} and "tiny" in found.table
+
+
+def test_a_worker_that_has_a_module_already_does_not_import_its_file_again(strategy: Path) -> None:
+    """A script's workers import the script, and with it what the script imports; a module may be one of a package, too."""
+    module = sys.modules[strategy.stem]
+    import_once(str(strategy))
+    sys.modules["a.package"] = sys.modules.pop(strategy.stem)
+    try:
+        import_once(str(strategy))
+        assert strategy.stem not in sys.modules
+    finally:
+        sys.modules[strategy.stem] = sys.modules.pop("a.package")
+    assert sys.modules[strategy.stem] is module
 
 
 def test_ray_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
