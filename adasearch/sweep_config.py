@@ -162,6 +162,8 @@ def _product(config: SweepConfig) -> Iterator[tuple[str, RunConfig]]:
         config.tasks or [config.task], config.teachers or [config.teacher], budgets, seeds
     ):
         search = config.search
+        if kind == "beta":  # a weight is a budget where no target is one
+            search = dataclasses.replace(search, target_macs=None, target_params=None, latency_target_ms=None)
         if kind is not None:
             efficiency = {"target_macs": "constraint", "target_params": "constraint", "beta": "penalty"}
             search = dataclasses.replace(search, **{kind: value, "efficiency": efficiency.get(kind, search.efficiency)})

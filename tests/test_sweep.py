@@ -222,6 +222,9 @@ def test_plan_is_the_product_and_names_every_run() -> None:
     assert first.config.search.efficiency == "constraint" and first.budget == "3e6 MACs"
     other = next(item for item in runs if item.name == "rte-bert-beta0.5-seed1")
     assert other.config.search == SearchConfig(beta=0.5) and other.budget == "beta 0.5"
+    base = SearchConfig(efficiency="constraint", target_macs=1e6)
+    (weighed,) = plan(SweepConfig(tasks=["rte"], teachers=["demo"], beta=[0.5], seeds=[1], search=base))
+    assert not weighed.config.search.is_constrained and weighed.budget == "beta 0.5"
     assert first.prepared == other.prepared and len({item.prepared for item in runs}) == 4
     assert config.search == SearchConfig() and first.config.seeds is None
 
