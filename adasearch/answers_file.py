@@ -5,6 +5,7 @@ Dimensions: N questions, T tokens of all windows, B batch, L tokens of the longe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from transformers import AutoConfig, AutoTokenizer
 import adasearch
 from adasearch.answers import Answer, best_answers
 from adasearch.classifier import open_runtime, shortest
-from adasearch.errors import ModelError, one_line
+from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.progress import Progress
 from adasearch.question_answering import PLACE, QUESTION, Frame, QuestionExamples, cut_windows
-from adasearch.question_config import QuestionConfig
+from adasearch.question_config import ATTRIBUTE, QuestionConfig
 from adasearch.questions import COLUMNS, Questions
 from adasearch.runtime_base import answers_questions
 
@@ -48,7 +49,8 @@ class SpanAnswers:
 class QuestionAnswerer:
     """Questions in, answers out; what ``classifier.TextClassifier`` is for labels.
 
-    Attributes: ``runtime`` what computes the logits; ``windows`` how contexts are cut; ``limit`` pieces read of a question.
+    Attributes: ``runtime`` what computes the logits; ``windows`` how contexts are cut and answers picked: as the model was scored
+    where its config says so, else as published; ``limit`` pieces read of a question.
     """
 
     labels: Sequence[str] = ()
@@ -68,7 +70,11 @@ class QuestionAnswerer:
             raise ModelError(f"{model_dir}: its tokenizer has no fast version, which alone knows the characters of a word piece")
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
         limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-        self.windows = windows_within(min(limit for limit in limits if limit))
+        try:
+            usual = QuestionConfig.load_saved(saved) if (saved := getattr(config, ATTRIBUTE, None)) else QuestionConfig()
+        except ConfigError as error:
+            raise ModelError(f"{model_dir}: config.json: {error}") from error
+        self.windows = windows_within(min(limit for limit in limits if limit), usual)
         self.limit = self.windows.max_question_length
 
     def answer(self, questions: Sequence[str], contexts: Sequence[str], tell: Callable[[int], None] | None = None) -> SpanAnswers:
@@ -97,14 +103,13 @@ class QuestionAnswerer:
         return logits_T2
 
 
-def windows_within(limit: int) -> QuestionConfig:
-    """The published settings; for a model that reads fewer tokens, question and overlap get their share of what it does."""
-    usual = QuestionConfig()
+def windows_within(limit: int, usual: QuestionConfig) -> QuestionConfig:
+    """The usual settings; for a model that reads fewer tokens, question and overlap get their share of what it does."""
     if limit >= usual.max_seq_length:
         return usual
     share = limit / usual.max_seq_length
     sizes = {name: max(1, int(getattr(usual, name) * share)) for name in ("doc_stride", "max_question_length")}
-    return QuestionConfig(max_seq_length=limit, **sizes)
+    return dataclasses.replace(usual, max_seq_length=limit, **sizes)
 
 
 def is_reader(model_dir: Path) -> bool:

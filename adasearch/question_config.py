@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
-from adasearch.settings import check_range
+from adasearch.errors import ConfigError
+from adasearch.settings import check_range, to_dict
+
+ATTRIBUTE = "question"  # of a saved reader's config: how it was asked when it was scored
 
 
 @dataclass
@@ -27,6 +32,20 @@ class QuestionConfig:
     n_best: int = 20
     max_answer_length: int = 30
     glance: int = 1_000
+
+
+    def saved(self) -> dict[str, Any]:
+        """What whoever serves a reader needs to ask as was asked when it was scored; ``load_saved`` reads it."""
+        return {name: value for name, value in to_dict(self).items() if name != "glance"}
+
+    @classmethod
+    def load_saved(cls, saved: Any) -> QuestionConfig:
+        """Settings that an older version did not know are at their defaults. Raises ``ConfigError`` for what ``saved`` did not make."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "glance"]
+        if not isinstance(saved, dict) or not set(saved) <= set(names) or not all(type(value) is int for value in saved.values()):
+            raise ConfigError(f"{ATTRIBUTE}: {saved!r} are no settings of windows; choices: whole numbers for {', '.join(names)}")
+        check_questions(config := cls(**saved), f"{ATTRIBUTE}.")
+        return config
 
 
 def check_questions(config: QuestionConfig, where: str = "") -> None:

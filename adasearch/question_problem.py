@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from adasearch.encoder_layers import EncoderForQuestionAnswering
 from adasearch.encoder_problem import Batch, EncoderProblem
 from adasearch.files import fingerprint
 from adasearch.question_answering import QuestionExamples
-from adasearch.question_config import QuestionConfig
+from adasearch.question_config import ATTRIBUTE, QuestionConfig
 from adasearch.reader import Reader, cached_spans, load_reader, spans_of
 from adasearch.runtimes import Runtime
 from adasearch.span_objectives import span_loss
@@ -32,15 +33,31 @@ class QuestionProblem(EncoderProblem):
     """A task of questions. Its splits are ``QuestionExamples``, one example a window, and logits are a token's, (T, 2).
 
     ``validation`` is a part of the validation questions, enough for a glance; ``held_out`` is whole. ``windows`` says how
-    contexts were cut and answers are picked.
+    contexts were cut and answers are picked. Every model has them in its config, which goes wherever the model goes: who serves it
+    asks as it was asked here.
     """
 
     windows: QuestionConfig
 
+    def __post_init__(self) -> None:
+        self._told(self.teacher.model)
+
     def pretrained(self, seed: int) -> EncoderForQuestionAnswering:
         """The pre-trained encoder with a fresh head, drawn by ``seed``."""
         torch.manual_seed(seed)
-        return from_hugging_face(load_reader(self.checkpoint, is_finetuned=False).model)
+        return self._told(from_hugging_face(load_reader(self.checkpoint, is_finetuned=False).model))
+
+    def dense(self) -> EncoderForQuestionAnswering:
+        """A copy of the dense fine-tuned model as our encoder. Raises ``ModelError`` when it is of another kind."""
+        return self._told(super().dense())
+
+    def load(self, folder: Path) -> PreTrainedModel:
+        """A model that was saved in ``folder``, in float32 and eval mode."""
+        return self._told(super().load(folder))
+
+    def _told(self, model: PreTrainedModel) -> PreTrainedModel:
+        setattr(model.config, ATTRIBUTE, self.windows.saved())
+        return model
 
     def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
         """Mean of start's and end's cross-entropy over the batch, scalar."""

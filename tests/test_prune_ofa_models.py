@@ -11,6 +11,7 @@ from tiny_prune_ofa import IN_TORCH, WITHOUT_GRAPHS, tiny_prune_ofa, tiny_questi
 from tiny_task import WORDS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from adasearch.answers_file import QuestionAnswerer
 from adasearch.encoder_layers import EncoderForQuestionAnswering
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
@@ -82,5 +83,6 @@ def test_questions_are_answered_in_int8(tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text('{"question": "the film", "context": "the film was good actor bad"}\n', encoding="utf-8")
     predict_file(folder / "student", tmp_path / "asked.jsonl", tmp_path / "answers.jsonl", precision="int8")
     assert "answer_start" in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
+    assert QuestionAnswerer(folder / "student").windows.max_seq_length == 32, "as it was scored"
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "QuestionAnswerer" in page and "text-classification" not in page and "adasearch serve" not in page

@@ -5,6 +5,7 @@ References: the reader's own functions on Hugging Face's model.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,21 +13,30 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import BertForQuestionAnswering
+from transformers import AutoConfig, AutoModelForQuestionAnswering, BertForQuestionAnswering
 
+from adasearch.answers import best_answers
+from adasearch.answers_file import QuestionAnswerer
 from adasearch.config import FinetuneConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_layers import EncoderForQuestionAnswering
 from adasearch.encoder_problem import open_problem
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, ModelError
+from adasearch.export import save_student
+from adasearch.files import read_json, write_json
+from adasearch.gate_values import GateValues
 from adasearch.progress import Progress
+from adasearch.question_answering import cut_windows
 from adasearch.question_config import QuestionConfig
 from adasearch.question_problem import QuestionProblem
 from adasearch.questions import Questions
 from adasearch.reader import Reader, score_reader, spans_of
+from adasearch.shrink_encoder import shrink_encoder
 from adasearch.span_objectives import span_loss
+from adasearch.sparse_files import save_sparse
+from adasearch.sparse_model import prune_once
 from adasearch.tasks import load_task
-from tests.tiny_questions import find_questions, save_reader
+from tests.tiny_questions import find_questions, random_questions, save_reader, tokenizer_with_limit
 
 WINDOWS = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10, glance=5)
 
@@ -96,6 +106,49 @@ def test_a_problem_of_questions(tmp_path: Path) -> None:
     assert np.array_equal(again.teacher_logits(), problem.teacher_logits())
     given = open_questions(tmp_path / "other", config_of(tmp_path, teacher=str(tmp_path / "run" / "teacher")))
     assert np.array_equal(given.logits(given.dense(), given.held_out), problem.logits(problem.dense(), problem.held_out))
+
+
+def test_a_saved_reader_is_asked_as_it_was_scored(tmp_path: Path) -> None:
+    windows = QuestionConfig(max_seq_length=24, doc_stride=3, max_question_length=6, n_best=4, max_answer_length=2, glance=5)
+    problem = open_questions(tmp_path, config_of(tmp_path, question=windows))
+    dense = problem.dense().eval()
+    values = GateValues(heads=[torch.tensor([0.0, 1.0])] * 2, neurons=[torch.ones(32)] * 2)
+    save_student(shrink_encoder(dense, values), problem.tokenizer, tmp_path / "cut")
+    prune_once(dense, 0.5)
+    save_student(dense, problem.tokenizer, tmp_path / "dense")
+    save_sparse(dense, tmp_path / "sparse")
+    problem.tokenizer.save_pretrained(tmp_path / "sparse")
+    told = dataclasses.replace(windows, glance=QuestionConfig().glance)
+    for name in ("dense", "cut"):
+        assert QuestionAnswerer(tmp_path / name, runtime="torch").windows == told, name
+    assert QuestionConfig.load_saved(AutoConfig.from_pretrained(tmp_path / "sparse").question) == told
+    assert AutoModelForQuestionAnswering.from_pretrained(tmp_path / "dense").config.question == told.saved()
+
+    asked = random_questions(9, seed=5, words=(20, 60))  # of several windows
+    examples = cut_windows(asked, problem.tokenizer, windows)
+    expected = best_answers(problem.logits(dense, examples), examples, windows)
+    found = QuestionAnswerer(tmp_path / "dense", runtime="torch").answer(asked.texts, asked.contexts).answers
+    assert len(examples) > 9 and [(one.text, one.start) for one in found] == [(one.text, one.start) for one in expected]
+    assert problem.pretrained(1).config.question == problem.load(tmp_path / "cut").config.question == told.saved()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"doc_stride": 32}, "question.doc_stride: 32 is out of range"), ({"n_best": "4"}, "are no settings of windows"),
+        ({"other": 1}, "choices: whole numbers for max_seq_length,"),
+    ],
+)  # fmt: skip
+def test_a_folder_without_windows_is_asked_as_published_and_a_damaged_one_refused(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    folder = save_reader(tmp_path / "reader", max_position_embeddings=512)
+    tokenizer_with_limit(512).save_pretrained(folder)
+    assert QuestionAnswerer(folder, runtime="torch").windows == QuestionConfig()
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "question": {"max_seq_length": 32, "doc_stride": 8}})
+    assert QuestionAnswerer(folder, runtime="torch").windows == QuestionConfig(max_seq_length=32, doc_stride=8)
+    write_json(folder / "config.json", {**config, "question": {**WINDOWS.saved(), **change}})
+    with pytest.raises(ModelError, match=f"reader: config.json: .*{says}"):
+        QuestionAnswerer(folder, runtime="torch")
 
 
 def test_settings_of_windows_are_checked_with_the_others(tmp_path: Path) -> None:
