@@ -158,9 +158,8 @@ class LatencyTable:
 
     def check_space(self, space: Space, where: str) -> None:
         """Raise ``ConfigError`` unless every member of the space can be predicted."""
-        shape = (space.macro, space.nodes, space.edges_per_node)
         missing = sorted(set(derivable(space)) - set(self.operation_ms)) + sorted(set(space.widths) - set(self.frame_ms))
-        if shape != (self.macro, self.nodes, self.edges_per_node) or missing:
+        if timed_shape(space) != timed_shape(self) or missing:
             what = f"lacks {missing}" if missing else "has cells or a macro shape of another kind"
             table = dataclasses.replace(self, space=space.name)
             raise ConfigError(f"{where}: the latency table of space {self.space!r} {what}; rebuild: {table.rebuild}")
@@ -211,6 +210,11 @@ def load_table(path: Path, advice: str) -> Any:
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What is otherwise here (``ours``) than where a table was measured, in words; "" where nothing is."""
     return "; ".join(f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key])
+
+
+def timed_shape(part: Space | LatencyTable) -> tuple[Macro, int, int]:
+    """What all networks of one table have in common; dropout takes no time, since nothing is dropped in use."""
+    return dataclasses.replace(part.macro, dropout=0.0), part.nodes, part.edges_per_node
 
 
 def derivable(space: Space) -> list[str]:

@@ -190,7 +190,8 @@ def test_a_table_of_another_deployment_is_refused_with_its_cure(key: str, value:
 def test_a_table_serves_the_spaces_it_covers_and_no_others() -> None:
     space = tiny_space(pair_operations=("soft_alignment",))
     table = table_of(replace(space, operations=(*space.operations, "soft_alignment")))
-    for fitting in (space, space.for_task(is_pair=True), tiny_space(widths=(8,), cells=(1, 9)), tiny_space(operations=("skip",))):
+    parts = tiny_space(widths=(8,), cells=(1, 9)), tiny_space(operations=("skip",))
+    for fitting in (space, space.for_task(is_pair=True), *parts, tiny_space({"dropout": 0.3})):
         table.check_space(fitting, "t.json")
     for other, says in (
         (tiny_space(operations=("conv3", "conv7")), r"lacks \['conv7'\]"),
