@@ -61,9 +61,12 @@ class Parameter:
         return value if is_on_grid else None
 
     def probes(self) -> list[Any]:
-        """Values by which its checks are tried: all choices, or both ends."""
+        """Values by which its checks are tried: all choices, all sizes of a range in the space, both ends of any other range."""
         d = self.distribution
-        return list(self.choices.values()) if self.choices is not None else [d.low, d.high]
+        if self.choices is not None:
+            return list(self.choices.values())
+        is_size = self.name.startswith("space.") and isinstance(d, IntDistribution)
+        return list(range(d.low, d.high + 1, d.step)) if is_size else [d.low, d.high]
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,11 @@ def read_space(config: TuneConfig) -> StudySpace:
     """The study's space. Raises ``ConfigError`` naming the parameter, what is wrong with it and the choices."""
     space = load_space(config.space)
     asked = dict(_flat(config.tune)) or default_space(config, space)
+    if config.warm_start is not None and (name := next((name for name in asked if name.startswith("space.")), None)):
+        raise ConfigError(
+            f"tune.{name}: warm_start {config.warm_start} is of one space, trials of others cannot start from it;"
+            " choices: no tune.space.*, or no warm_start"
+        )
     kinds = tunable(config)
     found = StudySpace(tuple(_parameter(name, spec, kinds) for name, spec in asked.items()), config.base(), space)
     for parameter in found.parameters:
@@ -132,6 +140,8 @@ def default_space(config: TuneConfig, space: Space) -> dict[str, Any]:
     asked["search.learning_rate"] = {"low": 5e-4, "high": 8e-3, "log": True}
     if not config.search.is_constrained:
         asked["search.beta"] = {"low": 0.5, "high": 32.0, "log": True}
+    if config.warm_start is not None:  # it is of one space
+        return asked
     if len(space.widths) > 1:
         asked["space.widths"] = [list(space.widths), *([width] for width in space.widths)]
     if space.cells[0] < space.cells[1]:

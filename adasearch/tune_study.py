@@ -19,9 +19,11 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from adasearch.cli import import_user_code, imported_files
 from adasearch.errors import AdasearchError, ConfigError, TrainingError
 from adasearch.operations import OPERATIONS
 from adasearch.progress import Progress
+from adasearch.tune_check import check_request, widest_space
 from adasearch.tune_config import TuneConfig, check_study
 from adasearch.tune_report import describe, write_outputs
 from adasearch.tune_storage import Worker, counted, create_study, load_study, next_trial, open_storage, release_lost
@@ -41,6 +43,7 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> Path:
     progress = progress or Progress()
     check_study(config)
     _check_alone(config)
+    check_request(config)
     storage = open_storage(config)  # a server that is not there is noticed before the teacher is trained
     study = open_study(config, progress)
     found = create_study(config, storage, study.task.metric, study.space.first())
@@ -113,10 +116,10 @@ def _run_processes(study: Study, found: optuna.Study, storage: BaseStorage, prog
     """
     config, context = study.config, multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # workers inherit it, before they load torch
-    files = _user_files(study.space)
+    code = _user_code(study.space)
 
     def start(index: int) -> BaseProcess:
-        process = context.Process(target=_worker, args=(config, index, files), daemon=True)
+        process = context.Process(target=_worker, args=(config, index, code), daemon=True)
         process.start()
         return process
 
@@ -146,15 +149,15 @@ def _run_processes(study: Study, found: optuna.Study, storage: BaseStorage, prog
     progress.step(_finished(found, told, config, progress))
 
 
-def _worker(config: TuneConfig, index: int, files: list[str]) -> None:
-    """A process's life: its own threads, the user's operations, the shared preparation, trials."""
+def _worker(config: TuneConfig, index: int, code: list[str]) -> None:
+    """A process's life: its own threads, the user's code, the shared preparation, trials."""
     from adasearch import register_student
-    from adasearch.cli import import_user_code
     from adasearch.console import quiet_third_parties
 
     quiet_third_parties()
-    for file in files:
-        import_user_code(file)
+    for name in code:
+        if (Path(name).stem if name.endswith(".py") else name) not in sys.modules:  # a user's script comes with what it imports
+            import_user_code(name)
     register_student()
     try:
         work(open_study(config, Progress()), index)
@@ -165,13 +168,12 @@ def _worker(config: TuneConfig, index: int, files: list[str]) -> None:
         sys.exit(0)
 
 
-def _user_files(space: StudySpace) -> list[str]:
-    """Files of the space's operations that are not ours: a new process must import them as well."""
-    tried = next((p.probes() for p in space.parameters if p.name == "space.operations"), [])
-    names = {name for names in (space.space.operations, space.space.pair_operations, *tried) for name in names}
-    classes = [inspect.getclosurevars(OPERATIONS[name]).nonlocals["cls"] for name in names]
+def _user_code(space: StudySpace) -> list[str]:
+    """What a new process must import to know what this one knows: all that ``--import`` named, and the space's operations."""
+    classes = [inspect.getclosurevars(OPERATIONS[name]).nonlocals["cls"] for name in widest_space(space, is_pair=True).operations]
     modules = sorted({cls.__module__ for cls in classes if cls.__module__.partition(".")[0] != "adasearch"} - {"__main__"})
-    return [str(sys.modules[name].__file__) for name in modules]
+    found = [name if "." in name else str(Path(str(sys.modules[name].__file__)).resolve()) for name in modules]
+    return [*dict.fromkeys([*imported_files(), *found])]
 
 
 def _check_processes(processes: list[BaseProcess], config: TuneConfig) -> None:

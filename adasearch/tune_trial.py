@@ -33,12 +33,14 @@ from adasearch.metrics import METRICS
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.shrink import build_student
+from adasearch.starts import teacher_worth
 from adasearch.supernet import Supernet
 from adasearch.systems import Trainer, run_search
-from adasearch.tasks import Task, hold_out, load_task
-from adasearch.trackers import check_trackers, start_trackers, stop_trackers
+from adasearch.tasks import Task, hold_out
+from adasearch.trackers import start_trackers, stop_trackers
+from adasearch.tune_check import check_data, check_request, may_inherit, widest_space
 from adasearch.tune_config import LIMITS, TuneConfig
-from adasearch.tune_space import StudySpace, read_space, run_data, space_data
+from adasearch.tune_space import StudySpace, run_data, space_data
 
 KEPT = ("history.json", "scores.json")  # of a trained student's folder
 
@@ -64,6 +66,11 @@ class Study:
         return self.config.folder / "preparation"
 
     @property
+    def inherits(self) -> bool:
+        """Whether trials take layers of the teacher."""
+        return self.config.teacher != "none" and may_inherit(self.space)
+
+    @property
     def sign(self) -> float:
         """1 where a higher score is better, else -1."""
         return 1.0 if METRICS[self.task.metric].higher_is_better else -1.0
@@ -74,19 +81,21 @@ class Study:
         if self._problem is None or self._problem[0] != key:
             with FileLock(self.config.folder / "preparation.lock"):
                 problem = prepare(config, self.task, self.preparation, self.accelerator, self.progress)
-            self._problem = key, dataclasses.replace(problem, teacher=None)  # it has said all it has to say
+                if self.inherits:
+                    teacher_worth(problem, self.preparation / "cache", self.progress)
+            # it has said all it has to say, unless its layers are wanted
+            self._problem = key, problem if self.inherits else dataclasses.replace(problem, teacher=None)
         return self._problem[1]
 
 
 def open_study(config: TuneConfig, progress: Progress) -> Study:
-    """Check the parameters, load the task, and make or read back what all trials share."""
-    space = read_space(config)
-    check_trackers(space.base)
+    """Check all that can be checked, load the task, and make or read back what all trials share."""
+    space = check_request(config)
     threads = config.threads or (1 if config.workers > 1 else None)
     space = dataclasses.replace(space, base=dataclasses.replace(space.base, threads=threads))
     config.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(config.folder / "preparation.lock"):
-        task = tuning_task(load_task(config, seed=config.seed_of_data, cache=config.folder / "preparation" / "cache"), config.seed_of_data)
+        task = tuning_task(check_data(config, space), config.seed_of_data)
     study = Study(config, task, space, progress, make_accelerator(space.base))
     problem = study.problem(space.base)
     return dataclasses.replace(study, space=_with_table(study, problem))
@@ -106,15 +115,10 @@ def _with_table(study: Study, problem: Problem) -> StudySpace:
     """The parameters, with the latency table that all searches with a latency target read; measured once."""
     space = study.space
     tried = next((p for p in space.parameters if p.name == "search.latency_target_ms"), None)
-    target = max(filter(None, tried.probes())) if tried else space.base.search.latency_target_ms
+    target = max(filter(None, tried.probes()), default=None) if tried else space.base.search.latency_target_ms
     if target is None or space.base.search.latency_table or space.base.architecture:
         return space
-    choices = {p.name.removeprefix("space."): p.probes() for p in space.parameters if p.name in ("space.widths", "space.operations")}
-    every = {name: sorted({one for value in values for one in np.atleast_1d(value).tolist()}) for name, values in choices.items()}
-    widest = dataclasses.replace(
-        space.space.for_task(is_pair=study.task.is_pair),
-        **{name: tuple(dict.fromkeys([*getattr(space.space, name), *values])) for name, values in every.items()},
-    )
+    widest = widest_space(space, is_pair=study.task.is_pair)
     settings = dataclasses.replace(space.base.search, latency_target_ms=target)
     with FileLock(study.config.folder / "preparation.lock"):
         open_table(settings, widest, target_lengths(settings, problem.labelled), study.preparation / "search", study.progress)
@@ -160,6 +164,8 @@ class TrialRun:
         try:
             start_trackers(self.config, self.folder, self.study.accelerator)
             problem = self.study.problem(self.config)
+            if self.study.inherits:  # a search looks for the worth of the teacher's heads in the cache beside it
+                (self.folder / "cache").symlink_to((self.study.preparation / "cache").resolve(), target_is_directory=True)
             supernet, architecture = self._search(problem)
             self._weigh(problem, architecture)
             scores = self._train(problem, supernet, architecture)
@@ -253,6 +259,7 @@ class TrialRun:
         """Leave what is small: settings, architecture, histories, scores."""
         for path in (self.folder / "search" / "supernet.pt", *self.folder.rglob("checkpoint.pt")):
             path.unlink(missing_ok=True)
+        (self.folder / "cache").unlink(missing_ok=True)
         if self.tune.keep_models:
             return
         for model in (self.folder / "models").glob("*"):

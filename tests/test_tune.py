@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,26 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
+from safetensors.torch import load_file
 from tiny_task import rows, tiny_run
 
 from adasearch.arguments import parse_settings
-from adasearch.config import BenchConfig, RunConfig, SearchConfig, validate
+from adasearch import latency_bench
+from adasearch.cli import import_user_code
+from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
+from adasearch.latency import LatencyTable
 from adasearch.progress import Progress
+from adasearch.search_method import STRATEGIES
+from adasearch.space import load_space
 from adasearch.tasks import Task, load_task
 from adasearch.texts import Split
+from adasearch.tune_check import check_request, widest_space
 from adasearch.tune_study import tune
 from adasearch.tune_config import TuneConfig, check_study
 from adasearch.tune_plots import front_figure, importances
@@ -87,6 +96,7 @@ def trials_of(config: TuneConfig) -> list[optuna.trial.FrozenTrial]:
         ({"distill.gamma": {"low": 0.5, "high": 1.5}}, "tune.distill.gamma: distill.gamma: 1.5 is out of range"),
         ({"retrain.inherit": [1]}, "1 does not fit; expected true or false"),
         ({"space.widths": [8, 9]}, "widths: 9 must be at least 8 and a multiple"),
+        ({"space.widths": {"low": 8, "high": 24, "step": 4}}, "widths: 12 must be at least 8 and a multiple"),
         ({"space.operations": [["conv3"], ["conv4"]]}, "unknown operation 'conv4'"),
     ],
 )
@@ -160,6 +170,61 @@ def test_a_wrong_study_is_refused_before_any_work(tmp_path: Path, changes: dict[
         open_storage(config)
     assert says in str(error.value)
     assert not config.folder.exists()
+
+
+def test_a_warm_start_leaves_the_space_as_it_is(tmp_path: Path) -> None:
+    config = study_config(tmp_path, tune={}, warm_start=str(tmp_path / "warm"))
+    names = {parameter.name for parameter in read_space(config).parameters}
+    assert "search.beta" in names and not any(name.startswith("space.") for name in names)
+    for tried in ({"space.widths": [[8]]}, {"space.macro.dropout": {"low": 0.0, "high": 0.3}}):
+        with pytest.raises(ConfigError, match=r"tune.space.*warm_start .*warm is of one space.*choices: no tune.space"):
+            read_space(dataclasses.replace(config, tune=tried))
+
+
+LAYERS = """
+name: layers
+cells: [1, 2]
+nodes: 1
+edges_per_node: 1
+sample_edges: true
+share_cells: false
+widths: [16]
+operations: [inherited_50, inherited_100]
+macro: {cell_output: sum, attention_head_size: 8, teacher_size: 16, teacher_heads: 2, teacher_neurons: 32}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"search.strategy": "nonsense"}, "search.strategy: 'nonsense' is not known; choices: .*gdas"),
+        ({"task": "squad", "train_file": None, "validation_file": None}, "task: 'squad' is extractive question answering"),
+        ({"warm_start": "/does/not/exist", "tune": {"search.beta": [4.0]}}, "warm_start: /does/not/exist holds no warm supernet"),
+        ({"space": "inherited", "tune": {"search.beta": [4.0]}}, "macro.teacher_size: 384, but teacher .* has 16; choices: 16"),
+        ({"tune": {"search.strategy": ["gumbel", "nonsense"]}}, "tune.search.strategy: search.strategy: 'nonsense' is not known; choices: "),
+        ({"tune": {"search.strategy": ["gumbel", "darts_second"]}}, "tune.search.strategy: search.mode: 'joint' does not work with .*'darts_second'"),
+        ({"space": LAYERS, "tune": {"space.cells": [[1, 2], [1, 3]]}}, "tune.space.cells: .*cells: up to 3, but teacher .* has 2 layers"),
+        ({"search.latency_target_ms": 1.0, "tune": {"space.nodes": [1, 2]}}, "tune.space.nodes: 1 needs a latency table of its own"),
+        ({"tune": {"search.latency_target_ms": [1.0], "space.edges_per_node": [1, 2]}}, "tune.space.edges_per_node: 1 needs a latency table"),
+        ({"search.latency_target_ms": 1.0, "tune": {"space.macro.norm": ["layer"]}}, "'layer' needs a latency table .*choices: space.widths"),
+    ],
+)
+def test_what_no_trial_could_do_is_refused_before_any_work(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    search = {name.removeprefix("search."): value for name, value in changes.items() if name.startswith("search.")}
+    config = study_config(tmp_path, **{name: value for name, value in changes.items() if name != "space" and "." not in name})
+    config.search = dataclasses.replace(config.search, **search)
+    if (space := changes.get("space")) == LAYERS:
+        (tmp_path / "tiny.yaml").write_text(LAYERS, encoding="utf-8")
+    elif space is not None:
+        config.space = space
+    with pytest.raises(ConfigError, match=says):
+        tune(config)
+    assert not (config.folder / "preparation").exists() and not (config.folder / "study.json").exists()
+
+
+def test_a_strategy_may_have_the_mode_of_another_setting(tmp_path: Path) -> None:
+    tried = {"search.strategy": ["gumbel", "darts_second"], "search.mode": ["joint", "bilevel"]}
+    assert len(check_request(study_config(tmp_path, tune=tried)).parameters) == 2, "darts_second has trials in bilevel mode"
 
 
 def test_a_password_does_not_leave_the_process(tmp_path: Path) -> None:
@@ -266,6 +331,57 @@ def test_a_limit_stops_trials_before_their_students_are_trained(tmp_path: Path) 
     assert "above macs_limit" in (config.folder / "tune.md").read_text()
 
 
+def test_trials_begin_with_the_layers_of_the_teacher(tmp_path: Path) -> None:
+    """As the run of that space does (test_inherited); their worth is computed once."""
+    still = {"steps": 4, "batch_size": 16, "inherited_rate": 1e-9}  # weights as good as held still
+    config = study_config(
+        tmp_path, n_trials=2, keep_models=True, search=SearchConfig(**still, candidates=2), retrain=RetrainConfig(**still, inherit=False),
+        tune={"distill.gamma": [0.5, 0.8], "retrain.inherit": [True, False]}, objectives=["score"], pruner="none",
+    )  # fmt: skip
+    Path(config.space).write_text(LAYERS, encoding="utf-8")
+    tune(config)
+    teacher = load_file(config.folder / "preparation" / "teacher" / "model.safetensors")
+    theirs = teacher["bert.encoder.layer.0.intermediate.dense.weight"]
+    for trial in trials_of(config):
+        (student,) = (config.folder / "trials" / f"{trial.number:04d}" / "models").glob("*/model.safetensors")
+        rows_of = [tensor for name, tensor in load_file(student).items() if ".cells.0." in name and name.endswith("widen.weight")]
+        assert rows_of and all((row - theirs).abs().amax(1).min() < 1e-5 for row in torch.cat(rows_of)), trial.params
+    assert len(list(config.folder.rglob("worth-*.pt"))) == 1 == len(list((config.folder / "preparation" / "cache").glob("worth-*.pt")))
+    assert not list((config.folder / "trials").glob("*/cache"))
+
+
+def test_all_trials_with_a_latency_target_read_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range of widths with one in between, dropout, operations of their own: none is stopped for want of a measurement."""
+    for name in ("BLOCKS", "REPEATS", "WARMUP"):
+        monkeypatch.setattr(latency_bench, name, 1)
+    search = SearchConfig(steps=4, batch_size=16, candidates=2, latency_target_ms=1e6, latency_lengths=[8], latency_runtime="torch")
+    tried = {
+        "space.widths": {"low": 8, "high": 24, "step": 8}, "space.macro.dropout": {"low": 0.0, "high": 0.3},
+        "space.operations": [["conv3", "skip"], ["sep_conv3"]], "space.cells": [1, 2],
+    }  # fmt: skip
+    config = study_config(tmp_path, search=search, tune=tried, n_trials=3, sampler="random", pruner="none")
+    tune(config)
+    assert [(trial.state, trial.user_attrs.get("reason")) for trial in trials_of(config)] == [(TrialState.COMPLETE, None)] * 3
+    table = LatencyTable.load(config.folder / "preparation" / "search" / "latency.json")
+    assert set(table.frame_ms) == {8, 16, 24} and set(table.operation_ms) == {"conv3", "skip", "sep_conv3"}
+    search = dataclasses.replace(search, latency_table=str(tmp_path / "t.json"))
+    named = dataclasses.replace(config, output_dir=str(tmp_path / "named"), search=search)
+    (tmp_path / "t.json").write_text(json.dumps({**table.to_dict(), "nodes": 5}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="t.json: the latency table of space 'tiny' has cells .* of another kind; rebuild"):
+        tune(named)
+    assert not (tmp_path / "named" / "preparation" / "teacher").exists()
+
+
+def test_the_example_of_the_documentation_works_with_a_latency_target(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to-tune.md").read_text(encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    flags = ["--config", str(tmp_path / "study.yaml"), "--latency_target_ms", "0.5", "--output_dir", str(tmp_path / "study")]
+    config, _ = parse_settings(TuneConfig, flags, prog="adasearch tune", about="", positional="task")
+    assert config.search.latency_target_ms == 0.5
+    widest, given = widest_space(check_request(config), is_pair=False), load_space("adasearch")
+    assert (widest.widths, widest.cells, widest.operations) == ((96, 128, 160), given.cells, given.operations)
+
+
 # --- stopping ---
 
 
@@ -324,6 +440,28 @@ def test_a_hopeless_trial_is_stopped_while_it_trains(finished: TuneConfig, tmp_p
 
 
 # --- workers ---
+
+
+STRATEGY = """
+from adasearch.search_method import STRATEGIES, SearchMethod
+
+@STRATEGIES.register("of_a_user")
+class OfAUser(SearchMethod):
+    pass
+"""
+
+
+def test_workers_import_what_the_user_has_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    (tmp_path / "strategy_of_a_user.py").write_text(STRATEGY, encoding="utf-8")
+    import_user_code(str(tmp_path / "strategy_of_a_user.py"))
+    try:
+        config = study_config(tmp_path, workers=2, n_trials=2, tune={"distill.gamma": [0.5, 0.8]}, pruner="none")
+        config.search = dataclasses.replace(config.search, strategy="of_a_user")
+        tune(config)
+        assert [trial.state for trial in trials_of(config)] == [TrialState.COMPLETE] * 2
+    finally:
+        del sys.modules["strategy_of_a_user"], STRATEGIES._items["of_a_user"]
 
 
 @pytest.fixture
