@@ -14,7 +14,7 @@ from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, write_atomically
-from adasearch.inherit_layers import Importance, check_inherited, importance, inherit_layers, inherited_operations
+from adasearch.inherit_layers import PREFIX, Importance, check_inherited, importance, inherit_layers, inherited_operations
 from adasearch.inherited import Inherited
 from adasearch.prepare import Problem, teacher_path
 from adasearch.progress import Progress
@@ -39,6 +39,10 @@ def check_starts(config: RunConfig, whole_space: Space, space: Space, cache: Pat
         raise ConfigError(f"warm_start: {warm.folder} has the teacher's vocabulary, vocabulary.kind is {kind!r}; choices: teacher")
     if warm is not None and config.architecture:
         check_architecture(warm, Architecture.load(Path(config.architecture)), space, config.architecture)
+    if config.architecture and config.teacher == "none":
+        layers = [name for name in Architecture.load(Path(config.architecture)).operations if name.startswith(PREFIX)]
+        if layers:
+            raise ConfigError(f"architecture: {config.architecture} has {layers[0]!r}, which needs a teacher; choices: --teacher, another one")
     if warm is None and not inherited_operations(space):
         return
     if config.teacher == "none":

@@ -5,6 +5,7 @@ Dimensions: B batch, L tokens, M hidden size, H heads, F neurons.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from adasearch.methods.distill import Distill
 from adasearch.pipeline import check, run
 from adasearch.shrink import build_student, inherit_embeddings, shrink
 from adasearch.space import load_space, space_from_dict
+from adasearch.starts import check_starts
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.teacher import tables_of
@@ -229,6 +231,9 @@ def test_a_whole_run_with_inherited_layers(tmp_path: Path) -> None:
     untaught = load_file(folder / "models" / "student_no_kd-42" / "model.safetensors")
     assert all((row - theirs).abs().amax(1).min() > 1e-2 for row in untaught[name]), "the control without a teacher has none of its layers"
     assert len(list((folder / "cache").glob("worth-*.pt"))) == 1
+    given, plain = str(folder / "search" / "architecture.json"), load_space("adasearch")
+    with pytest.raises(ConfigError, match=f"architecture: .* has '{edge.operation}', which needs a teacher"):
+        check_starts(replace(config, architecture=given, teacher="none"), plain, plain, tmp_path)
     wrong = tiny_run(tmp_path, output_dir=str(tmp_path / "wrong"), space="inherited")
     with pytest.raises(ConfigError, match="macro.teacher_size: 384, but teacher .* has 16; choices: 16"):
         check(wrong)
