@@ -4,8 +4,8 @@
 
 A task is one run of `adasearch compress cofi` with all targets and seeds, in <work_dir>/<task>: a second call goes on with
 what was killed and skips what is finished. --teachers DIR holds a fine-tuned model a task, DIR/<task>; without it one is
-trained first. Further settings of `adasearch compress cofi` go into a YAML file, --config. Writes
-results/runs/cofi_<task>.json and results/figures/cofi.
+trained first. Further settings of `adasearch compress cofi` go into a YAML file, --config; what is typed overrides it. Where
+neither says so: four sparsities, seeds 1 2 3, one thread. Writes results/runs/cofi_<task>.json and results/figures/cofi.
 
 Expected of the paper (BERT-base, V100): 60% 2.1x, 95% 12.1x, SST-2 93.0 and 90.4 of 92.7-93.1, after 24 epochs of pruning.
 With MiniLM on one core an epoch of SST-2 takes about 25 minutes while pruning: a target with the default budget three to four hours.
@@ -32,6 +32,7 @@ from adasearch.files import read_json, write_json
 from adasearch.run_files import script_command
 
 TASKS = ("sst2", "mrpc", "rte", "qnli")
+TARGETS, SEEDS, THREADS = [0.6, 0.8, 0.9, 0.95], [1, 2, 3], 1  # where neither flags nor --config name any
 PANELS = 2  # a row of the figure
 FIELDS = ("name", "kind", "score_mean", "score_sd", "scores", "encoder_sparsity", "params", "size_bytes", "macs", "runtime", "precision", "threads",
           "batch_size", "seq_len", "latency_ms_p50", "latency_ms_p90", "task_texts_per_s", "train_seconds", "train_cpu_seconds")  # fmt: skip
@@ -40,14 +41,14 @@ FIELDS = ("name", "kind", "score_mean", "score_sd", "scores", "encoder_sparsity"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.6, 0.8, 0.9, 0.95], help="sparsities; the first is the run's student/")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--targets", type=float, nargs="+", help=f"sparsities; the first is the run's student/; {TARGETS} when absent")
+    parser.add_argument("--seeds", type=int, nargs="+", help=f"{SEEDS} when absent")
+    parser.add_argument("--model", help="the pre-trained checkpoint; demo when absent")
     parser.add_argument("--teachers", type=Path, help="folder with a fine-tuned model <task> for each task")
     parser.add_argument("--data_dir", help="folder with <task>/{train,validation}.parquet; the hub when absent")
     parser.add_argument("--config", help="YAML file with settings of `adasearch compress cofi`")
     parser.add_argument("--max_steps", type=int, help="caps every phase, for a quick look")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help=f"of training; {THREADS} when absent")
     parser.add_argument("--name", default="cofi", help="what the results' files begin with: <name>_<task>.json")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/cofi"))
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
@@ -55,15 +56,20 @@ def arguments() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace, task: str) -> CofiConfig:
-    """Those of one task's run."""
+    """Those of one task's run: what was typed, else those of the YAML file, else the script's own."""
     flags = [task, *(["--config", args.config] if args.config else [])]
     given = {
         "model": args.model, "data_dir": args.data_dir, "max_steps": args.max_steps, "threads": args.threads,
         "output_dir": args.work_dir / task, "teacher": args.teachers / task if args.teachers else None,
     }  # fmt: skip
     flags += [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
-    flags += ["--target_sparsity", *map(str, args.targets), "--seeds", *map(str, args.seeds)]
+    lists = {"target_sparsity": args.targets, "seeds": args.seeds}
+    flags += [part for name, values in lists.items() if values is not None for part in (f"--{name}", *map(str, values))]
     config, _ = parse_settings(CofiConfig, flags, prog="adasearch compress cofi", about="CoFi", positional="task")
+    if config.target_sparsity is None and config.target_latency_ms is None:
+        config.target_sparsity = list(TARGETS)
+    config.seeds = list(SEEDS) if config.seeds is None else config.seeds
+    config.threads = THREADS if config.threads is None else config.threads
     return config
 
 

@@ -6,7 +6,8 @@ The three trainings of a seed share one process and take turns of --turn steps: 
 is wall clock from the checkpoint on disk to the trained model, the search included, scoring and waiting left out; processor
 time stands beside it. A seed that was killed begins anew, a finished one is kept. Writes results/runs/earlybert_<task>.json.
 Settings of EarlyBERT are those of the paper's scripts but for --learning_rate and the like; whatever `adasearch compress
-earlybert` knows may be given in a YAML file by --config.
+earlybert` knows may be given in a YAML file by --config, which what is typed overrides. Where neither says so: seeds 1 2 3,
+one thread.
 
 Expected of the paper (BERT-base): 35-45% less training time at a comparable score. With MiniLM on two cores an epoch of SST-2
 takes about a quarter of an hour at batch 32, so three seeds of a task take about four hours. What a smaller network saves a
@@ -46,34 +47,36 @@ from adasearch.run_files import commit, script_command
 from adasearch.turns import Tick, take_turns
 
 NEVER = 1e9  # seconds between two checkpoints: a seed that was killed begins anew, so that they would only take time
+SEEDS, THREADS = [1, 2, 3], 1  # where neither flags nor --config name any
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["sst2", "qnli"])
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", help="the pre-trained checkpoint; demo when absent")
     parser.add_argument("--data_dir", help="folder with <task>/{train,validation}.parquet; the hub when absent")
     parser.add_argument("--config", help="YAML file with settings of `adasearch compress earlybert`")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", help=f"{SEEDS} when absent")
     parser.add_argument("--learning_rate", type=float, help="of dense fine-tuning and search; the ticket trains at twice that")
     parser.add_argument("--max_steps", type=int, help="caps every stage, for a quick look")
     parser.add_argument("--turn", type=int, default=20, help="steps that one training takes before the next has its turn")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help=f"of training; {THREADS} when absent")
     parser.add_argument("--work_dir", default=str(ROOT / "runs" / "earlybert"), help="folder of the trainings, one a task")
     parser.add_argument("--results_dir", default=str(ROOT / "results" / "runs"))
     return parser.parse_args()
 
 
 def settings(args: argparse.Namespace, task: str) -> EarlyBertConfig:
-    """The run's settings: the published ones, then the YAML file's, then the flags'."""
+    """The run's settings: the published ones, then the script's own, then the YAML file's, then what was typed."""
     flags = ["--config", args.config] if args.config else []
     config, _ = parse_settings(EarlyBertConfig, [task, *flags], prog="reproduce_earlybert", about="", positional="task")
-    given = {"model": args.model, "data_dir": args.data_dir, "max_steps": args.max_steps}
+    typed = {name: getattr(args, name) for name in ("model", "data_dir", "max_steps", "seeds", "threads")}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    own = {name: value for name, value in (("seeds", SEEDS), ("threads", THREADS)) if getattr(config, name) is None}
     config = dataclasses.replace(
-        config, **{key: value for key, value in given.items() if value is not None}, output_dir=str(Path(args.work_dir) / task),
-        threads=args.threads, cpu=True, evaluate=0, checkpoint_seconds=NEVER,
-    )  # fmt: skip
+        config, **{**own, **typed}, output_dir=str(Path(args.work_dir) / task), cpu=True, evaluate=0, checkpoint_seconds=NEVER
+    )
     if args.learning_rate is not None:
         config.finetune.learning_rate = config.ticket.learning_rate = args.learning_rate
         config.train.learning_rate = 2 * args.learning_rate
@@ -87,7 +90,7 @@ def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
     problem.progress = Progress()  # three trainings at once would write over each other
     recipes = [dense_recipe(config), *earlybert_recipes(config)]
     rows = []
-    for seed in args.seeds:
+    for seed in config.seeds:
         path = problem.folder / "seeds" / f"{seed}.json"
         if not path.exists():
             progress.message(f"{task}, seed {seed}: {', '.join(recipe.name for recipe in recipes)}, in turns of {args.turn} steps")
@@ -98,7 +101,7 @@ def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
             progress.message(f"  {row['system']}: {100 * row['scores'][problem.task.metric]:.2f}, {times}")
         result = {
             "what": f"EarlyBERT on {task} beside dense fine-tuning and a random ticket, in turns in one process", "command": script_command(),
-            "task": task, "metric": problem.task.metric, "seeds": args.seeds, "turn_steps": args.turn,
+            "task": task, "metric": problem.task.metric, "seeds": config.seeds, "turn_steps": args.turn,
             "summary": summary(rows, problem.task.metric), "rows": rows, "settings": to_dict(config),
             "commit": begun_with, "hardware": hardware(),
         }  # fmt: skip
