@@ -91,7 +91,7 @@ def _search(config: EarlyBertConfig, place: Workplace) -> EncoderPreTrainedModel
     if distances:
         write_json(place.folder / DISTANCES, {"check_every": method.check_every, **distances})
     place.note(
-        search_steps=steps, search_epochs=steps / epoch, is_settled=bool(method.is_found),
+        search_steps=steps, search_epochs=steps / epoch, is_settled=bool(method.is_found) if settings.draw == "detector" else None,
         last_mask_distances={family: rows[-1][-2] for family, rows in distances.items()},
     )  # fmt: skip
     _write_ticket(place, ticket)
@@ -115,12 +115,12 @@ def _facts(trained: Sequence[Compressed]) -> dict[str, str]:
     """When the search ended, of all seeds."""
     found = [item.facts for item in trained if item.recipe.key == "earlybert"]
     steps, epochs = ([facts[name] for facts in found] for name in ("search_steps", "search_epochs"))
-    settled = sum(facts["is_settled"] for facts in found)
+    settled = [facts["is_settled"] for facts in found if facts["is_settled"] is not None]  # None: nobody looked
     distances = [" and ".join(f"{value:.3f}" for value in facts["last_mask_distances"].values()) for facts in found]
     return {
         "search, steps": ", ".join(map(str, steps)),
         "search, share of an epoch": f"{np.mean(epochs):.2f}",
-        "tickets that had settled": f"{settled} of {len(found)}",
+        **({"tickets that had settled": f"{sum(settled)} of {len(settled)}"} if settled else {}),
         **({"last two tickets differ by (heads and neurons)": ", ".join(distances)} if any(distances) else {}),
     }
 

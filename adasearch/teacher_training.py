@@ -36,8 +36,11 @@ def finetune(
     progress: Progress,
     watch: Stopwatch | None = None,
 ) -> None:
-    """Fine-tune the teacher in place and leave it in ``folder/teacher``. ``watch``, if it runs, rests while it is scored."""
-    settings = config.finetune
+    """Fine-tune the teacher in place and leave it in ``folder/teacher``.
+
+    ``watch``, if it runs, rests while the teacher is scored, at checkpoints, and while the result is saved.
+    """
+    settings, resting = config.finetune, nullcontext if watch is None else watch.paused
     steps = max(1, round(settings.epochs * len(labelled) / settings.batch_size))
     fit_config = FitConfig(
         steps=min(steps, config.max_steps or steps),
@@ -50,11 +53,10 @@ def finetune(
 
     def evaluate(_: torch.nn.Module) -> dict[str, float]:
         teacher.model.eval()
-        with nullcontext() if watch is None else watch.paused():
-            if isinstance(teacher, Reader):
-                return score_reader(teacher.spans, validation, config.question, accelerator, is_mixed=True)
-            (logits,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), validation, accelerator, is_mixed=True)
-            return score(task.metrics, logits, validation.labels)
+        if isinstance(teacher, Reader):
+            return score_reader(teacher.spans, validation, config.question, accelerator, is_mixed=True)
+        (logits,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), validation, accelerator, is_mixed=True)
+        return score(task.metrics, logits, validation.labels)
 
     is_reader = isinstance(teacher, Reader)
     fit(
@@ -71,6 +73,7 @@ def finetune(
         evaluations=config.evaluate,
         checkpoint_seconds=config.checkpoint_seconds,
         is_mixed=True,
+        watch=watch,
     )
 
     def save(partial: Path) -> None:
@@ -78,6 +81,7 @@ def finetune(
         teacher.tokenizer.save_pretrained(partial)
 
     if accelerator.is_main_process:
-        write_folder(folder / "teacher", save)
+        with resting():
+            write_folder(folder / "teacher", save)
         (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
 )  # fmt: skip
 
 import adasearch
+from adasearch import encoder_problem, fit, teacher_training
 from adasearch.cli import main
 from adasearch.earlybert_run import ABOUT, compress_earlybert, earlybert_recipes
 from adasearch.encoder_config import TicketConfig, TrainConfig
@@ -29,6 +31,7 @@ from adasearch.gate_values import GateValues
 from adasearch.progress import Progress
 from adasearch.report_files import read_report
 from adasearch.shrink_encoder import shrink_encoder
+from adasearch.stopwatch import Stopwatch
 from adasearch.turns import take_turns
 
 
@@ -216,6 +219,41 @@ def test_models_that_cannot_be_pruned_are_refused_before_any_training(finished: 
     with pytest.raises(ConfigError, match="another vocabulary.*choices"):
         compress_earlybert(tiny_earlybert(tmp_path, teacher=str(tmp_path / "other"), output_dir=str(tmp_path / "run2")))
     assert not (tmp_path / "run" / "work").exists() and not (tmp_path / "run2" / "models").exists()
+
+
+def test_the_dense_model_s_time_is_that_of_its_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watches: list[Stopwatch] = []
+    while_writing: dict[str, bool] = {}
+
+    def new_watch() -> Stopwatch:
+        watches.append(Stopwatch())
+        return watches[-1]
+
+    def listen(module: Any, name: str) -> None:
+        write = getattr(module, name)
+
+        def listening(path: Path, *rest: Any) -> None:
+            if watches:
+                while_writing[path.name] = watches[0]._since is not None
+            write(path, *rest)
+
+        monkeypatch.setattr(module, name, listening)
+
+    monkeypatch.setattr(encoder_problem, "Stopwatch", new_watch)
+    listen(fit, "write_atomically")
+    listen(teacher_training, "write_folder")
+    _, problem = open_encoders(tiny_earlybert(tmp_path, checkpoint_seconds=0.0, max_steps=2), ABOUT)
+    assert while_writing == {"checkpoint.pt": False, "teacher": False}
+    assert len(watches) == 1 and problem.teacher_training["seconds"] == watches[0].wall_s > 0
+
+
+def test_a_ticket_of_a_fixed_step_has_not_failed_to_settle(tmp_path: Path) -> None:
+    config = tiny_earlybert(tmp_path, max_steps=2, ticket=TicketConfig(batch_size=16, head_ratio=0.5, draw="fixed", draw_step=1))
+    _, problem = open_encoders(config, ABOUT, with_teacher=False)
+    trained = train_recipe(earlybert_recipes(config)[0], problem, config, 1)
+    assert trained.facts["is_settled"] is None and "tickets that had settled" not in ABOUT.facts([trained])
+    seen = [dataclasses.replace(trained, facts={**trained.facts, "is_settled": is_settled}) for is_settled in (True, False)]
+    assert ABOUT.facts(seen)["tickets that had settled"] == "1 of 2"
 
 
 def test_side_by_side_trainings_end_as_alone_and_count_their_own_time(finished: Path, tmp_path: Path) -> None:
