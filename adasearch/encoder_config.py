@@ -24,8 +24,8 @@ class EncoderRunConfig(TaskConfig):
     """A task, a pre-trained transformer that is made smaller on it, and its dense self.
 
     Args:
-        model: name or path of the pre-trained checkpoint that is pruned: BERT, DistilBERT, RoBERTa, MiniLM; ``demo`` is the
-            packaged MiniLM.
+        model: name or path of the pre-trained checkpoint that is pruned, or that was: BERT, DistilBERT, RoBERTa, MiniLM; ``demo``
+            is the packaged MiniLM. What is left is told as a share of it.
         teacher: folder or name of the dense model, fine-tuned on this task: teacher of those methods that have one, and the
             table's baseline. When absent ``model`` is fine-tuned here. Runs share one by ``--teacher runs/<name>/teacher``.
         output_dir: folder of the run; ``runs/<method>-<task>`` when absent.

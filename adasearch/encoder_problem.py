@@ -81,6 +81,11 @@ class EncoderProblem:
         return self.task.problem_type == PROBLEM_TYPE
 
     @property
+    def needs_dense(self) -> bool:
+        """Whether the dense model is still to be fine-tuned here: ``train_dense``."""
+        return self.teacher_folder == self.folder / "teacher" and not (self.teacher_folder / "config.json").exists()
+
+    @property
     def teacher_training(self) -> dict[str, float]:
         """``seconds`` and ``cpu_seconds`` of the dense fine-tuning, where they are known."""
         path = self.teacher_folder / "training.json"
@@ -173,13 +178,21 @@ class EncoderProblem:
         return dataclasses.replace(self.train, teacher_logits=self.teacher_logits())
 
 
-def open_problem(
+def open_problem(config: EncoderRunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> EncoderProblem:
+    """``load_problem`` with the dense model ready, which is trained first where none is given. Errors as there."""
+    problem = load_problem(config, task, folder, accelerator, progress)
+    train_dense(config, problem)
+    return problem
+
+
+def load_problem(
     config: EncoderRunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress, with_teacher: bool = True
 ) -> EncoderProblem:
-    """Tokenise, load the pre-trained model and the dense fine-tuned one, which is trained first where none is given.
+    """Tokenise, load the pre-trained model and the dense one; nothing is trained, so what is wrong can be said first.
 
-    Everything is made once and kept in ``cache/`` and ``teacher/``; ``teacher/training.json`` says what its training took.
-    Not ``with_teacher`` the pre-trained model stands in the teacher's place, for those who need none.
+    Where the dense model is still to be trained (``needs_dense``), the teacher has its layers and sizes, but a fresh head. Tokens
+    are made once and kept in ``cache/``. Not ``with_teacher`` the pre-trained model stands in the teacher's place, for those
+    who need none.
     Raises ``ModelError`` when a model cannot be loaded or is of no kind that can be pruned, ``ConfigError`` when teacher
     and model have different vocabularies.
     """
@@ -218,13 +231,6 @@ def open_problem(
             notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {config.max_seq_length} and were cut")
     if is_asked:
         splits["validation"] = splits["validation"].spread(config.question.glance)
-    if with_teacher and needs and not is_tuned:
-        is_whole, watch = not (folder / "work" / "teacher" / "checkpoint.pt").exists(), Stopwatch()
-        with watch.running():
-            finetune(config, task, teacher, splits["train"], splits["validation"], folder, accelerator, progress, watch)
-        took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed one only the last part is known
-        write_json(folder / "teacher" / "training.json", took)
-    teacher.model.eval().requires_grad_(False).to(accelerator.device)
     parts = (
         task, tokenizer, teacher, checkpoint, splits["train"], splits["validation"], splits["held_out"], notes, folder,
         Path(given) if given and not needs else folder / "teacher", whole_config,
@@ -235,6 +241,21 @@ def open_problem(
 
         return QuestionProblem(*parts, config.question)
     return EncoderProblem(*parts)
+
+
+def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:
+    """Fine-tune the dense model where that is still to be done, into ``teacher/``, and put it where the problem is computed.
+
+    ``teacher/training.json`` says what its training took.
+    """
+    model, folder, accelerator = problem.teacher.model, problem.folder, problem.accelerator
+    if problem.needs_dense:
+        is_whole, watch = not (folder / "work" / "teacher" / "checkpoint.pt").exists(), Stopwatch()
+        with watch.running():
+            finetune(config, problem.task, problem.teacher, problem.train, problem.validation, folder, accelerator, problem.progress, watch)
+        took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed one only the last part is known
+        write_json(folder / "teacher" / "training.json", took)
+    model.eval().requires_grad_(False).to(accelerator.device)
 
 
 def load_dense(path: str, task: Task, **options: Any) -> Teacher:

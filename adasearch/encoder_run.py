@@ -16,12 +16,11 @@ from accelerate import Accelerator
 
 from adasearch.accelerator import make_accelerator
 from adasearch.encoder_config import EncoderRunConfig
-from adasearch.encoder_problem import EncoderProblem, open_problem
+from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
-from adasearch.errors import ConfigError
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_reopening, hand_over, note_stage, stage_facts
+from adasearch.run_files import begin_run, check_first, check_reopening, hand_over, note_stage
 from adasearch.settings import to_dict
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
@@ -81,19 +80,17 @@ def run_encoders(
     ``free`` are settings of the method that may differ when a run goes on. Raises ``ConfigError`` or ``DataError`` before
     any training when the request or the data are wrong.
     """
-    run, problem = open_encoders(config, about, progress, free)
+    run, problem = begin_encoders(config, about, progress, free)
     return run_recipes(run, problem, recipes)
 
 
 def run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
-    """The same in a run that is open already."""
+    """The same in a run that has begun; the dense model is trained here where it is missing."""
     assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
     first = f"{recipes[0].key}-{(recipes[0].seeds or run.seeds)[0]}"
-    if (known := stage_facts(run.folder, "student").get("model", first)) != first:
-        raise ConfigError(
-            f"output_dir: student/ of {run.folder} is the run's first model, {known}, and would be {first}; choices: targets and seeds"
-            " with that one first, or another --output_dir"
-        )
+    check_first(run.folder, first)
+    train_dense(run.config, problem)
+    note_stage(run.folder, "prepare")
     trained = [train_recipe(recipe, problem, run.config, seed) for recipe in recipes for seed in recipe.seeds or run.seeds]
     hand_over(trained[0].folder, run.folder / "student")
     note_stage(run.folder, "student", model=first)
@@ -108,7 +105,21 @@ def open_encoders(
     config: EncoderRunConfig, about: About, progress: Progress | None = None, free: Sequence[str] = (),
     with_teacher: bool = True,
 ) -> tuple[EncoderRun, EncoderProblem]:  # fmt: skip
-    """Check all that can be checked, make or reopen the run's folder, and have the dense model ready (``with_teacher``)."""
+    """``begin_encoders`` with the dense model ready (``with_teacher``)."""
+    run, problem = begin_encoders(config, about, progress, free, with_teacher)
+    if with_teacher:
+        train_dense(config, problem)
+    return run, problem
+
+
+def begin_encoders(
+    config: EncoderRunConfig, about: About, progress: Progress | None = None, free: Sequence[str] = (),
+    with_teacher: bool = True,
+) -> tuple[EncoderRun, EncoderProblem]:  # fmt: skip
+    """Check all that can be checked, make or reopen the run's folder, load data and models.
+
+    Nothing is trained, the dense model included: a method says first what is wrong with the models it was given.
+    """
     progress = progress or Progress()
     config.check()
     check_trackers(config)
@@ -120,8 +131,7 @@ def open_encoders(
     accelerator = make_accelerator(config)
     begin_run(folder, to_dict(config), accelerator.mixed_precision)
     start_trackers(config, folder, accelerator)
-    problem = open_problem(config, task, folder, accelerator, progress, with_teacher)
-    note_stage(folder, "prepare")
+    problem = load_problem(config, task, folder, accelerator, progress, with_teacher)
     return EncoderRun(config, about, folder, task, accelerator, progress), problem
 
 

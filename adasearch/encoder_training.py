@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from adasearch.encoder import axes_of
 from adasearch.encoder_config import EncoderRunConfig
-from adasearch.encoder_layers import EncoderPreTrainedModel
+from adasearch.encoder_layers import EncoderConfig, EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
+from adasearch.errors import ConfigError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_folder, write_json
 from adasearch.fit import Evaluate, fit
@@ -32,6 +33,7 @@ from adasearch.stopwatch import Stopwatch
 from adasearch.tokens import Examples
 
 CLIP_NORM = 1.0  # of the gradient, as BERT's authors
+UNDER_WAY = ("checkpoint.pt", "best.pt")  # what a stage leaves while it runs, needed until its result is kept
 
 
 @dataclass
@@ -62,7 +64,8 @@ class Workplace:
             evaluations: how often; ``config.evaluate`` when absent.
             is_mixed: in the run's mixed precision.
 
-        An interrupted stage goes on from its checkpoint, which stays until ``stage`` has kept the result.
+        An interrupted stage goes on from its checkpoint, which stays until ``stage`` has kept the result, as ``best.pt`` does: the
+        best model of a method that looks for one.
         """
         problem, config = self.problem, self.config
         evaluate = evaluate or (lambda model: problem.scores(model, problem.validation))
@@ -86,7 +89,8 @@ class Workplace:
         model = train()
         with self.watch.paused():
             write_folder(target, model.save_pretrained)
-            (self.folder / name / "checkpoint.pt").unlink(missing_ok=True)
+            for left in UNDER_WAY:
+                (self.folder / name / left).unlink(missing_ok=True)
         return model
 
     def note(self, **facts: Any) -> None:
@@ -111,13 +115,15 @@ class Workplace:
 class Outcome:
     """A trained model; ``stages`` are those whose histories make its own, in order; ``facts`` are plain data for the
     report; ``files`` of the work folder go with the model; ``after`` is the model it was made from, whose training counts as
-    a part of its own."""
+    a part of its own; ``shared`` are ``train_seconds`` and ``train_cpu_seconds``, as far as they are known, of a part that
+    several models share and that another of them was the first to need."""
 
     model: PreTrainedModel
     stages: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     after: Compressed | None = None
+    shared: Mapping[str, float] | None = None
 
 
 class Form:
@@ -181,8 +187,8 @@ def train_recipe(
 ) -> Compressed:
     """Train one model into ``models/<key>-<seed>``, or read it back when it is there.
 
-    ``facts`` gain ``train_seconds`` and ``train_cpu_seconds``, those of the model it was made from included; they are absent
-    where a training was interrupted.
+    ``facts`` gain ``train_seconds`` and ``train_cpu_seconds``, those of the model it was made from and of what it shares with
+    others included; they are absent where a training was interrupted.
     """
     target, work = (problem.folder / part / f"{recipe.key}-{seed}" for part in ("models", "work"))
     if not (target / "scores.json").exists():
@@ -191,7 +197,7 @@ def train_recipe(
         place = Workplace(problem, config, seed, work, f"{recipe.name}, seed {seed}", tick=tick)
         with place.watch.running():
             outcome = recipe.train(place)
-        took = _sum_seconds(place, outcome.after) if is_whole else {}
+        took = _sum_seconds(place, outcome) if is_whole else {}
         logits = problem.logits(outcome.model.to(problem.accelerator.device), problem.held_out)
         held_out = problem.scores_of(logits, problem.held_out)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
@@ -201,7 +207,7 @@ def train_recipe(
         for name in outcome.files:
             shutil.copyfile(work / name, target / name)
         write_json(target / "scores.json", held_out)  # last: it says that all is there
-    for left in (*work.glob("*-model"), *work.glob("*/checkpoint.pt")):
+    for left in (*work.glob("*-model"), *(path for name in UNDER_WAY for path in work.glob(f"*/{name}"))):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return Compressed(recipe, seed, target, read_json(target / "scores.json"), read_json(target / "facts.json"))
 
@@ -215,14 +221,40 @@ def sparsity_of(problem: EncoderProblem, model: EncoderPreTrainedModel) -> float
 def is_whole(problem: EncoderProblem, model: EncoderPreTrainedModel) -> bool:
     """Whether an encoder has all heads, neurons and hidden dimensions of the unpruned one: zeros take none away."""
     own, whole = model.config, problem.whole_config
-    return all(getattr(own, name) == getattr(whole, name) for name in ("hidden_size", "heads", "neurons"))
+    return is_part(problem, model) and all(getattr(own, name) == getattr(whole, name) for name in ("hidden_size", "heads", "neurons"))
 
 
-def _sum_seconds(place: Workplace, after: Compressed | None) -> dict[str, float]:
-    """What the whole way took; nothing where a part of it is not known."""
+def is_part(problem: EncoderProblem, model: EncoderPreTrainedModel) -> bool:
+    """Whether an encoder can have been cut out of the unpruned one: as many layers, heads of one size, and nothing that is larger."""
+    own, whole = model.config, problem.whole_config
+    if (len(own.heads), own.head_size) != (len(whole.heads), whole.head_size) or own.hidden_size > whole.hidden_size:
+        return False
+    return all(left <= size for name in ("heads", "neurons") for left, size in zip(getattr(own, name), getattr(whole, name)))
+
+
+def check_model(problem: EncoderProblem, config: EncoderRunConfig, setting: str, model: EncoderPreTrainedModel, may_be_cut: bool = False) -> None:
+    """Raise ``ConfigError`` unless an encoder that was given by ``setting`` is as large as ``config.model``, or with ``may_be_cut`` a part of it.
+
+    What is left of an encoder is counted, timed and drawn as a share of that one.
+    """
+    if is_part(problem, model) if may_be_cut else is_whole(problem, model):
+        return
+    raise ConfigError(
+        f"model: {config.model!r} has {_sizes(problem.whole_config)}; {setting} {getattr(config, setting)!r} has {_sizes(model.config)}, and"
+        f" what is left of it is told as a share of model; choices: --model with the checkpoint that it was made of, or another {setting}"
+    )
+
+
+def _sizes(config: EncoderConfig) -> str:
+    heads, neurons = sum(config.heads), sum(config.neurons)
+    return f"{len(config.heads)} layers, {heads} heads of {config.head_size}, {neurons} neurons, {config.hidden_size} hidden dimensions"
+
+
+def _sum_seconds(place: Workplace, outcome: Outcome) -> dict[str, float]:
+    """What the whole way took, by each clock; that one's is left out where a part is not known."""
     took = {"train_seconds": place.watch.wall_s, "train_cpu_seconds": place.watch.cpu_s}
-    before = {} if after is None else after.facts
-    return {name: value + before.get(name, 0.0) for name, value in took.items()} if after is None or set(took) <= set(before) else {}
+    parts = [part for part in (outcome.after and outcome.after.facts, outcome.shared) if part is not None]
+    return {name: value + sum(part[name] for part in parts) for name, value in took.items() if all(name in part for part in parts)}
 
 
 def _history(work: Path, stages: tuple[str, ...]) -> list[dict[str, Any]]:

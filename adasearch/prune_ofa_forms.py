@@ -56,11 +56,11 @@ class SparseForm(Form):
         return facts
 
     def sparsity(self, problem: EncoderProblem, model: PreTrainedModel) -> float:
-        """Share of the unpruned encoder's weights in its layers' linear maps that are 0 or cut off; of a searched student, of its
-        own."""
+        """Share of the unpruned encoder's weights in its layers' linear maps that are 0 or cut off; of a searched student, and of a
+        dense model, which may be of another size, of its own."""
         weights = [model.get_submodule(name).weight for name in stacked_layers(model)]
         whole = sum(weight.numel() for weight in weights)
-        if isinstance(model, EncoderPreTrainedModel):
+        if self.is_sparse and isinstance(model, EncoderPreTrainedModel):
             full = problem.whole_config
             heads, neurons = full.head_size * sum(full.heads), sum(full.neurons)
             whole = full.hidden_size * (4 * heads + 2 * neurons)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adasearch.encoder_run import About, open_encoders, run_recipes
+from adasearch.encoder_run import About, begin_encoders, run_recipes
 from adasearch.encoder_training import Compressed
 from adasearch.progress import Progress
 from adasearch.prune_ofa_source import open_source
@@ -25,9 +25,9 @@ def prune_once_for_all(config: PruneOfaTaskConfig, progress: Progress | None = N
     """Do all of it for one task; returns the run's folder. ``student/`` is the first seed's sparse int8 model.
 
     Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any training where request, data or models are wrong: a
-    sparse model of another vocabulary, without zeros, or one that is quantised already.
+    sparse model of another vocabulary, of other sizes than ``model``, without zeros, or one that is quantised already.
     """
-    run, problem = open_encoders(config, ABOUT, progress, FREE)
+    run, problem = begin_encoders(config, ABOUT, progress, FREE)
     return run_recipes(run, problem, prune_ofa_recipes(config, open_source(config, problem)))
 
 

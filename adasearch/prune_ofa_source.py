@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from adasearch.encoder_layers import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem, resolve
-from adasearch.encoder_training import is_whole
+from adasearch.encoder_training import check_model, is_whole
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
@@ -39,6 +40,11 @@ class Source:
     def is_student(self) -> bool:
         """Whether it is a searched student instead of an encoder."""
         return AutoConfig.from_pretrained(self.path).model_type == STUDENT
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether it is an encoder of ours, from which heads or neurons may have been taken."""
+        return AutoConfig.from_pretrained(self.path).model_type == EncoderConfig.model_type
 
     def start(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
         """What lock begins with, and the names of the layers with zeros. Errors as ``sparse``."""
@@ -133,6 +139,8 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     check_storage(config.format, config.compression)
     model, names = source.sparse(config.seed)
     source = dataclasses.replace(source, sparsity=mean_sparsity(model, names))
+    if not source.is_student:
+        check_model(problem, config, "sparse_model", model, source.may_be_cut)
     if config.direct:
         Pattern.parse(source.pattern).check(round(source.sparsity, 3))
     if config.direct and (source.is_student or not is_whole(problem, model)):
@@ -149,6 +157,11 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
                 f"teach.{name}: {config.sparse_model} has other layers than the dense model, so that {what};"
                 f" choices: {off}, or a model with layers like those of the dense one"
             )
+    if config.teach.start == "teacher" and not _is_of_one_shape(model, problem.pretrained(config.seed)):
+        raise ConfigError(
+            f"teach.start: {config.sparse_model} has other parameters than {config.model}, so that what fine-tuning has added to that"
+            " one cannot be added to it; choices: sparse, or a sparse model that nothing was cut from"
+        )
     attach_int8(model, exclude=config.int8.exclude)  # names of layers that there are not; the model is not used again
     return source
 
@@ -186,4 +199,5 @@ def _is_as_deep_and_wide(model: PreTrainedModel, other: PreTrainedModel) -> bool
 
 def _is_of_one_shape(model: PreTrainedModel, other: PreTrainedModel) -> bool:
     """Whether every parameter of one can be added to the other's."""
-    return [parameter.shape for parameter in model.parameters()] == [parameter.shape for parameter in other.parameters()]
+    first, second = ({name: parameter.shape for name, parameter in one.named_parameters()} for one in (model, other))
+    return first == second  # by name: a mask that was baked in has left its weight behind the bias

@@ -13,13 +13,18 @@ from accelerate import Accelerator
 from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, tiny_prune_ofa
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from adasearch.encoder_problem import open_problem
+from adasearch.encoder import from_hugging_face
+from adasearch.encoder_problem import load_problem, open_problem
+from adasearch.encoder_training import is_part
 from adasearch.errors import ConfigError, ModelError
+from adasearch.export import save_student
 from adasearch.files import read_json, write_json
+from adasearch.gate_values import GateValues
 from adasearch.inspect_run import inspect
 from adasearch.predict import predict_file
 from adasearch.prune_files import prune_student
 from adasearch.progress import Progress
+from adasearch.prune_ofa_forms import Int8Form
 from adasearch.prune_ofa_run import prune_once_for_all
 from adasearch.prune_ofa_source import open_source, pretraining_stages
 from adasearch.prune_ofa_task_config import Int8Config, TeachConfig
@@ -30,6 +35,7 @@ from adasearch.quantize_config import QuantizeConfig
 from adasearch.report import Report
 from adasearch.report_files import read_report, rebuild_report
 from adasearch.runtimes import load_runtime
+from adasearch.shrink_encoder import shrink_encoder
 from adasearch.sparse_files import SparseModel
 from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
 from adasearch.speed_table import build_tables
@@ -161,9 +167,16 @@ def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> Non
     deep = AutoModel.from_config(AutoConfig.from_pretrained(run.parent / "sparse", num_hidden_layers=2))
     prune_once(deep, SPARSITY)
     deep.save_pretrained(tmp_path / "deep")
+    shutil.copytree(run / "teacher", tmp_path / "deep_dense")
+    labels = AutoConfig.from_pretrained(run / "teacher", num_hidden_layers=2)
+    AutoModelForSequenceClassification.from_config(labels).save_pretrained(tmp_path / "deep_dense")
+    sparse = {"sparse_model": str(tmp_path / "deep")}
+    both = {**sparse, "model": str(tmp_path / "deep")}
     for index, (changes, says) in enumerate((
-        ({"sparse_model": str(tmp_path / "deep"), "teach": TeachConfig(layer_weight=1.0)}, "teach.layer_weight: .*deep has other layers"),
-        ({"sparse_model": str(tmp_path / "deep"), "teach": TeachConfig(start="teacher")}, "teach.start: .*deep has other layers"),
+        (sparse, "^model: .*encoder' has 1 layers, .*; sparse_model '.*deep' has 2 layers, .*; choices: --model"),
+        ({**sparse, "teach": TeachConfig(start="teacher"), "teacher": str(tmp_path / "deep_dense")}, "^model: .*encoder' has 1 layers"),
+        ({**both, "teach": TeachConfig(layer_weight=1.0)}, "teach.layer_weight: .*deep has other layers"),
+        ({**both, "teach": TeachConfig(start="teacher")}, "teach.start: .*deep has other layers"),
         ({"teach": TeachConfig(start="luck")}, "teach.start: 'luck'"), ({"teach": TeachConfig(dropout=1.0)}, "teach.dropout: 1.0"),
         ({"int8": Int8Config(exclude=["no_such"])}, "exclude: no layer's name holds 'no_such'"),
         ({"direct": True, "pattern": "2:4"}, "sparsity"), ({"pattern": "bogus"}, "pattern: 'bogus'"),
@@ -171,6 +184,39 @@ def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=says):
             begin(f"f{index}", **changes)
         assert not (tmp_path / f"f{index}" / "models").exists(), "said before anything is trained"
+
+
+def test_a_wrong_sparse_model_is_refused_before_the_dense_one_is_trained(tmp_path: Path) -> None:
+    config = tiny_prune_ofa(tmp_path, sparse_model=str(tmp_path / "absent"))
+    with pytest.raises(ModelError, match="sparse_model: .*absent has no tokenizer"):
+        prune_once_for_all(config)
+    with pytest.raises(ConfigError, match="has no zeros"):
+        prune_once_for_all(dataclasses.replace(config, sparse_model=config.model, output_dir=str(tmp_path / "dense")))
+    for name in ("run", "dense"):
+        assert not (tmp_path / name / "teacher").exists() and not (tmp_path / name / "work").exists(), name
+
+
+def test_a_model_that_was_cut_begins_with_nothing_that_the_whole_one_has_learned(run: Path, tmp_path: Path) -> None:
+    """Its own task's model fits it, but not the pre-trained one, from which what fine-tuning added is told."""
+    whole = from_hugging_face(AutoModelForSequenceClassification.from_pretrained(run / "teacher"))
+    cut = shrink_encoder(whole, GateValues(heads=[torch.tensor([1.0, 0.0])]))
+    save_student(cut, AutoTokenizer.from_pretrained(run / "teacher"), tmp_path / "cut")
+    config = tiny_prune_ofa(
+        run.parent, teacher=str(tmp_path / "cut"), sparse_model=str(tmp_path / "cut"), sparsity=0.5, output_dir=str(tmp_path / "run"),
+        teach=TeachConfig(start="teacher"),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="teach.start: .*cut has other parameters than .*choices: sparse"):
+        prune_once_for_all(config)
+
+
+def test_zeros_of_a_dense_model_in_int8_are_counted_among_its_own_weights(run: Path) -> None:
+    """The task's dense model may be larger than the one that was pruned."""
+    config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"))
+    problem = load_problem(config, load_task(config), run.parent / "again", Accelerator(cpu=True), Progress())
+    larger = from_hugging_face(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(run / "teacher", num_hidden_layers=3)))
+    assert Int8Form(config, is_sparse=False).sparsity(problem, larger) == pytest.approx(0.0, abs=0.01)
+    assert not is_part(problem, larger), "what is left of it in each layer is not drawn"
+    assert Int8Form(config).sparsity(problem, problem.load(run / "student")) == pytest.approx(SPARSITY, abs=0.05)
 
 
 def test_lock_can_begin_with_what_the_dense_model_has_learned(run: Path) -> None:
