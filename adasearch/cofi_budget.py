@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from adasearch.budget import Budget
 from adasearch.cofi_config import CofiConfig
-from adasearch.encoder import axes_of
 from adasearch.encoder_latency import EncoderLatencyTable
 from adasearch.encoder_latency_bench import build_encoder_table, shape_of
-from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.errors import ConfigError
 from adasearch.latency import Lengths, knots_for, length_histogram
 from adasearch.latency_bench import deployment_here
-from adasearch.structure import GateValues
+from adasearch.structure import Axes, GateValues
 
 
 def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLatencyTable, Lengths]:
     """The latency table of the unpruned encoder, read or measured first, and the lengths that the target is for.
 
-    Raises ``ConfigError`` for a table of another machine, runtime or encoder, or one that ends before the texts.
+    Raises ``ConfigError`` for a table of another machine, runtime or encoder, or one that ends before the texts, and for lengths that
+    no example has.
     """
     asked = config.latency
+    asked.check(problem.longest)
     lengths = length_histogram(asked.lengths or problem.train.tokens.lengths)
     here = deployment_here(asked.runtime, asked.threads, asked.batch_size)
-    unpruned = problem.pretrained(config.seed).config
+    unpruned = problem.whole_config
     path = Path(asked.table) if asked.table else problem.cache / "encoder-latency.json"
     if asked.table is None and not path.exists():
         return build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress), lengths
@@ -37,9 +38,15 @@ def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLate
     return table, lengths
 
 
-def budget_for(config: CofiConfig, student: EncoderPreTrainedModel, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
-    """What is to be saved. Raises ``ConfigError`` for milliseconds that cannot be reached or need no pruning."""
-    axes = axes_of(student)
+def check_budgets(config: CofiConfig, problem: EncoderProblem, targets: Sequence[tuple[str, float]]) -> None:
+    """Raise ``ConfigError`` for any of these targets that cannot be met; a latency table that is missing is measured here."""
+    for kind, target in targets:
+        table, lengths = open_table(config, problem) if kind == "latency" else (None, {})
+        budget_for(config, problem.whole_axes, target, table, lengths)
+
+
+def budget_for(config: CofiConfig, axes: Axes, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
+    """What is to be saved of an encoder. Raises ``ConfigError`` for milliseconds that cannot be reached or need no pruning."""
     if table is None:
         return Budget(axes, target)
     latency = table.at(lengths)

@@ -67,7 +67,7 @@ class CofiConfig(EncoderRunConfig):
             from 0. Not as published, where each begins anew.
         families: what is gated: heads, neurons, layers (attention and feed-forward sublayers), hidden.
         prefinetune_epochs: distillation before there are gates.
-        warmup_epochs: of those of pruning, so many in which the target rises linearly.
+        warmup_epochs: of those of pruning, so many in which the target rises linearly; the last step has the whole target.
         prune_epochs: pruning.
         finetune_epochs: distillation of the physically smaller model.
         min_prune_steps: where ``prune_epochs`` are fewer steps than this, all phases are longer by the same factor: gates move
@@ -151,7 +151,8 @@ class CofiConfig(EncoderRunConfig):
         longer = max(1.0, self.min_prune_steps / (self.prune_epochs * epoch))
         epochs = {"prefinetune": self.prefinetune_epochs, "prune": self.prune_epochs, "finetune": self.finetune_epochs}
         found = {name: self.capped(round(count * epoch * longer)) if count else 0 for name, count in epochs.items()}
-        return {**found, "warmup": round(found["prune"] * self.warmup_epochs / self.prune_epochs)}
+        rising = round(found["prune"] * self.warmup_epochs / self.prune_epochs)
+        return {**found, "warmup": min(rising, found["prune"] - 1)}  # the last step has the whole target, so that a model can meet it
 
     def fit_config(self, phase: str, steps: int) -> FitConfig:
         """What the training loop reads in one of ``PHASES``."""
@@ -165,10 +166,18 @@ class CofiConfig(EncoderRunConfig):
         """How the weights' learning rate falls in a phase."""
         return self.finetune_schedule if phase == "finetune" else "linear"
 
+    @property
+    def longest(self) -> int:
+        """Word pieces that an example may have at most; where only the data say whether they are questions, the larger of two."""
+        longest = {True: self.question.max_seq_length, False: self.max_seq_length}
+        if self.problem_type is None and not self.train_file:
+            return max(longest.values())
+        return longest[self.problem_type == "question_answering"]
+
     def check(self) -> None:
         """Raise ``ConfigError`` for whatever is wrong without looking at model or data."""
         super().check()
-        self.latency.check(self.max_seq_length)
+        self.latency.check(self.longest)
         for name, choices in (
             ("matching", MATCHINGS), ("alive", ("ffn", "either")), ("gap", ("signed", "absolute")),
             ("start", ("pretrained", "dense")),

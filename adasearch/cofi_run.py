@@ -20,21 +20,25 @@ from torch import nn
 
 from adasearch.budget import Budget
 from adasearch.cofi_budget import budget_for, open_table
+from adasearch.cofi_checks import check_chain, check_models, model_key, state_file, teacher_layers
 from adasearch.cofi_config import CofiConfig, target_name
+from adasearch.encoder import axes_of
 from adasearch.encoder_latency_bench import compare_encoder
 from adasearch.encoder_layers import EncoderPreTrainedModel
-from adasearch.encoder_run import About, open_encoders, run_recipes
+from adasearch.encoder_run import About, begin_encoders, run_recipes
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
-from adasearch.errors import ConfigError
 from adasearch.files import write_atomically
-from adasearch.layer_matching import LayerDistillation, spread
+from adasearch.layer_matching import LayerDistillation
 from adasearch.methods.cofi import CofiDistill, CofiPrune, Guide
 from adasearch.metrics import METRICS
 from adasearch.progress import Progress
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.structure import GateValues
 
-TEACHER_LAYERS = 4  # so many of the teacher's teach, as published
+CHOSEN_BY_SCORE = (
+    "there are no labelled test examples: the evaluation of a CoFi model that was kept was chosen by the examples it is scored on, which"
+    " flatters it a little"
+)
 
 
 def compress_cofi(config: CofiConfig, progress: Progress | None = None) -> Path:
@@ -43,8 +47,11 @@ def compress_cofi(config: CofiConfig, progress: Progress | None = None) -> Path:
     A finished run may be given more targets; its first stays the first, whose model is ``student/``. Raises
     ``ConfigError``, ``DataError`` or ``ModelError`` before any training when request, data or models are wrong.
     """
-    run, problem = open_encoders(config, ABOUT, progress, ("target_sparsity", "target_latency_ms"))
-    _check_chain(config, problem.folder)
+    run, problem = begin_encoders(config, ABOUT, progress, ("target_sparsity", "target_latency_ms"))
+    check_chain(config, problem.folder)
+    check_models(config, problem)
+    if problem.task.test is None and config.evaluations > 1:
+        problem.notes.append(CHOSEN_BY_SCORE)
     return run_recipes(run, problem, cofi_recipes(config))
 
 
@@ -52,15 +59,10 @@ def cofi_recipes(config: CofiConfig) -> list[Recipe]:
     """One recipe for each target; the first one's model becomes the run's ``student/``."""
     return [
         Recipe(
-            "pruned" if index else "student", _key(kind, target), target_name(kind, target), partial(train_cofi, config, kind, target)
+            "pruned" if index else "student", model_key(kind, target), target_name(kind, target), partial(train_cofi, config, kind, target)
         )
         for index, (kind, target) in enumerate(config.targets)
     ]
-
-
-def _key(kind: str, target: float) -> str:
-    """The recipe's, and with a seed behind it its model's folder."""
-    return f"cofi-{kind}-{target:g}"
 
 
 def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -> Outcome:
@@ -70,8 +72,9 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
     with place.watch.paused():
         table, lengths = open_table(config, problem) if kind == "latency" else (None, {})
     shared = dataclasses.replace(place, folder=problem.cache / f"cofi-prefinetune-{place.seed}", title=f"CoFi, seed {place.seed}")
+    is_shared = steps["prefinetune"] > 0 and (shared.folder / "prefinetune-model").exists()  # another target's training has made it
     student = _prefinetune(config, shared, guide, steps["prefinetune"])
-    budget = budget_for(config, student, target, table, lengths)
+    budget = budget_for(config, axes_of(student), target, table, lengths)
     begun, ended = _chain(config, place, kind, target)
     pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps, begun, ended))
     if begun is not None:
@@ -82,34 +85,15 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
     final = place.stage("finetune", lambda: _finetune(config, place, guide, pruned, steps["finetune"])) if steps["finetune"] else pruned
     stages = [name for name in ("prune", "finetune") if steps[name]]
     facts = {"method": "cofi", "target": {kind: target}, "steps": steps, "is_successive": begun is not None, **shared.facts, **place.facts}
-    return Outcome(final, tuple(stages), facts)
-
-
-def _check_chain(config: CofiConfig, folder: Path) -> None:
-    """Raise ``ConfigError`` for a successive target whose predecessor's pruning is not kept: another one has gone on from it."""
-    if not config.successive:
-        return
-    for seed in config.all_seeds:
-        for (_, before), (kind, target) in zip(config.targets, config.targets[1:]):
-            is_done, could_go_on = ((folder / "models" / f"{_key(kind, one)}-{seed}" / "scores.json").exists() for one in (target, before))
-            is_kept = any(_state_file(folder / "cache", kind, one, seed).exists() for one in (target, before))  # its own: pruned already
-            if could_go_on and not is_done and not is_kept:
-                raise ConfigError(
-                    f"target_{kind}: {target:g} would go on from the pruning at {before:g}, which is gone: another target has gone on from"
-                    " it; choices: targets beyond those that are done, or another --output_dir"
-                )
-
-
-def _state_file(cache: Path, kind: str, target: float, seed: int) -> Path:
-    """The state in which a pruning has met its target."""
-    return cache / f"cofi-pruning-{kind}-{target:g}-{seed}.pt"
+    took = {f"train_{name}": facts[f"prefinetune_{name}"] for name in ("seconds", "cpu_seconds") if f"prefinetune_{name}" in facts}
+    return Outcome(final, tuple(stages), facts, shared=took if is_shared else None)
 
 
 def _chain(config: CofiConfig, place: Workplace, kind: str, target: float) -> tuple[Path | None, Path | None]:
     """Files of the state that pruning begins from, and of the one it leaves for the next target; None where there is none."""
     if not config.successive:
         return None, None
-    files = {one: _state_file(place.problem.cache, kind, one, place.seed) for _, one in config.targets}
+    files = {one: state_file(place.problem.cache, kind, one, place.seed) for _, one in config.targets}
     index = list(files).index(target)
     return (list(files.values())[index - 1] if index else None), files[target]
 
@@ -119,16 +103,17 @@ def _prefinetune(config: CofiConfig, place: Workplace, guide: Guide, steps: int)
     problem = place.problem
 
     def train() -> EncoderPreTrainedModel:
+        wall_s, cpu_s = place.watch.wall_s, place.watch.cpu_s
         model = problem.pretrained(place.seed) if config.start == "pretrained" else problem.dense()
         layers = _new_layers(config, model, guide)
         if steps:
-            is_whole, before = not (place.folder / "prefinetune" / "checkpoint.pt").exists(), place.watch.wall_s
+            is_whole = not (place.folder / "prefinetune" / "checkpoint.pt").exists()
             method = CofiDistill(
                 config, config.fit_config("prefinetune", steps), config.schedule("prefinetune"), problem.task.problem_type, guide, layers
             )
             place.fit(model, method, "prefinetune")
             if is_whole:  # else only the last part is known
-                place.note(prefinetune_seconds=place.watch.wall_s - before)
+                place.note(prefinetune_seconds=place.watch.wall_s - wall_s, prefinetune_cpu_seconds=place.watch.cpu_s - cpu_s)
         _save(place.folder / "layers.pt", layers.state_dict())
         return model
 
@@ -140,15 +125,6 @@ def _new_layers(config: CofiConfig, student: EncoderPreTrainedModel, guide: Guid
     chosen = teacher_layers(config, depth)
     ours = student.config
     return LayerDistillation(ours.hidden_size, theirs.hidden_size, ours.num_hidden_layers, depth, chosen, config.matching)
-
-
-def teacher_layers(config: CofiConfig, depth: int) -> list[int]:
-    """The teacher's layers that teach. Raises ``ConfigError`` for one that it has not."""
-    if config.teacher_layers is None:
-        return spread(min(TEACHER_LAYERS, depth), depth)
-    if config.teacher_layers[-1] >= depth:
-        raise ConfigError(f"teacher_layers: {config.teacher_layers[-1]}: the teacher has {depth} layers; choices: 0 to {depth - 1}")
-    return config.teacher_layers
 
 
 def _prune(
@@ -206,7 +182,6 @@ def _prune(
             sparsity=float(budget.axes.sparsity(values.kept())), validation_after_prune=found["validation"],
             left={"hidden": config_left.hidden_size, "heads": list(config_left.heads), "neurons": list(config_left.neurons)},
         )  # fmt: skip
-        best.discard()
     return pruned
 
 
@@ -232,12 +207,11 @@ def _finetune(config: CofiConfig, place: Workplace, guide: Guide, pruned: Encode
         if found is not None:
             pruned.load_state_dict(found["model"])
             place.note(validation=found["validation"])
-        best.discard()
     return pruned
 
 
 class Best:
-    """The best model of a phase by the task's metric on the validation examples, in ``<phase>/best.pt``.
+    """The best model of a phase by the task's metric on the validation examples, in ``<phase>/best.pt`` until the phase's is kept.
 
     A phase that goes on after a kill evaluates the same models again, so what was kept before it stays right.
     """
@@ -257,10 +231,6 @@ class Best:
         """The one kept; None where there is none."""
         return _load(self.path) if self.path.exists() else None
 
-    def discard(self) -> None:
-        """It is needed no more."""
-        self.path.unlink(missing_ok=True)
-
 
 def _save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda partial: torch.save(state, partial))
@@ -278,7 +248,7 @@ def _facts(trained: Sequence[Compressed]) -> dict[str, str]:
         reached = ", ".join(f"{100 * one['sparsity']:.1f}%" for one in facts)
         found[f"{name}: encoder parameters gone"] = reached
         if any(one.get("is_successive") for one in facts):
-            found[f"{name}: training"] = "goes on where the target above it ended pruning, whose time is not in its own"
+            found[f"{name}: training"] = "goes on where the target above it ended pruning; the time of that pruning is not in its own"
         times = [one["latency"] for one in facts if "latency" in one]
         if times:
             found[f"{name}: predicted, measured"] = ", ".join(f"{one['predicted_ms']:.3g}, {one['measured_ms']:.3g} ms" for one in times)

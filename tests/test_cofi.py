@@ -12,18 +12,26 @@ import torch
 from accelerate import Accelerator
 from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, make_encoder, make_model
 from tiny_encoder_run import tiny_settings
-from transformers import AutoTokenizer, BertConfig, BertModel
+from tiny_task import write_csv
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
+from adasearch import cofi_run, encoder_training
 from adasearch.budget import Budget, fill_budget, fill_neurons
-from adasearch.cofi_config import CofiConfig
-from adasearch.cofi_run import _check_chain, cofi_recipes, train_cofi
+from adasearch.cofi_budget import open_table
+from adasearch.cofi_config import CofiConfig, LatencyTargetConfig
+from adasearch.cofi_checks import check_chain
+from adasearch.cofi_run import cofi_recipes, compress_cofi, train_cofi
 from adasearch.config import FinetuneConfig, FitConfig
 from adasearch.encoder import axes_of, from_hugging_face
-from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderShape
+from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderLatencyTable, EncoderShape
+from adasearch.encoder_latency_bench import shape_of
 from adasearch.encoder_problem import EncoderProblem, open_problem
-from adasearch.encoder_training import Outcome, Recipe, Workplace
+from adasearch.encoder_training import Outcome, Recipe, Workplace, train_recipe
 from adasearch.errors import ConfigError
+from adasearch.files import read_json, write_folder, write_json
 from adasearch.hard_concrete import StructureGates
+from adasearch.lagrangian import ramp
+from adasearch.latency_bench import deployment_here
 from adasearch.layer_matching import LayerDistillation
 from adasearch.methods.cofi import CofiPrune, Guide, alive_layers
 from adasearch.progress import Progress
@@ -293,6 +301,27 @@ def test_a_kill_in_any_phase_changes_nothing(problem: EncoderProblem, tmp_path: 
         assert {key: value for key, value in resumed.facts.items() if "seconds" not in key} == kept
 
 
+def test_the_best_model_stays_until_its_stage_is_kept(
+    problem: EncoderProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(tmp_path, prune_epochs=1.0, warmup_epochs=0.5, sparsity_epsilon=1.0)
+    unsaved = ["prune-model", "finetune-model"]
+
+    def killed_once(path: Path, write: Any) -> None:
+        if path.name in unsaved:
+            unsaved.remove(path.name)
+            raise Killed
+        write_folder(path, write)
+
+    monkeypatch.setattr(encoder_training, "write_folder", killed_once)
+    for phase in ("prune", "finetune"):
+        with pytest.raises(Killed):
+            train(problem, config, tmp_path)
+        assert (tmp_path / "work" / phase / "best.pt").exists(), phase
+    train(problem, config, tmp_path)
+    assert not list(tmp_path.rglob("best.pt"))
+
+
 def test_targets_of_a_seed_share_the_prefinetuned_student(problem: EncoderProblem, tmp_path: Path) -> None:
     config = settings(tmp_path, target_sparsity=[0.5, 0.8], finetune_epochs=0.0, prune_epochs=0.5, warmup_epochs=0.2)
     own = dataclasses.replace(problem, folder=tmp_path)
@@ -304,6 +333,29 @@ def test_targets_of_a_seed_share_the_prefinetuned_student(problem: EncoderProble
         recipe.train(place)
     saved = list(tmp_path.rglob("prefinetune-model"))
     assert len(saved) == 1 and saved[0].parent.parent == own.cache
+
+
+def test_every_target_s_time_is_that_of_the_whole_way(problem: EncoderProblem, tmp_path: Path) -> None:
+    """The first to need the prefinetuned student spends the time itself; to the others it is added, where it is known."""
+    config = settings(tmp_path, target_sparsity=[0.5, 0.6, 0.7, 0.8], max_steps=2)
+    own = dataclasses.replace(problem, folder=tmp_path / "run")
+    first, second, third, fourth = cofi_recipes(config)
+    known = own.cache / "cofi-prefinetune-5" / "facts.json"
+
+    def took(recipe: Recipe) -> list[float | None]:
+        facts = train_recipe(recipe, own, config, 5).facts
+        return [facts.get(name) for name in ("train_seconds", "train_cpu_seconds")]
+
+    alone = took(first)
+    facts = read_json(known)
+    assert 0 < facts["prefinetune_seconds"] < alone[0] < 1_000 and 0 < facts["prefinetune_cpu_seconds"] < alone[1] < 1_000
+    write_json(known, {**facts, "prefinetune_seconds": 1_000.0, "prefinetune_cpu_seconds": 2_000.0})
+    beside = took(second)
+    assert 1_000 < beside[0] < 2_000 < beside[1] < 3_000
+    write_json(known, {"prefinetune_seconds": 1_000.0})  # as an older version noted it
+    assert took(third)[0] > 1_000 and took(third)[1] is None
+    write_json(known, {})
+    assert took(fourth) == [None, None], "prefinetuning was interrupted"
 
 
 def test_successive_targets_are_one_rising_pruning(problem: EncoderProblem, tmp_path: Path) -> None:
@@ -351,19 +403,19 @@ def test_a_target_between_those_that_are_done_is_refused(tmp_path: Path) -> None
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
 
-    _check_chain(config, tmp_path)
+    check_chain(config, tmp_path)
     touch("models/cofi-sparsity-0.4-5/scores.json")
     with pytest.raises(ConfigError, match="target_sparsity: 0.6 would go on from the pruning at 0.4, which is gone"):
-        _check_chain(config, tmp_path)
+        check_chain(config, tmp_path)
     touch("cache/cofi-pruning-sparsity-0.6-5.pt")  # killed while 0.6 was fine-tuned
-    _check_chain(config, tmp_path)
+    check_chain(config, tmp_path)
     touch("models/cofi-sparsity-0.6-5/scores.json")
-    _check_chain(config, tmp_path)  # 0.8 is next
+    check_chain(config, tmp_path)  # 0.8 is next
     touch("models/cofi-sparsity-0.8-5/scores.json")
     (tmp_path / "cache" / "cofi-pruning-sparsity-0.6-5.pt").unlink()
-    _check_chain(config, tmp_path)  # all is done
+    check_chain(config, tmp_path)  # all is done
     with pytest.raises(ConfigError, match="0.7 would go on"):
-        _check_chain(dataclasses.replace(config, target_sparsity=[0.4, 0.6, 0.7, 0.8]), tmp_path)
+        check_chain(dataclasses.replace(config, target_sparsity=[0.4, 0.6, 0.7, 0.8]), tmp_path)
 
 
 def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path) -> None:
@@ -402,6 +454,64 @@ def test_budgets_are_epochs_stretched_alike_for_small_tasks_and_capped() -> None
     config.max_steps = 100
     assert config.steps(64_000) == {"prefinetune": 100, "prune": 100, "finetune": 100, "warmup": 25}
     assert config.fit_config("finetune", 7).learning_rate == config.finetune_learning_rate and config.schedule("finetune") == "constant"
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_steps": 1}, {"prune_epochs": 1.0 + 1e-9}])
+def test_a_target_that_rises_all_the_time_is_there_in_the_last_step(changes: dict[str, Any]) -> None:
+    steps = CofiConfig(**{"prune_epochs": 1.0, "warmup_epochs": 1.0, "min_prune_steps": 0, **changes}).steps(640)
+    assert ramp(0.8, steps["prune"] - 1, steps["warmup"]) == 0.8 and steps["warmup"] == steps["prune"] - 1
+
+
+def test_lengths_are_those_of_windows_where_there_are_questions(problem: EncoderProblem, tmp_path: Path) -> None:
+    def check(length: int, **changes: Any) -> None:
+        CofiConfig(target_latency_ms=[1.0], latency=LatencyTargetConfig(lengths=[length]), **changes).check()
+
+    check(384, problem_type="question_answering", train_file="a.jsonl")
+    check(384, task="squad")
+    for length, changes in ((385, {"task": "squad"}), (129, {"problem_type": "single_label"}), (129, {"train_file": "a.csv"})):
+        with pytest.raises(ConfigError, match=rf"latency.lengths\[0\]: {length} is out of range"):
+            check(length, **changes)
+    with pytest.raises(ConfigError, match=r"latency.lengths\[0\]: 17 is out of range; choices: 1 to 16"):  # known by the data alone
+        open_table(dataclasses.replace(settings(tmp_path), latency=LatencyTargetConfig(lengths=[17])), problem)
+
+
+def refused(folder: Path, **changes: Any) -> str:
+    """What is said of a run that is refused; nothing of it has been trained."""
+    with pytest.raises(ConfigError) as said:
+        compress_cofi(settings(folder, **changes))
+    assert not [name for name in ("teacher", "work", "models") if (folder / "run" / name).exists()], "before any training"
+    return str(said.value)
+
+
+def test_all_targets_are_looked_at_before_any_training(tmp_path: Path) -> None:
+    whole = shape_of(from_hugging_face(BertForSequenceClassification.from_pretrained(settings(tmp_path).model)).config)
+    table = EncoderLatencyTable(deployment_here("torch", 1, 1), whole, (8,), {part: [0.1] for part in PARTS})
+    write_json(tmp_path / "table.json", table.to_dict())
+    latency = LatencyTargetConfig(table=str(tmp_path / "table.json"), runtime="torch", lengths=[8])
+    said = refused(tmp_path, target_latency_ms=[10.0, 0.0001], target_sparsity=None, latency=latency)
+    assert "target_latency_ms: 0.0001: the dense encoder takes" in said
+
+
+def test_teacher_layers_are_counted_before_any_training(tmp_path: Path) -> None:
+    assert "teacher_layers: 2: the teacher has 2 layers; choices: 0 to 1" in refused(tmp_path, teacher_layers=[2])
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"intermediate_size": 32}], ids=["layers", "neurons"])
+def test_a_start_of_another_size_than_the_model_is_refused(tmp_path: Path, changes: dict[str, int]) -> None:
+    model = settings(tmp_path).model
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    BertForSequenceClassification(BertConfig.from_pretrained(model, **changes, **labels)).save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "other")
+    said = refused(tmp_path, start="dense", teacher=str(tmp_path / "other"))
+    assert said.startswith(f"model: '{model}' has 2 layers, 8 heads of 4, 400 neurons, 16 hidden dimensions; teacher '{tmp_path / 'other'}' has")
+
+
+def test_a_choice_by_the_examples_that_are_scored_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cofi_run, "run_recipes", lambda run, problem, recipes: problem.notes)  # which the report shows
+    test = {"test_file": write_csv(tmp_path / "test.csv", 20, 3)}
+    for name, changes, is_told in (("a", {}, True), ("b", test, False), ("c", {"evaluations": 1}, False)):
+        notes = compress_cofi(settings(tmp_path, output_dir=str(tmp_path / name), **changes))
+        assert any("was chosen by the examples it is scored on" in note for note in notes) == is_told, name
 
 
 def test_a_teachers_layer_that_is_not_there_is_refused(problem: EncoderProblem, tmp_path: Path) -> None:
