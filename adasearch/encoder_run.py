@@ -85,10 +85,11 @@ def run_encoders(
 
 
 def run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
-    """The same in a run that has begun; the dense model is trained here where it is missing."""
+    """The same where all is checked: settings are noted from here on, and the dense model is trained where it is missing."""
     assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
     first = f"{recipes[0].key}-{(recipes[0].seeds or run.seeds)[0]}"
     check_first(run.folder, first)
+    _note_settings(run)
     train_dense(run.config, problem)
     note_stage(run.folder, "prepare")
     trained = [train_recipe(recipe, problem, run.config, seed) for recipe in recipes for seed in recipe.seeds or run.seeds]
@@ -107,18 +108,26 @@ def open_encoders(
 ) -> tuple[EncoderRun, EncoderProblem]:  # fmt: skip
     """``begin_encoders`` with the dense model ready (``with_teacher``)."""
     run, problem = begin_encoders(config, about, progress, free, with_teacher)
+    _note_settings(run)
     if with_teacher:
         train_dense(config, problem)
     return run, problem
+
+
+def _note_settings(run: EncoderRun) -> None:
+    """From here on the folder is that of a run with these settings."""
+    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision)
+    start_trackers(run.config, run.folder, run.accelerator)
 
 
 def begin_encoders(
     config: EncoderRunConfig, about: About, progress: Progress | None = None, free: Sequence[str] = (),
     with_teacher: bool = True,
 ) -> tuple[EncoderRun, EncoderProblem]:  # fmt: skip
-    """Check all that can be checked, make or reopen the run's folder, load data and models.
+    """Check all that can be checked, load data and models.
 
-    Nothing is trained, the dense model included: a method says first what is wrong with the models it was given.
+    Nothing is trained, the dense model included, and no settings are noted: a method says first what is wrong with the models it
+    was given, and what is mended may go on in the same folder.
     """
     progress = progress or Progress()
     config.check()
@@ -129,8 +138,6 @@ def begin_encoders(
     for note in task.notes:
         progress.message(note)
     accelerator = make_accelerator(config)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision)
-    start_trackers(config, folder, accelerator)
     problem = load_problem(config, task, folder, accelerator, progress, with_teacher)
     return EncoderRun(config, about, folder, task, accelerator, progress), problem
 

@@ -163,6 +163,7 @@ def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> Non
         begin("d", sparse_model=None)
     with pytest.raises(ModelError, match="sparse_model: .*absent has no tokenizer"):
         begin("e", sparse_model=str(tmp_path / "absent"))
+    assert not [path for name in "abce" for path in (tmp_path / name).glob("run.json")], "what is mended goes on in the same folder"
     shutil.copytree(run.parent / "sparse", tmp_path / "deep")
     deep = AutoModel.from_config(AutoConfig.from_pretrained(run.parent / "sparse", num_hidden_layers=2))
     prune_once(deep, SPARSITY)
