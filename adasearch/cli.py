@@ -89,6 +89,14 @@ def import_user_code(name: str) -> None:
         raise ConfigError(f"--import {name}: cannot be imported ({error})") from error
 
 
+def import_once(name: str) -> None:
+    """Import a user's module or file, but not a file that is loaded already: a script's worker has imported what the script does."""
+    path = Path(name)
+    loaded = (getattr(module, "__file__", None) or "" for module in [*sys.modules.values()])
+    if not any(Path(file).name == path.name and Path(file).resolve() == path for file in loaded):
+        import_user_code(name)
+
+
 def imported_files() -> list[str]:
     """What ``import_user_code`` has imported here, in order, as another process must be given it: whole paths, names of modules."""
     return [name for name, module in _imported.items() if module in sys.modules]

@@ -102,7 +102,7 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     check_trackers(config)
     task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
     space = whole_space.for_task(is_pair=task.is_pair)
-    _check_saving(space)
+    check_saving(space)
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     return task, space
 
@@ -185,7 +185,7 @@ def _check_operations(architecture: Architecture, where: str) -> None:
             raise ConfigError(f"{where}: unknown operation {name!r}; known: {', '.join(sorted(OPERATIONS))}")
 
 
-def _check_saving(space: Space) -> None:
+def check_saving(space: Space) -> None:
     """Whether a student of this space can travel as one file is known only from all its operations: ask now."""
     modelling_source(modelling_modules(Supernet(space, AdasearchConfig(vocab_size=8, embedding_rank=8, sep_token_id=2))))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 import adasearch
-from adasearch.cli import import_user_code
+from adasearch.cli import import_once
 from adasearch.config import RunConfig
 from adasearch.console import LogProgress, quiet_third_parties
 from adasearch.errors import AdasearchError
@@ -120,14 +119,6 @@ def perform(job: Job) -> Outcome:
             stream.write(traceback.format_exc())
             return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())} (traceback in {job.log})")
     return Outcome()
-
-
-def import_once(name: str) -> None:
-    """Import a user's module or file, but not a file that is loaded already: a script's worker has imported what the script does."""
-    path = Path(name)
-    loaded = (getattr(module, "__file__", None) or "" for module in [*sys.modules.values()])
-    if not any(Path(file).name == path.name and Path(file).resolve() == path for file in loaded):
-        import_user_code(name)
 
 
 def _do(job: Job, progress: Progress) -> None:

@@ -11,17 +11,14 @@ import itertools
 from pathlib import Path
 
 from adasearch.architecture import Architecture, Space
-from adasearch.bundle import modelling_modules, modelling_source
 from adasearch.config import RunConfig
 from adasearch.errors import AdasearchError, ConfigError
 from adasearch.inherit_layers import PREFIX, inherited_operations
 from adasearch.latency import LatencyTable, timed_shape
 from adasearch.latency_bench import deployment_here
-from adasearch.pipeline import check, check_settings
+from adasearch.pipeline import check, check_saving, check_settings
 from adasearch.starts import check_starts
 from adasearch.strategies import find_strategy
-from adasearch.student import AdasearchConfig
-from adasearch.supernet import Supernet
 from adasearch.tasks import Task
 from adasearch.tune_config import TuneConfig
 from adasearch.tune_space import Parameter, StudySpace, read_space
@@ -47,7 +44,7 @@ def check_data(config: TuneConfig, space: StudySpace) -> Task:
             _check_starts(parameter, space, run, task, cache)
     widest = widest_space(space, is_pair=task.is_pair)
     if any(parameter.name in ("space.operations", "space.pair_operations") for parameter in space.parameters):  # else ``check`` has asked
-        modelling_source(modelling_modules(Supernet(widest, AdasearchConfig(vocab_size=8, embedding_rank=8, sep_token_id=2))))
+        check_saving(widest)
     if run.search.latency_table and not run.architecture:
         table, search = LatencyTable.load(Path(run.search.latency_table)), run.search
         here = deployment_here(search.latency_runtime, search.latency_threads, search.latency_batch_size)

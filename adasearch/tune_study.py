@@ -19,7 +19,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from adasearch.cli import import_user_code, imported_files
+from adasearch.cli import import_once, imported_files
 from adasearch.errors import AdasearchError, ConfigError, TrainingError
 from adasearch.operations import OPERATIONS
 from adasearch.progress import Progress
@@ -156,8 +156,7 @@ def _worker(config: TuneConfig, index: int, code: list[str]) -> None:
 
     quiet_third_parties()
     for name in code:
-        if (Path(name).stem if name.endswith(".py") else name) not in sys.modules:  # a user's script comes with what it imports
-            import_user_code(name)
+        import_once(name)
     register_student()
     try:
         work(open_study(config, Progress()), index)

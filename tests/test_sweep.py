@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tiny_task import tiny_run, write_csv
 
 from adasearch import sweep_table
-from adasearch.cli import import_user_code
+from adasearch.cli import import_once, import_user_code
 from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, TransferConfig, to_dict
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
@@ -33,7 +33,7 @@ from adasearch.speed_table import SpeedRow
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
 from adasearch.sweep_engines import LocalEngine
-from adasearch.sweep_jobs import DEPENDS, Job, import_once, link_preparation, perform
+from adasearch.sweep_jobs import DEPENDS, Job, link_preparation, perform
 from adasearch.sweep_table import variants
 
 
