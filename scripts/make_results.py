@@ -8,7 +8,7 @@ Each report names its command, commit, seeds and hardware. No number of the page
 from __future__ import annotations
 
 import argparse
-import json
+import fnmatch
 import shutil
 from pathlib import Path
 from statistics import mean
@@ -26,6 +26,16 @@ the pairs' recipe after looks at held-out scores too (LOG.md says which). Speed 
 given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios between rows
 are worth more than the milliseconds, which depend on the machine and on what else it does.
 """
+THEMES = {  # heading -> patterns of the results' names, in this order
+    "Students and their teachers": ("sst2", "mrpc", "rte", "qnli", "snli", "demo"),
+    "What the search is worth": ("diagnosis_*", "pairs*", "ablation*", "warm*"),
+    "Speed where it is deployed": ("sst2_runtimes", "latency"),
+    "Transformers cut to size": ("cofi_*", "earlybert_*", "methods"),
+    "Sparse once, then int8": ("prune_ofa*",),
+    "Language models of few bits": ("quantgpt_*", "low_bit*"),
+    "What searching costs, and many runs": ("search_cost", "nni", "tune", "sweep*"),
+    "More": ("*",),
+}
 
 
 def collect(run: Path) -> None:
@@ -79,12 +89,31 @@ def table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def machine(found: dict[str, Any]) -> str:
+    """Where a result is from: command, commit, processor and the versions that matter."""
+    facts = found["hardware"]
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "onnxruntime", "openvino") if facts.get(name))
+    where = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores_usable']} cores, Python {facts['python']}, {versions}"
+    return f"`{found['command']}`\n\nCommit {found['commit']}; {where}."
+
+
+def by_theme(names: list[str]) -> dict[str, list[str]]:
+    """The names under each heading that has any."""
+    themes, left = {}, names
+    for theme, patterns in THEMES.items():
+        if own := list(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(left, pattern))):
+            themes[theme], left = own, [name for name in left if name not in own]
+    return themes
+
+
 def section(name: str, report: dict[str, Any]) -> list[str]:
     """One run: table, what was searched, how to repeat it."""
-    first, search, machine = report["systems"][0], report["search"], report["hardware"]
+    first, search = report["systems"][0], report["search"]
     majority = ", ".join(f"{m} {report['majority'][m] * 100:.1f}" for m in report["metrics"] if m in report["majority"])
     lines = [
-        f"## {name}",
+        f"### {name}",
+        "",
+        f"A whole run on {report['task']}: the searched student beside its teacher and the plain baselines.",
         "",
         *table(report),
         "",
@@ -98,19 +127,18 @@ def section(name: str, report: dict[str, Any]) -> list[str]:
     lines.append(f"Space `{search['space']}`: {search['depth']} cells of width {search['width']}; {operations}.")
     if "seconds" in search:
         lines.append(f"Search: {search['steps']} steps, {search['seconds'] / 60:.1f} minutes, peak memory {search['peak_rss_bytes'] / 2**30:.2f} GiB.")
-    lines += ["", f"Command: `{report['command']}`; commit {report['commit']}; {json.dumps(machine)}", ""]
-    return lines
+    return [*lines, "", machine(report), ""]
 
 
 def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     """A benchmark of scripts/: what was compared, the ratios, the settings."""
     settings = ", ".join(f"{key} {found[key]}" for key in ("space", "batch_size", "seq_len", "steps", "threads") if key in found)
-    lines = [f"## {name}", "", f"{found['what'][:1].upper()}{found['what'][1:]}{f' ({settings})' if settings else ''}.", ""]
+    lines = [f"### {name}", "", f"{found['what'][:1].upper()}{found['what'][1:]}{f' ({settings})' if settings else ''}.", ""]
     lines += next(make for key, make in TABLES.items() if key in found)(found)
     for kind in ("", "_similarity", "/controls", "/ranking"):
         if (RESULTS / "figures" / f"{name}{kind}.png").exists():
             lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
-    return [*lines, "", f"Command: `{found['command']}`; commit {found['commit']}; {json.dumps(found['hardware'])}", ""]
+    return [*lines, "", machine(found), ""]
 
 
 def ratio_table(found: dict[str, Any]) -> list[str]:
@@ -262,10 +290,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     for run in parser.parse_args().runs:
         collect(run)
-    lines = [HEADER]
-    for path in sorted((RESULTS / "runs").glob("*.json")):
-        report = read_json(path)
-        lines += benchmark(path.stem, report) if "what" in report else section(path.stem, report)
+    found = {path.stem: read_json(path) for path in sorted((RESULTS / "runs").glob("*.json"))}
+    themes = by_theme(list(found))
+    lines = [HEADER, *(f"- {theme}: " + ", ".join(f"[{name}](#{name})" for name in names) for theme, names in themes.items()), ""]
+    for theme, names in themes.items():
+        lines += [f"## {theme}", ""]
+        for name in names:
+            lines += benchmark(name, found[name]) if "what" in found[name] else section(name, found[name])
     write_text(RESULTS / "README.md", "\n".join(lines))
 
 

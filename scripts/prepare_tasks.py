@@ -8,6 +8,9 @@ validation.parquet examples drawn from the training set. mrpc has a labelled tes
 hold the whole, or in snli_devtest/ the two small splits alone: the first is learned from then. Of squad 20,000 questions are
 learned from and 2,000 of the public ones scored, in windows of 192 word pieces: the whole takes a core half a day for each model.
 
+rte and sst2 are given texts without labels, which a run's teacher labels: the training pairs of snli and mrpc, and the reviews of
+imdb, where DIR has them. They are unlabeled.parquet beside the other three; only `adasearch run` learns from them.
+
 Teachers lie in <output_dir>/teachers/<task>. 2,490 pairs do not teach MiniLM what follows from what (54.9 of 52.7 for the
 constant answer), so that the teacher of rte learns snli first.
 """
@@ -22,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.config import FinetuneConfig
@@ -30,10 +34,12 @@ from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_run import About, open_encoders
 from adasearch.files import read_json, write_folder
 from adasearch.question_config import QuestionConfig
+from adasearch.sources import PRESETS
 
 HELD_OUT = {"sst2": 1_000, "rte": 200, "qnli": 1_000, "snli": 500, "squad": 500}  # rows of the training set; mrpc has a validation set to spare
 EPOCHS = {"sst2": 2.0, "mrpc": 4.0, "rte": 4.0, "qnli": 1.0, "snli": 2.0, "squad": 2.0}
 DRAWN = {"squad": {"train": 20_000, "test": 2_000}}  # rows that are taken of a large task
+MORE_TEXTS = {"rte": ("snli", "mrpc"), "sst2": ("imdb",)}  # whose training texts are a task's texts without labels
 ABOUT = About("fine-tuning", "finetune", "", "The dense model alone.")
 
 
@@ -51,13 +57,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_train(source: Path, task: str) -> pa.Table:
+    """A task's training rows; of snli those of the first small split where the whole is not there."""
+    path = source / task / "train.parquet"
+    return pq.read_table(path if task != "snli" or path.exists() else source / "snli_devtest" / "validation.parquet")
+
+
 def split(source: Path, target: Path, task: str, seed: int) -> None:
     """Write the task's three splits."""
-    if task == "snli" and not (source / task).is_dir():
-        train, test = (pq.read_table(source / "snli_devtest" / f"{name}.parquet") for name in ("validation", "test"))
-    else:
-        held_out = "test" if task in ("mrpc", "snli") else "validation"
-        train, test = (pq.read_table(source / task / f"{name}.parquet") for name in ("train", held_out))
+    train = read_train(source, task)
+    folder = "snli_devtest" if task == "snli" and not (source / task).is_dir() else task
+    test = pq.read_table(source / folder / f"{'test' if task in ('mrpc', 'snli') else 'validation'}.parquet")
     target.mkdir(parents=True, exist_ok=True)
     if task == "mrpc":
         shutil.copyfile(source / task / "validation.parquet", target / "validation.parquet")
@@ -68,8 +78,20 @@ def split(source: Path, target: Path, task: str, seed: int) -> None:
         train = train.take(np.sort(order[count:][: drawn.get("train")]))
         if "test" in drawn:
             test = test.take(np.sort(np.random.default_rng(seed).permutation(len(test))[: drawn["test"]]))
+    if more := more_texts(source, task):
+        pq.write_table(more, target / "unlabeled.parquet")
     pq.write_table(test, target / "test.parquet")
     pq.write_table(train, target / "train.parquet")
+
+
+def more_texts(source: Path, task: str) -> pa.Table | None:
+    """The texts without labels under the task's own column names; None where there are none."""
+    own, tables = PRESETS[task], []
+    for name in MORE_TEXTS.get(task, ()):
+        if (source / name).is_dir() or name == "snli":
+            theirs, rows = PRESETS[name], read_train(source, name)
+            tables.append(pa.table({own.text: rows[theirs.text]} | ({own.pair: rows[theirs.pair]} if own.pair else {})))
+    return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
 def finetune(args: argparse.Namespace, task: str) -> None:
