@@ -4,11 +4,12 @@ A gate answers four questions: ``forward()`` acts (relaxed while training, hard 
 kept on average (differentiable, the input of every cost), ``decide()`` the discrete choice as plain data; the fourth,
 shrinking the model to that data, is the model's own affair.
 
-Dimensions: R rows (independent choices), N choices.
+Dimensions: R rows (independent choices), N choices, S of them drawn, O orders of drawing.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,6 +143,28 @@ class ChoiceGate(Gate):
         return (self.expected()[0] * sizes**power).sum()
 
 
+@functools.lru_cache(maxsize=64)
+def drawing_orders(count: int, size: int) -> Tensor:
+    """The ways to draw ``size`` of ``count`` elements one after the other, (count! / (count - size)!, size)."""
+    return torch.tensor(list(itertools.permutations(range(count), size)))
+
+
+def inclusion(scores_N: Tensor, size: int) -> Tensor:
+    """Probability that each element is among ``size`` drawn without replacement from softmax(scores), (N,); differentiable.
+
+    The exact sum over all orders of drawing. In logarithms, renormalising over what is left at each draw: 1 - p loses all its
+    digits once a gate is sure.
+    """
+    if size >= len(scores_N):
+        return torch.ones_like(scores_N)
+    orders_OS = drawing_orders(len(scores_N), size).to(scores_N.device)
+    taken_OSN = nn.functional.one_hot(orders_OS, len(scores_N)).cumsum(1).roll(1, 1).bool()
+    taken_OSN[:, 0] = False
+    left_OS = scores_N.expand(taken_OSN.shape).masked_fill(taken_OSN, -torch.inf).logsumexp(-1)
+    p_O = (scores_N[orders_OS] - left_OS).sum(1).exp()
+    return torch.zeros_like(scores_N).index_add(0, orders_OS.flatten(), p_O.repeat_interleave(size))
+
+
 class SubsetGate(Gate):
     """One pick of ``size`` elements out of N without replacement, by Gumbel top-k. Kool et al. 2019.
 
@@ -152,21 +175,6 @@ class SubsetGate(Gate):
         super().__init__(axis)
         self.size = min(size, count)
         self.logits = nn.Parameter(torch.randn(count) * INIT_STD)
-        orders = list(itertools.permutations(range(count), self.size))  # N <= 6 or so: the ways to draw, in order
-        self.register_buffer("orders", torch.tensor(orders), persistent=False)  # (N!/(N-size)!, size)
-
-    def _inclusion(self, scores_N: Tensor) -> Tensor:
-        """Probability that each element is among the drawn, (N,): the exact sum over all orders of drawing.
-
-        In logarithms, renormalising over what is left at each draw: 1 - p loses all its digits once a gate is sure.
-        """
-        if self.size == len(scores_N):
-            return torch.ones_like(scores_N)
-        taken_OSN = nn.functional.one_hot(self.orders, len(scores_N)).cumsum(1).roll(1, 1).bool()
-        taken_OSN[:, 0] = False
-        left_OS = scores_N.expand(taken_OSN.shape).masked_fill(taken_OSN, -torch.inf).logsumexp(-1)
-        p_O = (scores_N[self.orders] - left_OS).sum(1).exp()
-        return torch.zeros_like(scores_N).index_add(0, self.orders.flatten(), p_O.repeat_interleave(self.size))
 
     def forward(self, act: Callable[[SubsetGate], Any] | None = None) -> Any:
         """Draw: (sorted indices of the picked, weights (N,) of exactly 0 and 1 with relaxed gradient); or ``act``."""
@@ -174,7 +182,7 @@ class SubsetGate(Gate):
             return act(self)
         if self.training and not self.is_frozen:
             noisy = self.logits.log_softmax(-1) + gumbel_noise(self.logits)
-            soft = self._inclusion(noisy / self.temperature)
+            soft = inclusion(noisy / self.temperature, self.size)
         else:
             noisy = gumbel_noise(self.logits) if self.training else self.logits.detach()
             soft = None
@@ -184,7 +192,7 @@ class SubsetGate(Gate):
 
     def expected(self) -> Tensor:
         """Probability that each element is drawn, (N,), summing to ``size``; differentiable."""
-        return self._inclusion(self.logits)
+        return inclusion(self.logits, self.size)
 
     def entropy(self) -> Tensor:
         """Entropy of the underlying distribution as a share of log N; 0 where there is nothing to choose."""

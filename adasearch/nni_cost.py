@@ -34,8 +34,9 @@ class CostProfiler:
     def __init__(self, supernet: Supernet, choices: Choices, probabilities: Callable[[], Mapping[str, Tensor]], length: float):
         self.supernet, self.choices, self.probabilities, self.length = supernet, choices, probabilities, length
 
-    def expected_cost(self, length: float) -> Cost:
-        """E[parameters and MACs] for one text; differentiable."""
+    def expected_cost(self, length: float, is_derived: bool = False) -> Cost:
+        """E[parameters and MACs] for one text; differentiable. NNI's samples keep as many edges as derived members do, so that
+        ``is_derived`` changes nothing."""
         return Cost(*(self._expected(self.supernet.cost_table(kind, length)) for kind in ("params", "macs")))
 
     def expected_latency(self, model: LatencyModel) -> Tensor:

@@ -193,8 +193,9 @@ class SearchMethod(Method):
     def _efficiency(self, student: Supernet) -> Tensor:
         if not self.config.is_constrained:
             return self._penalty(student.expected_cost(self.length))
-        # Lagrangian of "cost <= target": the multiplier rises while the target is missed and falls when it is met.
-        cost = student.expected_cost(self.length)
+        # Lagrangian of "cost <= target": the multiplier rises while the target is missed and falls when it is met. The target is
+        # the derived member's, so its cost counts, not that of all a step may run.
+        cost = student.expected_cost(self.length, is_derived=True)
         latency = student.expected_latency(self.latency) if self.config.latency_target_ms else None
         gap = torch.stack([spent / target - 1 for spent, target in self._spending(cost, latency)]).amax()
         return penalty(gap, self.multiplier, self.config.beta, is_one_sided=True)
@@ -228,8 +229,8 @@ class SearchMethod(Method):
 
     @torch.no_grad()
     def measures(self, student: Supernet) -> dict[str, Any]:
-        """Temperature, entropies, operation shares and expected cost, as the search's curves show them."""
-        cost = student.expected_cost(self.length)
+        """Temperature, entropies, operation shares and a derived member's expected cost, as the search's curves show them."""
+        cost = student.expected_cost(self.length, is_derived=True)
         first = student.cell_gates[0]
         p_N = torch.stack([gates.operations.expected().mean(0) for gates in student.cell_gates]).mean(0)
         entropy = {"operations": float(torch.stack([g.operations.entropy() for g in student.cell_gates]).mean())}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adasearch.architecture import Architecture, CellChoice, Edge, Space
 from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
-from adasearch.gates import ChoiceGate, SubsetGate, gates_of
+from adasearch.gates import ChoiceGate, SubsetGate, gates_of, inclusion
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import CostTable, frame_cost, learned_operations
 from adasearch.operations import WIDTH
@@ -65,6 +65,8 @@ class CellGates(nn.Module):
         subsets = [SubsetGate("edges", node + 2, space.edges_per_node) for node in range(space.nodes)]
         self.edges = nn.ModuleList(subsets) if space.sample_edges else None
         self.learns = torch.tensor([name in learned_operations(space) for name in space.operations])
+        banned = [index for index, name in enumerate(space.operations) if name in space.never_derived]
+        self._banned = torch.tensor(banned, dtype=torch.long)
 
     def draw(self) -> CellPath:
         """One member's path. Operations are picked on all edges, then only kept edges are run."""
@@ -90,13 +92,25 @@ class CellGates(nn.Module):
                 path[node].append(Step(source, self.space.operations[choice], scale))
         return path
 
-    def expected_share(self) -> Tensor:
-        """Probability that each operation runs on each edge, (R, N), differentiable."""
+    def expected_share(self, is_derived: bool = False) -> Tensor:
+        """Probability that each operation runs on each edge, (R, N), differentiable.
+
+        ``is_derived``: in a member that ``sample`` derives, which keeps ``edges_per_node`` edges a node and has no operation of
+        ``never_derived``, instead of in a step of the search. (Operations that ``learned_per_node`` puts in another's place are
+        not foreseen.)
+        """
         p_RN = self.operations.expected()
-        if self.edges is None:
+        if is_derived:
+            p_RN = p_RN.index_fill(1, self._banned.to(p_RN.device), 0.0)
+            p_RN = p_RN / p_RN.sum(1, keepdim=True)
+        if self.edges is not None:
+            kept = [gate.expected() for gate in self.edges]
+        elif is_derived:  # an edge is as strong as its best operation
+            strength = p_RN.amax(1).log().split([node + 2 for node in range(self.space.nodes)])
+            kept = [inclusion(scores, self.space.edges_per_node) for scores in strength]
+        else:
             return p_RN
-        kept_R = torch.cat([gate.expected() for gate in self.edges])  # nodes in order, sources in order: as ``pairs``
-        return p_RN * kept_R[:, None]
+        return p_RN * torch.cat(kept)[:, None]  # nodes in order, sources in order: as ``pairs``
 
     def decide(self) -> CellChoice:
         """The derived cell: each node's strongest edges, and the best allowed operation on each.
@@ -132,8 +146,7 @@ class CellGates(nn.Module):
 
     def _allowed(self) -> Tensor:
         """Probability of each operation on each edge, (R, N), 0 for what is never derived; on the processor."""
-        banned = [i for i, name in enumerate(self.space.operations) if name in self.space.never_derived]
-        return self.operations.expected().detach().cpu().index_fill(1, torch.tensor(banned, dtype=torch.long), 0.0)
+        return self.operations.expected().detach().cpu().index_fill(1, self._banned, 0.0)
 
     def _node(self, picked: dict[int, int]) -> tuple[Edge, ...]:
         return tuple(Edge(self.pairs[row][1], self.space.operations[choice]) for row, choice in sorted(picked.items()))
@@ -215,17 +228,22 @@ class Supernet(nn.Module):
         cells = [tuple(tuple(Edge(step.source, step.operation) for step in node) for node in path) for path in draw.paths]
         return self._member(cells, depth, width, seed)
 
-    def expected_cost(self, length: float) -> Cost:
-        """E[cost] of a drawn member, its folded embedding table and read-out included, for one text; differentiable."""
-        return Cost(*(self._expected(self.cost_table(kind, length)) for kind in ("params", "macs")))
+    def expected_cost(self, length: float, is_derived: bool = False) -> Cost:
+        """E[cost] of a drawn member, its folded embedding table and read-out included, for one text; differentiable.
+
+        ``is_derived``: of a derived one, as ``sample`` gives it. Where a step runs every edge of a cell (``sample_edges`` false)
+        that is less.
+        """
+        return Cost(*(self._expected(self.cost_table(kind, length), is_derived) for kind in ("params", "macs")))
 
     def expected_latency(self, model: LatencyModel) -> Tensor:
-        """E[milliseconds] of one call of a drawn member, as the model predicts each; differentiable."""
-        return self._expected(self.latency_table(model))
+        """E[milliseconds] of one call of a derived member, as the model predicts each; differentiable."""
+        return self._expected(self.latency_table(model), is_derived=True)
 
-    def _expected(self, table: CostTable) -> Tensor:
+    def _expected(self, table: CostTable, is_derived: bool) -> Tensor:
         p_W = self.depth_gate.logits.new_ones(1) if self.width_gate is None else self.width_gate.expected()[0]
-        return table.expected(p_W, self.depth_gate.expected()[0], [gates.expected_share() for gates in self.cell_gates])
+        shares = [gates.expected_share(is_derived) for gates in self.cell_gates]
+        return table.expected(p_W, self.depth_gate.expected()[0], shares)
 
     def full_cost(self, length: float) -> Cost:
         """Cost of everything at once: all cells, edges and candidates at the largest width; the unit of efficiency."""

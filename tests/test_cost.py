@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from tiny import WIDTHS, batch_of, make_certain, random_supernet, randomise, texts, tiny_config, tiny_space
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +22,7 @@ from adasearch.gates import ChoiceGate, SubsetGate, gates_of
 from adasearch.member_cost import architecture_cost
 from adasearch.operations import OPERATIONS
 from adasearch.shrink import shrink
+from adasearch.space import load_space
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import CellGates, Supernet
 
@@ -34,23 +37,29 @@ def size_gate(*sizes: int) -> ChoiceGate:
     return gate
 
 
-def subsets(gate: SubsetGate) -> Iterator[tuple[float, set[int]]]:
+def subsets(strengths: Tensor, size: int) -> Iterator[tuple[float, set[int]]]:
     """Every ordered draw without replacement and its probability."""
-    p = gate.logits.softmax(-1).tolist()
-    for order in itertools.permutations(range(len(p)), gate.size):
+    p = (strengths / strengths.sum()).tolist()
+    for order in itertools.permutations(range(len(p)), size):
         probability, left = 1.0, 1.0
         for element in order:
             probability, left = probability * p[element] / left, left - p[element]
         yield probability, set(order)
 
 
-def members(gates: CellGates) -> list[Member]:
-    """Every cell that ``gates`` may draw and its probability, written out."""
-    space, p_RN = gates.space, gates.operations.logits.softmax(-1).tolist()
+def members(gates: CellGates, is_derived: bool = False) -> list[Member]:
+    """Every cell that ``gates`` may draw, or derive, and its probability, written out."""
+    space, shares_RN = gates.space, gates.operations.logits.softmax(-1)
+    if is_derived:
+        allowed = torch.tensor([name not in space.never_derived for name in space.operations])
+        shares_RN = shares_RN * allowed / (shares_RN * allowed).sum(1, keepdim=True)
     drawn = [[(1.0, set(range(node + 2)))] for node in range(space.nodes)]
     if gates.edges is not None:
-        drawn = [list(subsets(gate)) for gate in gates.edges]
-    found = []
+        drawn = [list(subsets(gate.logits.softmax(-1), gate.size)) for gate in gates.edges]
+    elif is_derived:
+        best = [torch.stack([p_N.max() for p_N, pair in zip(shares_RN, gates.pairs) if pair[0] == node]) for node in range(space.nodes)]
+        drawn = [list(subsets(p_S, min(len(p_S), space.edges_per_node))) for p_S in best]
+    p_RN, found = shares_RN.tolist(), []
     for picked in itertools.product(range(len(space.operations)), repeat=len(gates.pairs)):
         p_operations = 1.0
         for row, choice in enumerate(picked):
@@ -66,12 +75,12 @@ def members(gates: CellGates) -> list[Member]:
     return found
 
 
-def mean_cost(supernet: Supernet) -> tuple[float, float, float]:
+def mean_cost(supernet: Supernet, is_derived: bool = False) -> tuple[float, float, float]:
     """Probability-weighted mean of ``architecture_cost`` over all members, and the sum of the probabilities.
 
     A cell's own share of embeddings and read-out is the difference of a member with it and one without.
     """
-    space, cells = supernet.space, [members(gates) for gates in supernet.cell_gates]
+    space, cells = supernet.space, [members(gates, is_derived) for gates in supernet.cell_gates]
     depths = dict(zip(supernet.depth_gate.choices, supernet.depth_gate.logits.softmax(-1)[0].tolist()))
     widths = dict(
         zip(space.widths, supernet.width_gate.logits.softmax(-1)[0].tolist() if supernet.width_gate else [1.0])
@@ -140,21 +149,22 @@ def test_vectors_cost_parameters_only() -> None:
     assert Cost(1, 2) + 3 * Cost(1, 2) == Cost(4, 8) == Cost(2, 4) * 2
 
 
+@pytest.mark.parametrize("is_derived", [False, True], ids=["run", "derived"])
 @pytest.mark.parametrize("sample_edges", [True, False], ids=["drawn_edges", "all_edges"])
 @pytest.mark.parametrize(
     "changes",
     [
         {"nodes": 2, "operations": WEIGHED[:2]},
-        {"nodes": 1, "operations": (*WEIGHED, "none"), "edges_per_node": 1, "share_cells": False},
+        {"nodes": 1, "operations": (*WEIGHED, "none"), "edges_per_node": 1, "share_cells": False, "never_derived": ("none",)},
         {"nodes": 2, "operations": WEIGHED[:2], "edges_per_node": 1, "widths": (12,), "cells": (2, 4)},
     ],
     ids=["shared", "unshared", "one_edge_one_width"],
 )
-def test_expected_cost_is_the_mean_over_all_members(changes: dict, sample_edges: bool) -> None:
+def test_expected_cost_is_the_mean_over_all_members(changes: dict, sample_edges: bool, is_derived: bool) -> None:
     space = tiny_space(**{"cells": (1, 2), **changes, "sample_edges": sample_edges})
     supernet = random_supernet(space)
-    total, params, macs = mean_cost(supernet)
-    expected = supernet.expected_cost(LENGTH)
+    total, params, macs = mean_cost(supernet, is_derived)
+    expected = supernet.expected_cost(LENGTH, is_derived)
     assert total == pytest.approx(1.0, abs=1e-5)
     # float32 sums of some dozen terms against double sums of hundreds
     assert expected.params.item() == pytest.approx(params, rel=1e-5)
@@ -259,3 +269,12 @@ def test_a_longer_text_costs_more_and_parameters_do_not_care() -> None:
     assert (
         short.params.item() == pytest.approx(long.params.item()) and long.macs > 2 * short.macs
     )  # attention is quadratic
+
+
+@pytest.mark.parametrize("name", ["adabert", "adasearch"])
+def test_a_constraint_holds_what_is_derived(name: str) -> None:
+    """Of the packaged spaces, with fresh gates: what a constraint counts is the mean cost of the members that come out."""
+    torch.manual_seed(0)
+    supernet, generator = Supernet(load_space(name).for_task(is_pair=False), tiny_config()), np.random.default_rng(0)
+    mean = np.mean([float(architecture_cost(supernet.sample(generator), 30, supernet.config).macs) for _ in range(300)])
+    assert supernet.expected_cost(30, is_derived=True).macs.item() == pytest.approx(mean, rel=0.05)
