@@ -5,13 +5,14 @@ The sections of ``RunConfig`` have modules of their own; users import them from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from adasearch.bench_config import BenchConfig, check_run_bench
 from adasearch.errors import ConfigError
 from adasearch.fit_config import DistillConfig, FinetuneConfig, FitConfig, RetrainConfig, check_distill, check_finetune, check_fit
 from adasearch.search_config import SearchConfig, check_search
-from adasearch.settings import check_choice, check_range, check_report_to, to_dict, tracker_names
+from adasearch.settings import check_choice, check_range, check_report_to, check_seeds, to_dict, tracker_names
 from adasearch.task_config import TaskConfig, TransferConfig, VocabularyConfig, check_transfer, check_vocabulary
 
 __all__ = [
@@ -96,6 +97,10 @@ def validate(config: RunConfig) -> None:
         check_choice("controls", control, ("student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"))
     check_range("max_seq_length", config.max_seq_length, 4, 1 << 20)
     check_range("report_examples", config.report_examples, 0, 50)
+    check_range("max_steps", 1 if config.max_steps is None else config.max_steps, 1, math.inf)
+    check_range("evaluate", config.evaluate, 0, 1 << 20)
+    for name, seeds in (("seed", [config.seed]), ("data_seed", [config.seed_of_data]), ("seeds", config.seeds)):
+        check_seeds(name, seeds)
     check_report_to(config.report_to)
     check_finetune(config.finetune)
     check_vocabulary(config.vocabulary)
@@ -104,7 +109,9 @@ def validate(config: RunConfig) -> None:
     check_distill(config.distill)
     check_fit("retrain", config.retrain)
     check_run_bench(config.bench)
-    if config.seeds is not None and not config.seeds:
-        raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
+    if config.teacher == "none" and config.unlabeled_file:
+        raise ConfigError(
+            f"unlabeled_file: {config.unlabeled_file} has nobody to label it with teacher 'none'; choices: a teacher, or leave it out"
+        )
     if config.teacher == "none" and not config.soft_label_columns:
         raise ConfigError("teacher: 'none' needs soft_label_columns; or name a checkpoint")

@@ -42,7 +42,7 @@ from adasearch.run_files import begin_run, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking
-from adasearch.settings import to_dict
+from adasearch.settings import check_seeds, to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
 from adasearch.strategies import find_strategy
 from adasearch.supernet import Supernet
@@ -96,8 +96,7 @@ class Diagnosis:
 
     def __init__(self, config: DiagnosisConfig, progress: Progress):
         self.options, self.config, self.progress = config, config.run_config(), progress
-        if not config.search_seeds or len(set(config.search_seeds)) < len(config.search_seeds):
-            raise ConfigError(f"search_seeds: {config.search_seeds!r}; choices: one or more different whole numbers")
+        check_seeds("search_seeds", config.search_seeds)
         for name, least in (("members", 3), ("random_cells", 0), ("front", 0)):
             if getattr(config, name) < least:
                 raise ConfigError(f"{name}: {getattr(config, name)!r} is out of range; choices: {least} or more")

@@ -12,7 +12,7 @@ from adasearch.bench_config import BenchConfig, check_run_bench
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig, check_finetune, check_fit
 from adasearch.question_config import QuestionConfig, check_questions
-from adasearch.settings import check_choice, check_range, check_report_to, tracker_names
+from adasearch.settings import check_choice, check_range, check_report_to, check_seeds, tracker_names
 from adasearch.task_config import TaskConfig
 
 SCOPES = ("layerwise", "global")
@@ -100,10 +100,7 @@ class EncoderRunConfig(TaskConfig):
         check_finetune(self.finetune)
         check_run_bench(self.bench)
         check_questions(self.question, "question.")
-        if self.seeds is not None and not self.seeds:
-            raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
-        if self.seeds and len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds: {self.seeds}: one is named twice; name every seed once")
+        check_seeds("seeds", self.seeds)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from adasearch.prepare import Problem
 from adasearch.report import Report
 from adasearch.report_files import write_html, write_report
 from adasearch.runtimes import load_classifier
+from adasearch.search_method import STRATEGIES
 from adasearch.systems import Trained
 from adasearch.tokens import Examples
 from adasearch.verdict import compute_ratios
@@ -166,7 +167,9 @@ def _search_facts(run: Run, architecture: Architecture) -> dict[str, Any]:
     if history_path.exists():
         lines = history_path.read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
-        facts |= {"steps": last["step"], "entropy": last["entropy"]}
+        facts["steps"] = last["step"]
+        if last["phase"] == "search" and STRATEGIES[run.config.search.strategy].learns_architecture:  # else gates are open by design
+            facts["entropy"] = last["entropy"]
     if (path := run.folder / "search" / "play_off.json").exists():
         facts["finalists"] = len(read_json(path))
     return facts

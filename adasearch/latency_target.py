@@ -26,6 +26,7 @@ from adasearch.tokens import Examples
 
 TOLERANCE = 0.05  # two measurements of one network differ by a few hundredths
 
+
 def target_lengths(settings: SearchConfig, labelled: Examples) -> dict[int, float]:
     """The lengths that the latency target is for: the setting's, else those of the task's labelled texts."""
     return length_histogram(settings.latency_lengths or labelled.tokens.lengths)
@@ -54,6 +55,17 @@ def open_table(
     table.check_space(space, str(path))
     table.knot_weights(lengths)
     return table
+
+
+def check_table(settings: SearchConfig, space: Space) -> None:
+    """Raise ``ConfigError`` for a latency table that cannot be used, as far as it can be known without the task's texts."""
+    if settings.latency_target_ms is None and settings.latency_table is None:
+        return
+    here = deployment_here(settings.latency_runtime, settings.latency_threads, settings.latency_batch_size)
+    if settings.latency_table is not None:
+        table = LatencyTable.load(Path(settings.latency_table))
+        table.check_deployment(here, settings.latency_table)
+        table.check_space(space, settings.latency_table)
 
 
 def known_latency(settings: SearchConfig, labelled: Examples, run_folder: Path) -> LatencyModel | None:

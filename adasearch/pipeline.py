@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from adasearch.accelerator import make_accelerator
@@ -22,12 +23,14 @@ from adasearch.distributed import main_first, open_group
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.honest import measure_and_report
+from adasearch.latency_target import check_table
 from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
 from adasearch.run_files import begin_run, check_first, check_reopening, hand_over, note_stage, stage_facts
 from adasearch.settings import to_dict
+from adasearch.shrink import random_architecture
 from adasearch.space import load_space
 from adasearch.starts import check_starts
 from adasearch.strategies import find_strategy
@@ -36,6 +39,7 @@ from adasearch.supernet import Supernet
 from adasearch.systems import Trained, Trainer, run_search
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
+from adasearch.transfer import shares
 
 # settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
 FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets", "report_examples", "report_to")
@@ -104,6 +108,12 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     space = whole_space.for_task(is_pair=task.is_pair)
     check_saving(space)
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
+    if "random_architecture" in config.controls:
+        _check_random_control(config, space)
+    if not config.architecture:
+        check_table(config.search, space)
+    if config.transfer.size and config.teacher != "none":
+        shares(config.transfer)
     return task, space
 
 
@@ -185,6 +195,14 @@ def _check_operations(architecture: Architecture, where: str) -> None:
             raise ConfigError(f"{where}: unknown operation {name!r}; known: {', '.join(sorted(OPERATIONS))}")
 
 
+def _check_random_control(config: RunConfig, space: Space) -> None:
+    """Raise ``ConfigError`` where the space has a single member: there is no other to draw for the control."""
+    generator = np.random.default_rng(0)
+    if not config.architecture and len({random_architecture(space, generator) for _ in range(64)}) == 1:
+        others = ", ".join(name for name in config.controls if name != "random_architecture")
+        raise ConfigError(f"space: {config.space!r} has a single member, so that random_architecture would be it; choices: --controls '[{others}]'")
+
+
 def check_saving(space: Space) -> None:
     """Whether a student of this space can travel as one file is known only from all its operations: ask now."""
     modelling_source(modelling_modules(Supernet(space, AdasearchConfig(vocab_size=8, embedding_rank=8, sep_token_id=2))))
@@ -194,6 +212,10 @@ def _search(this: Run, problem: Problem) -> tuple[Supernet | None, Architecture]
     """The architecture: given, or searched."""
     if this.config.architecture:
         architecture = Architecture.load(Path(this.config.architecture))
+        if architecture.space_digest != this.space.digest and "random_architecture" in this.config.controls:
+            note = f"architecture: of space {architecture.space!r}; random_architecture is drawn from --space {this.config.space}, which is another"
+            problem.notes.append(note)
+            this.progress.warning(note)
         if this.accelerator.is_main_process:
             write_json(this.folder / "search" / "architecture.json", architecture.to_dict())
         return None, architecture

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adasearch.augment import load_masked_lm
 from adasearch.comparison import TEXTS
 from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
@@ -135,6 +136,8 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
         validation = Examples(stores["validation"], pad, task.validation.labels)
         held_out = Examples(stores["held_out"], pad, task.held_out.labels)
     if needs and not is_tuned:
+        if config.transfer.size and config.transfer.masked_lm:  # asked before the teacher learns, not after
+            load_masked_lm(config.transfer.masked_lm_model, teacher.tokenizer)
         finetune(config, task, teacher, labelled, validation, folder, accelerator, progress)
     with main_first():
         teacher.model.eval().requires_grad_(False).to(accelerator.device)

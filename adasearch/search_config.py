@@ -112,7 +112,7 @@ def check_search(search: SearchConfig, longest: int) -> None:
         ("beta", 0, math.inf), ("arch_warmup", 0, 1), ("valid_share", 0.01, 0.5), ("temperature_start", 1e-3, 1e3),
         ("temperature_end", 1e-3, search.temperature_start), ("candidates", 1, math.inf), ("operation_dropout", 0, 0.99),
         ("entropy_weight", 0, math.inf), ("population", 4, 1 << 16), ("generations", 0, 1 << 16), ("latency_threads", 1, 1024),
-        ("latency_batch_size", 1, 1 << 20), ("finalists", 1, 1 << 10), ("finalist_share", 1e-6, 1),
+        ("latency_batch_size", 1, 1 << 20), ("finalists", 1, 1 << 10), ("finalist_share", 1e-6, 1), ("arch_learning_rate", 0, math.inf), ("arch_weight_decay", 0, math.inf),
     ):  # fmt: skip
         check_range(f"search.{name}", getattr(search, name), low, high)
     check_range("search.unroll_rate", search.unroll_rate or 0, 0, 10)

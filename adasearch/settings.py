@@ -22,6 +22,16 @@ def check_range(where: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{where}: {value!r} is out of range; choices: {low} to {high}")
 
 
+def check_seeds(where: str, seeds: list[int] | None) -> None:
+    """Raise ``ConfigError`` unless ``seeds`` is left out or names one or more different ones that every generator takes."""
+    if seeds is not None and not seeds:
+        raise ConfigError(f"{where}: the list is empty; choices: one or more whole numbers, or leave it out")
+    for seed in seeds or []:
+        check_range(where, seed, 0, 2**32 - 1)
+    if seeds and len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{where}: {seeds}: one is named twice and would count as two; choices: different whole numbers")
+
+
 def tracker_names(report_to: str | list[str]) -> list[str]:
     """Names of the trackers that ``report_to`` asks for, each once; none for "none"."""
     names = [report_to] if isinstance(report_to, str) else report_to

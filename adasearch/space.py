@@ -116,6 +116,11 @@ def _check_space(space: Space, where: str) -> None:
     twice = set(space.operations) & set(space.pair_operations)
     if twice:
         raise ConfigError(f"{where}: pair_operations: {sorted(twice)} are among operations already")
+    if space.macro.inputs == "two" and space.pair_operations:
+        raise ConfigError(
+            f"{where}: pair_operations: {list(space.pair_operations)} find no other text where each input node has one of its own (macro.inputs"
+            " two); choices: macro.inputs joint, or no pair_operations"
+        )
     if inherited_operations(space):
         check_macro(space.macro, space.widths, where)
     if space.learned_per_node and not left & learned_operations(space):

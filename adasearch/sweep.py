@@ -23,12 +23,12 @@ from typing import Any
 
 from adasearch.cli import imported_files
 from adasearch.errors import ConfigError
-from adasearch.files import write_json
+from adasearch.files import fingerprint, write_json
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import commit, typed_command
-from adasearch.settings import check_choice
+from adasearch.settings import check_choice, to_dict
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
 from adasearch.sweep_jobs import Job
@@ -84,17 +84,18 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
 def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progress) -> None:
     """Everything that can be known of any run before the first starts; each task's data are read once."""
     progress.stage("check", len(runs))
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     for done, run in enumerate(runs):
         try:
             check_settings(run.config)
             shared = preparation(run.config, config.folder)
             check_settings(shared)
-            if (run.prepared, run.config.space) not in seen:
+            told = {key: value for key, value in to_dict(run.config).items() if key not in ("seed", "seeds", "output_dir")}
+            if (what := fingerprint(run.prepared, told)) not in seen:  # each seed alone would ask the same again
                 check(run.config, cache=Path(shared.output_dir) / "cache")
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error}") from error
-        seen.add((run.prepared, run.config.space))
+        seen.add(what)
         progress.step(done + 1)
 
 

@@ -18,7 +18,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
 from adasearch.fit_config import DistillConfig, RetrainConfig
 from adasearch.search_config import SearchConfig
-from adasearch.settings import check_choice, check_range, to_dict
+from adasearch.settings import check_choice, check_range, check_seeds, to_dict
 
 ENGINES = ("local", "ray")
 BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``
@@ -103,8 +103,7 @@ def check_sweep(config: SweepConfig, cores: int) -> tuple[int, int]:
     """Workers and threads each, on a machine of so many cores. Raises ``ConfigError`` for what can be wrong by itself."""
     check_choice("engine", config.engine, ENGINES)
     check_range("retries", config.retries, 0, 100)
-    if config.seeds is not None and not config.seeds:
-        raise ConfigError("seeds: the list is empty; choices: one or more whole numbers, or leave it out")
+    check_seeds("seeds", config.seeds)
     for name in ("workers", "threads"):
         check_range(name, getattr(config, name) or 1, 1, 1 << 16)
     if len(config.tasks) > 1 and (config.train_file or config.architecture):

@@ -17,10 +17,11 @@ from adasearch.pipeline import FREE
 from adasearch.report import System
 from adasearch.settings import to_dict
 from adasearch.speed_table import MEASURED, SpeedRow, load_report, measured_rows
-from adasearch.sweep_config import SweepRun
+from adasearch.sweep_config import AFTER_PREPARATION, SweepRun
 from adasearch.table_files import Table, write_tables
 
-WITHOUT_BUDGET = ("teacher", "reference", "tfidf")  # kinds of systems that no search has touched
+WITHOUT_BUDGET = ("teacher", "reference", "tfidf")  # kinds of systems that no search has touched,
+UNSEEN = (*AFTER_PREPARATION, "transfer", "vocabulary")  # and what they do not depend on
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,29 @@ class SweepRow:
 def sweep_rows(runs: Sequence[SweepRun]) -> list[SweepRow]:
     """The rows of finished runs, task by task. Raises ``ConfigError`` for a report that cannot be read."""
     found: dict[tuple[str, ...], list[tuple[SpeedRow, System]]] = {}
-    variant_of = variants(runs)
+    variant_of, teacher_of = variants(runs), variants(runs, UNSEEN)
     for run in runs:
         report = load_report(Path(run.config.output_dir))
         systems = {system.name: system for system in report.systems}
         for row in measured_rows(report, run.config.task):
-            is_free = systems[row.system].kind in WITHOUT_BUDGET
-            teacher = "-" if is_free and systems[row.system].kind != "teacher" else run.config.teacher
-            key = (run.config.task, teacher, *(("-", "") if is_free else (run.budget, variant_of[run.name])), row.system)
+            kind = systems[row.system].kind
+            teacher = "-" if kind in ("reference", "tfidf") else run.config.teacher
+            variant = "" if kind == "reference" else (teacher_of if kind in WITHOUT_BUDGET else variant_of)[run.name]
+            key = (run.config.task, teacher, "-" if kind in WITHOUT_BUDGET else run.budget, variant, row.system)
             found.setdefault(key, []).append((row, systems[row.system]))
     order = list(dict.fromkeys(task for task, *_ in found))
     return [_row(*key, found[key]) for key in sorted(found, key=lambda key: order.index(key[0]))]
 
 
-def variants(runs: Sequence[SweepRun]) -> dict[str, str]:
-    """By run what sets it apart from others of its task, teacher and budget, seeds apart: settings and values; "" where nothing does."""
-    groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+def variants(runs: Sequence[SweepRun], unseen: Sequence[str] = ()) -> dict[str, str]:
+    """By run what sets it apart from others of its task, teacher and budget, seeds apart: settings and values; "" where nothing does.
+
+    With ``unseen`` settings it is what sets apart a system that does not depend on these, nor on the budget.
+    """
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for run in runs:
-        settings = {key: value for key, value in to_dict(run.config).items() if key not in (*FREE, "seed", "data_seed")}
-        groups.setdefault((run.config.task, run.config.teacher, run.budget), {})[run.name] = dict(_flat(settings))
+        settings = {key: value for key, value in to_dict(run.config).items() if key not in (*FREE, *unseen, "seed", "data_seed")}
+        groups.setdefault((run.config.task, run.config.teacher, "" if unseen else run.budget), {})[run.name] = dict(_flat(settings))
     found = {}
     for members in groups.values():
         first = next(iter(members.values()))
@@ -84,13 +89,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _row(task: str, teacher: str, budget: str, variant: str, system: str, seen: list[tuple[SpeedRow, System]]) -> SweepRow:
-    rows = [row for row, _ in seen]
     if budget == "-":  # the same model in every run, but timed in each
-        rows = [row for row in rows if row.score == rows[0].score][:1] or rows[:1]
+        seen = seen[:1]
+    rows, seeds = [row for row, _ in seen], sum(max(1, len(system.scores)) for _, system in seen)
     scores = [row.score for row in rows if row.score is not None]
     cells = sorted({row.cells for row in rows if row.cells is not None})
     return SweepRow(
-        task, teacher, budget, variant, system, len(rows), rows[0].metric, score=fmean(scores) if scores else None,
+        task, teacher, budget, variant, system, seeds, rows[0].metric, score=fmean(scores) if scores else None,
         score_sd=stdev(scores) if len(scores) > 1 else rows[0].score_sd, teacher_share=_middle(rows, "teacher_share", fmean),
         params=_middle(rows, "params", fmean), macs=_middle([system for _, system in seen], "macs", fmean),
         latency_ms=_middle([row for row, _ in seen], "latency_ms"), faster_than_teacher=_middle(rows, "faster_than_teacher"),

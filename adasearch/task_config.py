@@ -101,7 +101,7 @@ class VocabularyConfig:
 def check_transfer(transfer: TransferConfig) -> None:
     """Check the numbers of the transfer set; raises ``ConfigError``."""
     for name, low, high in (
-        ("candidates", 1, 1e6), ("size", 0, math.inf), ("replace_probability", 0, 1), ("labelled_share", 0, 0.99),
+        ("candidates", 1, 1e6), ("size", 0, math.inf), ("unlabeled_size", 0, math.inf), ("replace_probability", 0, 1), ("labelled_share", 0, 0.99),
         ("neighbours", 0, math.inf), ("fragments", 0, math.inf), ("splices", 0, math.inf), ("masked_lm", 0, math.inf),
     ):  # fmt: skip
         check_range(f"transfer.{name}", getattr(transfer, name), low, high)

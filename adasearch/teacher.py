@@ -105,7 +105,7 @@ def _check_label_order(path: str, config: PreTrainedConfig, task: Task) -> None:
 
 
 def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code: bool = False) -> Teacher:
-    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded or its labels are not the task's.
+    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded, lacks a head or its labels are not the task's.
 
     A checkpoint that ``is_finetuned`` is used as it is: as many labels as the task's and, where the names are the same
     (in upper or lower case), in the same order. Any other will be fine-tuned: its head does not matter.
@@ -127,12 +127,15 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, **labels
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, output_loading_info=True, **labels
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = one_line(error, 300)
         raise ModelError(f"teacher: {path!r} cannot be loaded as a sequence classifier ({reason})") from error
+    if is_finetuned and report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")
     return Teacher(model.float(), tokenizer)
 
 

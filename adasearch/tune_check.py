@@ -14,8 +14,8 @@ from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
 from adasearch.errors import AdasearchError, ConfigError
 from adasearch.inherit_layers import PREFIX, inherited_operations
-from adasearch.latency import LatencyTable, timed_shape
-from adasearch.latency_bench import deployment_here
+from adasearch.latency import timed_shape
+from adasearch.latency_target import check_table
 from adasearch.pipeline import check, check_saving, check_settings
 from adasearch.starts import check_starts
 from adasearch.strategies import find_strategy
@@ -38,18 +38,16 @@ def check_data(config: TuneConfig, space: StudySpace) -> Task:
     """The part that reads data, teacher, warm start and latency table; the task. Raises ``ConfigError``, ``DataError`` or ``ModelError``."""
     run = _shared_run(config)
     cache = Path(run.output_dir) / "cache"
-    task, _ = check(run, cache)
+    untimed = dataclasses.replace(run.search, latency_table=None)  # of the table everything that is tried is asked below
+    task, _ = check(dataclasses.replace(run, search=untimed), cache)
     for parameter in space.parameters:
         if parameter.name.startswith("space.") or parameter.name == "vocabulary.kind":
             _check_starts(parameter, space, run, task, cache)
     widest = widest_space(space, is_pair=task.is_pair)
     if any(parameter.name in ("space.operations", "space.pair_operations") for parameter in space.parameters):  # else ``check`` has asked
         check_saving(widest)
-    if run.search.latency_table and not run.architecture:
-        table, search = LatencyTable.load(Path(run.search.latency_table)), run.search
-        here = deployment_here(search.latency_runtime, search.latency_threads, search.latency_batch_size)
-        table.check_deployment(here, run.search.latency_table)
-        table.check_space(widest, run.search.latency_table)
+    if not run.architecture:
+        check_table(run.search, widest)
     return task
 
 

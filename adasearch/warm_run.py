@@ -28,6 +28,7 @@ from adasearch.architecture import Space
 from adasearch.chunks import READERS, RowFile
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.errors import ConfigError, DataError, ModelError, one_line
+from adasearch.fit_config import capped
 from adasearch.files import fingerprint, write_atomically, write_json
 from adasearch.fit import fit
 from adasearch.inherit_layers import inherited_operations
@@ -220,8 +221,7 @@ def _train(this: WarmRun, tokens: TokenStore, states_NPM: np.ndarray) -> None:
     inherit_embeddings(supernet.trunk, word, position)
     sample = states_NPM[np.linspace(0, len(tokens) - 1, min(MEASURED_ROWS, len(tokens))).astype(np.int64)].astype(np.float32)
     mean_PM, scale_PM = torch.from_numpy(sample.mean(0)), torch.from_numpy(sample.std(0)).clamp_min(1e-4)
-    settings = config.fit
-    settings.steps = min(settings.steps, config.max_steps or settings.steps)
+    settings = capped(config.fit, config.max_steps)
     method = Warm(settings, mean_PM, scale_PM, config.level_weight, config.cosine_weight)
     examples = Examples(tokens, teacher.tokenizer.pad_token_id, teacher_states=states_NPM)
     teacher.model.cpu()
