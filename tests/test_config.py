@@ -84,6 +84,13 @@ def test_an_unknown_choice_is_named_with_the_known_ones(path: str, choices: list
         ("retrain.steps", [1], [0, -5], "1"),
         ("bench.threads", [1, 64], [0, 5000], "1"),
         ("bench.repeats", [1], [0], "1"),
+        ("max_steps", [1, 50], [0, -5], "1"),  # 0 would train a teacher as long as ever and a student not at all
+        ("evaluate", [0, 4], [-1], "0"),
+        ("seed", [0, 2**32 - 1], [-1, 2**32], "0"),
+        ("data_seed", [0], [-1], "0"),
+        ("transfer.unlabeled_size", [0, 10**6], [-1], "0"),
+        ("search.arch_learning_rate", [0, 1], [-1], "0"),
+        ("search.arch_weight_decay", [0, 1], [-1e-3], "0"),
     ],
 )
 def test_a_number_out_of_range_is_named_with_its_range(
@@ -121,6 +128,11 @@ def test_a_target_is_a_constraint_by_itself(target: str) -> None:
             ["transfer.masked_lm", "transfer.masked_lm_model"],
         ),
         ({"teacher": "none"}, {"soft_label_columns": ["p_good", "p_bad"]}, ["teacher", "'none'", "soft_label_columns"]),
+        (
+            {"teacher": "none", "soft_label_columns": ["p_good", "p_bad"], "unlabeled_file": "more.txt"}, {"unlabeled_file": None},
+            ["unlabeled_file: more.txt", "'none'"],
+        ),
+        ({"seeds": [1, 2, 1]}, {"seeds": [1, 2, 3]}, ["seeds: [1, 2, 1]", "named twice"]),
     ],
 )
 def test_a_setting_that_needs_another_says_which(

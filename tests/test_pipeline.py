@@ -22,8 +22,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import adasearch
 from adasearch.config import DistillConfig, RetrainConfig, TransferConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
+from adasearch.files import write_json
 from adasearch.pipeline import check_settings, run, search
 from adasearch.progress import Progress
+from adasearch.shrink import random_architecture
+from adasearch.space import load_space
 
 KINDS = ["teacher", "student", "student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"]
 
@@ -189,6 +192,7 @@ def _write(path: Path, text: str) -> str:
     return str(path)
 
 
+SINGLE = "name: s\noperations: [conv3]\nwidths: [8]\ncells: [1, 1]\nnodes: 1\nedges_per_node: 2\nmacro: {attention_head_size: 8}\n"
 BAD: dict[str, tuple[Any, type[AdasearchError], str]] = {
     "teacher with other labels": (
         lambda folder: {"teacher": str(_three_labels(folder))}, ModelError, "has 3 labels .* has 2 .negative, positive.",
@@ -208,6 +212,18 @@ BAD: dict[str, tuple[Any, type[AdasearchError], str]] = {
         lambda folder: {"search": replace(tiny_run(folder).search, efficiency="constraint")}, ConfigError, "needs a target",
     ),
     "gamma out of range": (lambda folder: {"distill": DistillConfig(gamma=1.5)}, ConfigError, "distill.gamma: 1.5 is out of range"),
+    "a latency table that is not there": (
+        lambda folder: {"search": replace(tiny_run(folder).search, latency_table=str(folder / "no.json"))}, ConfigError, "no.json",
+    ),
+    "a transfer set of nothing": (
+        lambda folder: {"transfer": TransferConfig(size=9, neighbours=0, fragments=0, splices=0)}, ConfigError, "every share is 0",
+    ),
+    "a masked language model that is not there": (
+        lambda folder: {"transfer": TransferConfig(size=9, masked_lm=1, masked_lm_model=str(folder / "no"))}, ModelError, "masked_lm_model",
+    ),
+    "a space with a single member": (
+        lambda folder: {"space": _write(folder / "s.yaml", SINGLE)}, ConfigError, "single member.*--controls '.student_no_kd, bag_of",
+    ),
     "output folder is a file": (lambda folder: {"output_dir": _write(folder / "file", "")}, ConfigError, "is a file"),
 }  # fmt: skip
 
@@ -248,6 +264,23 @@ def test_bilevel_constraint_and_given_architecture_run(tmp_path: Path) -> None:
     path = search(replace(config, search=search_config, output_dir=str(tmp_path / "searched")))
     done = run(replace(config, architecture=str(path), controls=[], output_dir=str(tmp_path / "given")))
     assert json.loads((done / "search" / "architecture.json").read_text()) == json.loads(path.read_text())
+
+
+def test_a_random_member_of_another_space_than_the_given_architecture_s_is_told(tmp_path: Path) -> None:
+    config = replace(tiny_run(tmp_path), controls=["random_architecture"])
+    space = load_space(config.space)
+    other = random_architecture(replace(space, widths=(16, 24)).for_task(is_pair=False), np.random.default_rng(0))
+    write_json(tmp_path / "other.json", other.to_dict())
+    notes = json.loads((run(replace(config, architecture=str(tmp_path / "other.json"))) / "report.json").read_text())["notes"]
+    assert any("random_architecture is drawn from --space" in note for note in notes)
+
+
+@pytest.mark.parametrize(("strategy", "is_told"), [("gumbel", True), ("random", False)])
+def test_only_gates_that_learned_are_called_undecided(strategy: str, is_told: bool, tmp_path: Path) -> None:
+    """Without gradients they stay as open as they began, and that says nothing of the search."""
+    config = tiny_run(tmp_path)
+    done = run(replace(config, controls=[], search=replace(config.search, strategy=strategy)))
+    assert ("entropy" in json.loads((done / "report.json").read_text())["search"]) == is_told
 
 
 def test_without_a_validation_file_some_training_texts_are_held_out(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ({"macro": {"norm": "group"}}, ["macro.norm", "'group'", "choices: batch, layer"]),
         ({"macro": {"cell_output": "max"}}, ["macro.cell_output", "'max'", "choices: attentive, sum, mean"]),
         ({"macro": {"pooling": None}}, ["macro.pooling", "None", "choices: mean, max, attention"]),
+        ({"macro": {"inputs": "two"}, "pair_operations": ["soft_alignment"]}, ["pair_operations", "soft_alignment", "macro.inputs joint"]),
         ({"macro": {"dropout": 1.0}}, ["macro.dropout", "1.0", "choices: 0 to below 1"]),
         ({"macro": {"dropout": -0.1}}, ["macro.dropout", "-0.1"]),
         ({"cells": [3, 2]}, ["cells", "[3, 2]", "smallest <= largest"]),

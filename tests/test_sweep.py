@@ -158,6 +158,25 @@ def test_only_runs_that_differ_in_their_seeds_are_averaged(monkeypatch: pytest.M
     ]  # fmt: skip
 
 
+def test_teachers_that_were_made_unlike_have_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [{"name": f"{epochs}-{steps}", "task": "sst2", "finetune": {"epochs": epochs}, "retrain": {"steps": steps}} for epochs in (1, 2) for steps in (5, 6)]
+    planned = plan(SweepConfig(runs=runs))
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(SpeedRow))
+    rows = [SpeedRow(**nothing | {"system": name, "metric": "accuracy", "score": 0.9}) for name in ("teacher", "reference")]
+    systems = [SimpleNamespace(name=name, kind=name, macs=None, scores=[0.9]) for name in ("teacher", "reference")]
+    monkeypatch.setattr(sweep_table, "load_report", lambda folder: SimpleNamespace(systems=systems))
+    monkeypatch.setattr(sweep_table, "measured_rows", lambda report, task: rows)
+    found = [(row.system, row.variant, row.seeds) for row in sweep_table.sweep_rows(planned)]
+    assert found == [("teacher", "finetune.epochs 1", 1), ("reference", "", 1), ("teacher", "finetune.epochs 2", 1)]
+
+
+def test_every_run_is_checked_before_the_first_starts(tmp_path: Path) -> None:
+    runs = [{"name": "fine"}, {"name": "cold", "warm_start": str(tmp_path / "nowhere")}]
+    with pytest.raises(ConfigError, match="^cold: warm_start: .*nowhere"):
+        sweep(settings(tmp_path, tasks=[], runs=[{**run, "task": "tiny"} for run in runs]))
+    assert not (tmp_path / "sweep" / "runs").exists()
+
+
 def test_the_same_sweep_again_does_only_what_failed(swept: tuple) -> None:
     folder, (config, _), _ = swept
     student = folder / "sweep" / "runs" / "tiny-encoder-beta4-seed1" / "student" / "model.safetensors"

@@ -113,6 +113,13 @@ def test_another_number_of_labels_is_refused_unless_fine_tuned(tmp_path: Path, e
     assert torch.equal(teacher.model.get_input_embeddings().weight, kept.get_input_embeddings().weight)
 
 
+def test_a_head_that_was_never_trained_is_no_teacher(encoder: Path) -> None:
+    task = task_with("negative", "positive")
+    with pytest.raises(ModelError, match=r"has no trained head \(classifier.bias, classifier.weight missing\).*--finetune.when always"):
+        load_teacher(str(encoder), task, is_finetuned=True)
+    assert load_teacher(str(encoder), task, is_finetuned=False).model.classifier.weight.shape == (2, 16)
+
+
 def test_only_a_sequence_classifier_needs_no_fine_tuning(tmp_path: Path, encoder: Path) -> None:
     path = classifier(tmp_path, encoder, None)
     choices = ("auto", "always", "never")

@@ -77,6 +77,13 @@ def test_it_learns_and_says_what_it_is(made: Path) -> None:
         warm(tiny_warm(made, seed=7))
 
 
+def test_settings_are_not_changed_by_their_use(made: Path, tmp_path: Path) -> None:
+    config = tiny_warm(made, max_steps=4, output_dir=str(tmp_path / "short"))
+    warm(config)
+    assert config.fit.steps == 30 and read_json(tmp_path / "short" / FACTS)["steps"] == 4
+    assert warm(config) == tmp_path / "short"
+
+
 @torch.no_grad()
 def test_its_states_are_the_teachers_pooled_levels(made: Path) -> None:
     """Against transformers, text by text, without padding: the mean of the tokens of levels 0, 1 and 2."""
