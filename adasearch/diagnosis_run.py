@@ -40,7 +40,7 @@ from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.run_files import begin_run, check_reopening, commit
 from adasearch.runtime_base import load_classifier
-from adasearch.search_method import SearchMethod
+from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking
 from adasearch.settings import check_seeds, to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
@@ -101,6 +101,10 @@ class Diagnosis:
             if getattr(config, name) < least:
                 raise ConfigError(f"{name}: {getattr(config, name)!r} is out of range; choices: {least} or more")
         self.task, self.space = check(self.config)
+        strategy = self.config.search.strategy
+        if config.front and not STRATEGIES[strategy].finds_front:
+            finders = ", ".join(name for name, found in STRATEGIES.items() if found.finds_front)
+            raise ConfigError(f"front: search.strategy {strategy!r} finds none; choices: 0, or {finders}")
         self.run_folder = run_folder(self.config)
         self.folder = self.run_folder / "diagnosis" / self.config.search.strategy
         check_reopening(self.folder, to_dict(config), to_dict(DiagnosisConfig()), (*FREE, *MORE))
@@ -216,12 +220,16 @@ class Diagnosis:
         return float(architecture_cost(member, self.problem.length, self.problem.student_config).macs)
 
     def conv3_stack(self, this: Searched) -> float:
-        """Held-out score of the stack of conv3 that costs as much. Where the space has no conv3, it starts without the supernet."""
-        latency = self.latency(this)
+        """Held-out score of the stack of conv3 that costs as much.
+
+        Where the space has no conv3, it starts without the supernet, and its cost is counted in MACs: a latency table lacks it.
+        """
+        has_conv3 = "conv3" in self.space.operations
+        latency = self.latency(this) if has_conv3 else None
         widths = None if latency else range(WIDTH_STEP, max(self.space.widths) + 1, WIDTH_STEP)
         stack = conv3_stack_like(this.architecture, self.space, latency.predict if latency else self.macs, widths)
         trainer = this.trainer
-        if "conv3" not in self.space.operations:
+        if not has_conv3:
             trainer = Trainer(trainer.config, self.problem, self.space, None, this.folder, self.accelerator, self.progress)
         return self.score(trainer.train("conv3_stack", stack, this.seed).scores)
 
@@ -256,8 +264,6 @@ class Diagnosis:
     def front_points(self, this: Searched) -> list[Architecture]:
         """Points of the front, as many as asked for and evenly along it."""
         path = this.folder / "search" / "front.json"
-        if not path.exists():
-            raise ConfigError(f"front: search.strategy {self.config.search.strategy!r} finds none; choices: 0, or one_shot")
         points = read_json(path)["front"]
         chosen = np.unique(np.linspace(0, len(points) - 1, self.options.front).round().astype(int))
         return [Architecture.from_dict(points[index]["architecture"], where=str(path)) for index in chosen]

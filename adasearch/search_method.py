@@ -55,6 +55,8 @@ class SearchMethod(Method):
     modes: ClassVar[tuple[str, ...]] = ("joint", "bilevel")
     published_mode: ClassVar[str | None] = None  # of ``modes``, where the publication knows one alone
     learns_architecture: ClassVar[bool] = True  # else the gates stay uniform, and the choice is made when deriving
+    weighs_cost: ClassVar[bool] = True  # beta counts, unless a target takes its place
+    finds_front: ClassVar[bool] = False  # leaves search/front.json
     one_process: ClassVar[bool] = False
     arch_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # Adam's, as DARTS and AdaBERT
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adasearch.member_cost import learned_operations
 from adasearch.operations import OPERATIONS
 from adasearch.settings import check_choice
 
+MOST_ORDERS = 5_000  # of drawing a node's edges, over which their expectation is summed
 MACRO_CHOICES = {
     "inputs": ("joint", "two"),
     "norm": ("batch", "layer"),
@@ -129,6 +131,11 @@ def _check_space(space: Space, where: str) -> None:
         raise ConfigError(f"{where}: cells: {list(space.cells)} must be [smallest, largest] with 1 <= smallest <= largest")
     if space.nodes < 1 or space.edges_per_node < 1:
         raise ConfigError(f"{where}: nodes {space.nodes} and edges_per_node {space.edges_per_node} must be at least 1")
+    if space.edges_per_node <= space.nodes and math.perm(space.nodes + 1, space.edges_per_node) > MOST_ORDERS:
+        raise ConfigError(
+            f"{where}: nodes {space.nodes} and edges_per_node {space.edges_per_node}: the last node can draw its edges in"
+            f" {math.perm(space.nodes + 1, space.edges_per_node):,} orders; choices: fewer nodes or edges, at most {MOST_ORDERS:,} orders"
+        )
     if not 0 <= space.learned_per_node <= space.edges_per_node:
         raise ConfigError(f"{where}: learned_per_node: {space.learned_per_node} is out of range; choices: 0 to {space.edges_per_node}")
     head = space.macro.attention_head_size

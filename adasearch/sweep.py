@@ -29,6 +29,7 @@ from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import commit, typed_command
 from adasearch.settings import check_choice, to_dict
+from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
 from adasearch.sweep_jobs import Job
@@ -59,6 +60,11 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
     workers, threads = check_sweep(config, cores_here())
     for index, name in enumerate(config.formats):
         check_choice(f"formats[{index}]", name, FORMATS)
+    if config.beta and not find_strategy(config.search).weighs_cost:
+        raise ConfigError(
+            f"beta: {config.beta} has no effect with search.strategy {config.search.strategy!r}; choices: target_macs, target_params or"
+            " latency_target_ms, or another search.strategy"
+        )
     if config.engine == "ray":
         check_ray()
     runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, threads=threads)) for run in plan(config)]

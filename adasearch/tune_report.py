@@ -106,7 +106,7 @@ def _write_best(study: Study, best: Sequence[FrozenTrial]) -> dict[int, str]:
             beside = path.with_name(f"{path.stem}-space.yaml")
             write_text(beside, yaml.safe_dump(space_data(space), sort_keys=False))
             config = dataclasses.replace(config, space=str(beside))
-        config = dataclasses.replace(config, threads=study.config.threads, output_dir=str(folder / "runs" / path.stem))
+        config = dataclasses.replace(config, threads=study.config.threads, output_dir=str(folder / "runs" / f"{trial.number:04d}"))  # another best: another folder
         write_text(path, yaml.safe_dump(run_data(config), sort_keys=False))
         commands[trial.number] = f"adasearch run --config {path}"
     return commands

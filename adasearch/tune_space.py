@@ -23,6 +23,7 @@ from adasearch.arguments import settings_fields
 from adasearch.config import RunConfig, validate
 from adasearch.errors import ConfigError
 from adasearch.space import load_space, space_from_dict
+from adasearch.strategies import find_strategy
 from adasearch.tune_config import TuneConfig
 
 GROUPS = ("search", "distill", "retrain", "transfer", "vocabulary")  # of a run's settings; all others are the study's own
@@ -132,13 +133,14 @@ def default_space(config: TuneConfig, space: Space) -> dict[str, Any]:
     """What is tried where nothing is said: the usual levers, as far as they have an effect in this run."""
     asked: dict[str, Any] = {
         "distill.gamma": {"low": 0.3, "high": 1.0},
-        "distill.temperature": {"low": 1.0, "high": 8.0, "log": True},
         "retrain.learning_rate": {"low": 5e-4, "high": 8e-3, "log": True},
     }
+    if config.distill.loss == "kl":  # the temperature is of softened probabilities
+        asked["distill.temperature"] = {"low": 1.0, "high": 8.0, "log": True}
     if config.architecture:
         return asked
     asked["search.learning_rate"] = {"low": 5e-4, "high": 8e-3, "log": True}
-    if not config.search.is_constrained:
+    if not config.search.is_constrained and find_strategy(config.search).weighs_cost:
         asked["search.beta"] = {"low": 0.5, "high": 32.0, "log": True}
     if config.warm_start is not None:  # it is of one space
         return asked

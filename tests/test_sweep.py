@@ -170,6 +170,12 @@ def test_teachers_that_were_made_unlike_have_rows_of_their_own(monkeypatch: pyte
     assert found == [("teacher", "finetune.epochs 1", 1), ("reference", "", 1), ("teacher", "finetune.epochs 2", 1)]
 
 
+def test_weights_of_a_cost_that_is_not_weighed_are_refused(tmp_path: Path) -> None:
+    config = settings(tmp_path, tasks=["tiny"], beta=[1.0, 4.0])
+    with pytest.raises(ConfigError, match="^beta: .*no effect with search.strategy 'one_shot'; choices: target_macs"):
+        sweep(dataclasses.replace(config, search=dataclasses.replace(config.search, strategy="one_shot")))
+
+
 def test_every_run_is_checked_before_the_first_starts(tmp_path: Path) -> None:
     runs = [{"name": "fine"}, {"name": "cold", "warm_start": str(tmp_path / "nowhere")}]
     with pytest.raises(ConfigError, match="^cold: warm_start: .*nowhere"):

@@ -22,12 +22,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from safetensors.torch import load_file
+from tiny import tiny_space
 from tiny_task import rows, tiny_run
 
 from adasearch.arguments import parse_settings
 from adasearch import latency_bench
 from adasearch.cli import import_user_code
-from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, validate
+from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
 from adasearch.latency import LatencyTable
 from adasearch.progress import Progress
@@ -40,7 +41,7 @@ from adasearch.tune_study import tune
 from adasearch.tune_config import TuneConfig, check_study
 from adasearch.tune_plots import front_figure, importances
 from adasearch.tune_report import best_trials
-from adasearch.tune_space import read_space
+from adasearch.tune_space import default_space, read_space
 from adasearch.tune_storage import GRACE_SECONDS, Worker, counted, create_study, is_lost, load_study, next_trial, open_storage, release_lost
 from adasearch.tune_trial import Pruned, TrialRun, dominator, open_study, tuning_task
 
@@ -537,3 +538,12 @@ def test_a_worker_that_was_given_up_on_does_not_spoil_the_study(queue: tuple[Tun
             time.sleep(0.05)
         with pytest.raises((optuna.exceptions.UpdateFinishedTrialError, ValueError)):
             found.tell(trial, [0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent"),
+    [({"distill": DistillConfig(loss="mse")}, "distill.temperature"), ({"search": SearchConfig(strategy="one_shot")}, "search.beta"), ({}, None)],
+)
+def test_what_has_no_effect_is_not_tried(tmp_path: Path, changes: dict[str, Any], absent: str | None) -> None:
+    asked = default_space(study_config(tmp_path, **changes), tiny_space())
+    assert {"distill.temperature", "search.beta"} - set(asked) == ({absent} if absent else set())

@@ -41,6 +41,8 @@ class OneShot(SearchMethod):
     """Uniform paths, then NSGA-II."""
 
     learns_architecture = False
+    weighs_cost = False
+    finds_front = True
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
