@@ -103,7 +103,7 @@ class Diagnosis:
         self.task, self.space = check(self.config)
         strategy = self.config.search.strategy
         if config.front and not STRATEGIES[strategy].finds_front:
-            finders = ", ".join(name for name, found in STRATEGIES.items() if found.finds_front)
+            finders = ", ".join(name for name in STRATEGIES if STRATEGIES[name].finds_front)
             raise ConfigError(f"front: search.strategy {strategy!r} finds none; choices: 0, or {finders}")
         self.run_folder = run_folder(self.config)
         self.folder = self.run_folder / "diagnosis" / self.config.search.strategy
