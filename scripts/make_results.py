@@ -39,8 +39,8 @@ THEMES = {  # heading -> patterns of the results' names, in this order
 
 
 def collect(run: Path) -> None:
-    """Copy a run's report, its architecture and figures under the name of its folder."""
-    report = read_json(run / "report.json")
+    """Copy a run's report, its architecture and figures under the name of its folder. A data set's texts stay where they are."""
+    report = {key: value for key, value in read_json(run / "report.json").items() if key != "disagreements"}
     write_json(RESULTS / "runs" / f"{run.name}.json", report)
     figures = RESULTS / "figures" / run.name
     shutil.rmtree(figures, ignore_errors=True)
