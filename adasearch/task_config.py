@@ -16,7 +16,8 @@ class TaskConfig:
     Args:
         task: a preset (demo, sst2, mrpc, qqp, mnli, qnli, rte, cola, stsb, squad), a hub data set id (``owner/name`` or
             ``owner/name:configuration``), or the name to give the files below.
-        data_dir: a folder with ``<task>/{train,validation,test}.parquet`` to read a preset from instead of the hub.
+        data_dir: a folder with ``<task>/{train,validation,test}.parquet`` to read a preset from instead of the hub;
+            ``unlabeled.parquet`` beside them is learned from where no ``unlabeled_file`` is named.
         train_file: training examples, csv, tsv, jsonl or parquet.
         validation_file: held-out examples; 10% of the training file when absent.
         test_file: examples that nothing but the final score sees; the validation examples when absent.
