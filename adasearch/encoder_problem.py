@@ -28,6 +28,7 @@ from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassifica
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.metrics import agreement, score
+from adasearch.model_inputs import check_positions, check_vocabulary, segment_ids
 from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
@@ -138,11 +139,10 @@ class EncoderProblem:
         return self.outputs(self.graph_forward(runtime), examples)
 
     def graph_forward(self, runtime: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
-        """A runtime as a function of ids and mask (B, L), fed the segment ids that the model is fed."""
-        types_of = Teacher(self.teacher.model, self.tokenizer).token_types
+        """A runtime as a function of ids and mask (B, L). It is fed segment ids, too, which it passes on to a model that has them."""
 
         def forward(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-            tensors = (ids_BL, mask_BL, *types_of(ids_BL).values())
+            tensors = (ids_BL, mask_BL, segment_ids(ids_BL, self.tokenizer))
             return torch.from_numpy(runtime(*(tensor.cpu().numpy() for tensor in tensors)))
 
         return forward
@@ -193,8 +193,8 @@ def load_problem(
     Where the dense model is still to be trained (``needs_dense``), the teacher has its layers and sizes, but a fresh head. Tokens
     are made once and kept in ``cache/``. Not ``with_teacher`` the pre-trained model stands in the teacher's place, for those
     who need none.
-    Raises ``ModelError`` when a model cannot be loaded or is of no kind that can be pruned, ``ConfigError`` when teacher
-    and model have different vocabularies.
+    Raises ``ModelError`` when a model cannot be loaded, is of no kind that can be pruned or has fewer embeddings than its tokenizer
+    tokens, ``ConfigError`` when teacher and model have different vocabularies, or too few positions for the settings' texts.
     """
     cache, is_asked = folder / "cache", task.problem_type == PROBLEM_TYPE
     checkpoint, given = resolve(config.model, config, cache), config.teacher and resolve(config.teacher, config, cache)
@@ -203,6 +203,7 @@ def load_problem(
         base = load_dense(checkpoint, task, is_finetuned=False, trust_remote_code=config.finetune.trust_remote_code)
     except ModelError as error:  # loaded as teachers are, but it is the other setting that is wrong
         raise ModelError(str(error).replace("teacher:", "model:", 1)) from error
+    _check_inputs(config, is_asked, "model", base)
     whole_config = from_hugging_face(base.model).config  # it can be pruned, or says why not, before anything is trained
     is_tuned = (folder / "teacher" / "config.json").exists()
     needs = is_tuned or given is None or (
@@ -215,6 +216,7 @@ def load_problem(
         teacher = load_dense(
             source, task, is_finetuned=is_tuned or not needs, trust_remote_code=config.finetune.trust_remote_code
         )
+        _check_inputs(config, is_asked, "teacher", teacher)
     if teacher.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise ConfigError(
             f"teacher: {config.teacher!r} has another vocabulary than model {config.model!r}; choices: one of the same vocabulary, or none"
@@ -241,6 +243,16 @@ def load_problem(
 
         return QuestionProblem(*parts, config.question)
     return EncoderProblem(*parts)
+
+
+def _check_inputs(config: EncoderRunConfig, is_asked: bool, setting: str, dense: Teacher) -> None:
+    """Raise ``ConfigError`` or ``ModelError`` where a model, which ``setting`` chose, has too few positions or embeddings."""
+    name, model_config = getattr(config, setting) or "teacher", dense.model.config
+    check_vocabulary(setting, name, dense.tokenizer, model_config)
+    if is_asked:
+        check_positions("question.max_seq_length", config.question.max_seq_length, name, model_config)
+    else:
+        check_positions("max_seq_length", config.max_seq_length, name, model_config)
 
 
 def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:

@@ -30,6 +30,7 @@ from adasearch.low_bit import load_low_bit, pack_model
 from adasearch.low_bit_size import file_size, size_table, size_totals
 from adasearch.measure import hardware
 from adasearch.methods.quantgpt import QuantGpt, visits_again
+from adasearch.model_inputs import check_vocabulary
 from adasearch.progress import Progress
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
@@ -128,8 +129,7 @@ def _tokenizer(name: str, model_config: PretrainedConfig) -> PreTrainedTokenizer
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
-    if len(tokenizer) > model_config.vocab_size:
-        raise ModelError(f"model: {name!r} has {model_config.vocab_size} embeddings, its tokenizer {len(tokenizer)} tokens")
+    check_vocabulary("model", name, tokenizer, model_config)
     return tokenizer
 
 
