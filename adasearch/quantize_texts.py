@@ -21,7 +21,7 @@ from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.metrics import choose_metrics, is_skewed
 from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.quantize_config import QuantizeConfig
-from adasearch.runtime_base import require_head
+from adasearch.runtime_base import answers_questions, require_head
 from adasearch.runtimes import Runtime, count_labels
 from adasearch.texts import Split
 
@@ -92,6 +92,9 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{model_dir}: config and tokenizer cannot be loaded ({one_line(error)})") from error
+    if answers_questions(model_config):
+        choices = "choices: adasearch compress prune-ofa (int8 for readers), or a classifier's folder"
+        raise ConfigError(f"path: {model_dir}: its model answers questions, and quantize scores labels alone; {choices}")
     settings = _run_settings(run_dir) if run_dir is not None else {}
     calibration, validation, metrics = _splits(model_dir, model_config, run_dir, settings, config)
     takes = min(tokenizer.model_max_length, positions_of(model_config) or 1 << 30)
