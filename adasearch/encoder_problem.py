@@ -8,6 +8,7 @@ Dimensions: N examples, B batch, L tokens, C labels.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassification
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
+from adasearch.fit_config import steps_of
 from adasearch.metrics import agreement, score
 from adasearch.model_inputs import check_positions, check_vocabulary, segment_ids
 from adasearch.objectives import task_loss
@@ -103,9 +105,16 @@ class EncoderProblem:
         """Tokens, teacher's logits, graphs that are only timed."""
         return self.folder / "cache"
 
+    @property
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """A copy of the tokenizer for the models made here: who serves one cuts texts where it was trained and scored."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, self.longest)
+        return tokenizer
+
     def steps(self, epochs: float, batch_size: int) -> int:
-        """Steps of so many epochs, as ``BatchSampler`` counts them: short batches are left out."""
-        return max(1, round(epochs * (len(self.train) // min(batch_size, len(self.train)))))
+        """Steps of so many epochs of the training texts."""
+        return steps_of(epochs, len(self.train), batch_size)
 
     def pretrained(self, seed: int) -> EncoderForSequenceClassification:
         """The pre-trained encoder with a fresh head for the task, drawn by ``seed``."""
