@@ -19,6 +19,7 @@ import adasearch
 from adasearch.answers import Answer, best_answers
 from adasearch.classifier import open_runtime, shortest
 from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.progress import Progress
 from adasearch.question_answering import PLACE, QUESTION, Frame, QuestionExamples, cut_windows
 from adasearch.question_config import ATTRIBUTE, QuestionConfig
@@ -69,7 +70,7 @@ class QuestionAnswerer:
         if not self.tokenizer.is_fast:
             raise ModelError(f"{model_dir}: its tokenizer has no fast version, which alone knows the characters of a word piece")
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-        limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+        limits = (self.tokenizer.model_max_length, positions_of(config))
         try:
             usual = QuestionConfig.load_saved(saved) if (saved := getattr(config, ATTRIBUTE, None)) else QuestionConfig()
         except ConfigError as error:
@@ -92,9 +93,8 @@ class QuestionAnswerer:
         logits_T2 = np.empty((int(offsets[-1]), 2), np.float32)
         left = np.bincount(examples.windows_W5[:, QUESTION], minlength=len(examples.questions))
         for indices, batch in examples.in_order(self.batch_size):
-            ids_BL, mask_BL = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
-            is_context_BL = np.arange(ids_BL.shape[1])[None, :] >= examples.windows_W5[indices, PLACE][:, None]
-            logits_BL2 = self.runtime(ids_BL, mask_BL, is_context_BL * mask_BL)
+            types_BL = segment_ids(batch["input_ids"], self.tokenizer)
+            logits_BL2 = self.runtime(batch["input_ids"].numpy(), batch["attention_mask"].numpy(), types_BL.numpy())
             for row, index in enumerate(indices):
                 logits_T2[offsets[index] : offsets[index + 1]] = logits_BL2[row, : offsets[index + 1] - offsets[index]]
             np.subtract.at(left, examples.windows_W5[indices, QUESTION], 1)

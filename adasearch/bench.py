@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 from adasearch.bench_config import BenchConfig, check_bench
 from adasearch.cold import Deployed, cold_fields, cold_starts
 from adasearch.errors import ConfigError
-from adasearch.export import check_onnx, example_inputs, export_onnx, input_names, longest_input
+from adasearch.export import check_onnx, example_inputs, export_onnx, input_names
 from adasearch.int8 import write_int8, write_int8_embedding
 from adasearch.measure import GRAPH_RUNTIMES, count_macs, count_params, set_threads, size_bytes, time_systems
+from adasearch.model_inputs import check_positions, positions_of
 from adasearch.progress import Progress
 from adasearch.references import make_reference, reference_label
 from adasearch.runtimes import (
@@ -161,11 +162,7 @@ def _prepare_all(
         is_folder = isinstance(source, Path)
         model = load_classifier(source) if is_folder else make_reference(source)
         name = _unique(str(source) if is_folder else reference_label(source), subjects)
-        limit = longest_input(model)
-        if limit and max(config.seq_lengths) > limit:
-            raise ConfigError(
-                f"seq_lengths: {max(config.seq_lengths)} is more than {name} has positions for; choices: up to {limit}"
-            )
+        check_positions("seq_lengths", max(config.seq_lengths), name, model.config)
         place = scratch / str(index)
         if is_folder:
             _mirror(source, place)
@@ -174,7 +171,7 @@ def _prepare_all(
         made = _make_graphs(model, place, ways, config.seq_lengths[0])
         params, embedding = count_params(model)
         facts = {"params": params, "params_embedding": embedding, "macs": count_macs(model, config.seq_lengths[0])}
-        subjects[name] = Subject(name, place, facts, made, limit)
+        subjects[name] = Subject(name, place, facts, made, positions_of(model.config))
         progress.step(index + 1)
     return list(subjects.values())
 

@@ -19,6 +19,7 @@ import adasearch
 from adasearch.calibration import load_calibration, probabilities
 from adasearch.deploy import load_deployed
 from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.model_inputs import positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head
 from adasearch.runtimes import Runtime, choose_runtime, load_runtime
@@ -72,8 +73,8 @@ class TextClassifier:
         calibration = load_calibration(model_dir) if is_calibrated and self.labels else None
         self.temperature = calibration.temperature if calibration else 1.0
         # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
-        self.limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or sys.maxsize)
-        self._takes_types = "token_type_ids" in self.tokenizer.model_input_names
+        self.limit = min(self.tokenizer.model_max_length, positions_of(config) or sys.maxsize)
+        self._takes_types = uses_token_types(config)
 
     @property
     def is_multi_label(self) -> bool:
@@ -103,10 +104,10 @@ class TextClassifier:
 
         Raises ``ModelError`` when a logit is not finite: its argmax would pass for a prediction.
         """
-        ids, types, cut = self._encode(texts, pairs)
+        ids, cut = self._encode(texts, pairs)
         logits_NC = np.zeros((len(ids), max(len(self.labels), 1)), dtype=np.float32)
         done = 0
-        for rows, batch in self._batches(ids, types):
+        for rows, batch in self._batches(ids):
             logits_NC[rows] = self.runtime(**batch)
             done += len(rows)
             if tell is not None:
@@ -115,17 +116,14 @@ class TextClassifier:
             raise ModelError(f"{self.runtime.name}: the model's logits are not finite; it is damaged, or its precision is too low")
         return logits_NC, cut
 
-    def _encode(
-        self, texts: Sequence[str], pairs: Sequence[str] | None
-    ) -> tuple[list[Sequence[int]], list[Sequence[int]] | None, int]:
-        """Word pieces of every text, their types where the model wants them, and how many texts fill the limit."""
+    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[Sequence[int]], int]:
+        """Word pieces of every text, and how many texts fill the limit."""
         if not len(texts):
-            return [], None, 0
+            return [], 0
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:  # a tokenizer written in Python
             second = list(pairs) if pairs is not None else None
-            encoded = self.tokenizer(list(texts), second, truncation=True, max_length=self.limit)
-            ids, types = encoded["input_ids"], encoded.get("token_type_ids")
+            ids = self.tokenizer(list(texts), second, truncation=True, max_length=self.limit)["input_ids"]
         else:  # what the call above does too, without offsets and lists nobody asks for: in 2/5 of the time
             backend.no_padding()
             backend.no_truncation() if self.limit > 2**31 else backend.enable_truncation(
@@ -133,27 +131,22 @@ class TextClassifier:
             )
             found = backend.encode_batch_fast(list(texts) if pairs is None else list(zip(texts, pairs)))
             ids = [encoding.ids for encoding in found]
-            types = [encoding.type_ids for encoding in found] if self._takes_types and pairs is not None else None
-        return ids, types, sum(len(row) >= self.limit for row in ids)
+        return ids, sum(len(row) >= self.limit for row in ids)
 
-    def _batches(
-        self, ids: list[Sequence[int]], types: list[Sequence[int]] | None
-    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+    def _batches(self, ids: list[Sequence[int]]) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
         order = np.argsort([-len(row) for row in ids], kind="stable")
-        pad, pad_type = self.tokenizer.pad_token_id or 0, self.tokenizer.pad_token_type_id
+        pad = self.tokenizer.pad_token_id or 0
         is_left = self.tokenizer.padding_side == "left"
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             width = len(ids[rows[0]])
             ids_BL = np.full((len(rows), width), pad, dtype=np.int64)
             mask_BL = np.zeros_like(ids_BL)
-            types_BL = None if types is None else np.full_like(ids_BL, pad_type)
             for line, row in enumerate(rows):
                 real = slice(width - len(ids[row]), width) if is_left else slice(0, len(ids[row]))
                 ids_BL[line, real], mask_BL[line, real] = ids[row], 1
-                if types_BL is not None:
-                    types_BL[line, real] = types[row]
+            types_BL = segment_ids(torch.from_numpy(ids_BL), self.tokenizer).numpy() if self._takes_types else None
             yield rows, {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
 
 

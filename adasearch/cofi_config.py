@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
-from adasearch.fit_config import FinetuneConfig, FitConfig
+from adasearch.fit_config import FinetuneConfig, FitConfig, steps_of
 from adasearch.settings import check_choice, check_range
 
 FAMILIES = ("heads", "neurons", "layers", "hidden")
@@ -147,10 +147,9 @@ class CofiConfig(EncoderRunConfig):
 
     def steps(self, examples: int) -> dict[str, int]:
         """Steps of each phase and, of pruning, of the target's rise ("warmup"), for a task of so many training examples."""
-        epoch = max(1, examples // min(self.batch_size, examples))
-        longer = max(1.0, self.min_prune_steps / (self.prune_epochs * epoch))
+        longer = max(1.0, self.min_prune_steps / (self.prune_epochs * steps_of(1, examples, self.batch_size)))
         epochs = {"prefinetune": self.prefinetune_epochs, "prune": self.prune_epochs, "finetune": self.finetune_epochs}
-        found = {name: self.capped(round(count * epoch * longer)) if count else 0 for name, count in epochs.items()}
+        found = {name: self.capped(steps_of(count * longer, examples, self.batch_size)) if count else 0 for name, count in epochs.items()}
         rising = round(found["prune"] * self.warmup_epochs / self.prune_epochs)
         return {**found, "warmup": min(rising, found["prune"] - 1)}  # the last step has the whole target, so that a model can meet it
 

@@ -24,6 +24,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.latency import MISS, Deployment, Lengths, interpolation, knots_for
 from adasearch.latency_bench import VOCABULARY, runtime_of, time_runtimes
+from adasearch.model_inputs import positions_of
 from adasearch.progress import Progress
 
 GROUP = 12  # encoders that are timed in turns, and saved together
@@ -72,9 +73,9 @@ def build_encoder_table(
     The single encoders' times lie beside it in ``<output>.measured.json``. Raises ``ConfigError`` for lengths that are none.
     """
     progress = progress or Progress()
-    knots = tuple(sorted(set(lengths)))
-    if not knots or not 1 <= knots[0] <= knots[-1] <= config.max_position_embeddings - config.position_offset:
-        raise ConfigError(f"latency.lengths: {list(lengths)}; choices: from 1 to {config.max_position_embeddings - config.position_offset} word pieces")
+    knots, most = tuple(sorted(set(lengths))), positions_of(config)
+    if not knots or not 1 <= knots[0] <= knots[-1] <= most:
+        raise ConfigError(f"latency.lengths: {list(lengths)}; choices: from 1 to {most} word pieces")
     shape, beside = shape_of(config), Path(output).with_suffix(".measured.json")
     structures = random_structures(shape, networks)
     key = fingerprint(dataclasses.asdict(deployment), dataclasses.asdict(shape), knots, DESIGN, structures)

@@ -8,6 +8,7 @@ Dimensions: N examples, B batch, L tokens, C labels.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassification
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
+from adasearch.fit_config import steps_of
 from adasearch.metrics import agreement, score
+from adasearch.model_inputs import check_positions, check_vocabulary, segment_ids
 from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
@@ -102,9 +105,16 @@ class EncoderProblem:
         """Tokens, teacher's logits, graphs that are only timed."""
         return self.folder / "cache"
 
+    @property
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """A copy of the tokenizer for the models made here: who serves one cuts texts where it was trained and scored."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, self.longest)
+        return tokenizer
+
     def steps(self, epochs: float, batch_size: int) -> int:
-        """Steps of so many epochs, as ``BatchSampler`` counts them: short batches are left out."""
-        return max(1, round(epochs * (len(self.train) // min(batch_size, len(self.train)))))
+        """Steps of so many epochs of the training texts."""
+        return steps_of(epochs, len(self.train), batch_size)
 
     def pretrained(self, seed: int) -> EncoderForSequenceClassification:
         """The pre-trained encoder with a fresh head for the task, drawn by ``seed``."""
@@ -138,11 +148,10 @@ class EncoderProblem:
         return self.outputs(self.graph_forward(runtime), examples)
 
     def graph_forward(self, runtime: Runtime) -> Callable[[Tensor, Tensor], Tensor]:
-        """A runtime as a function of ids and mask (B, L), fed the segment ids that the model is fed."""
-        types_of = Teacher(self.teacher.model, self.tokenizer).token_types
+        """A runtime as a function of ids and mask (B, L). It is fed segment ids, too, which it passes on to a model that has them."""
 
         def forward(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-            tensors = (ids_BL, mask_BL, *types_of(ids_BL).values())
+            tensors = (ids_BL, mask_BL, segment_ids(ids_BL, self.tokenizer))
             return torch.from_numpy(runtime(*(tensor.cpu().numpy() for tensor in tensors)))
 
         return forward
@@ -193,8 +202,8 @@ def load_problem(
     Where the dense model is still to be trained (``needs_dense``), the teacher has its layers and sizes, but a fresh head. Tokens
     are made once and kept in ``cache/``. Not ``with_teacher`` the pre-trained model stands in the teacher's place, for those
     who need none.
-    Raises ``ModelError`` when a model cannot be loaded or is of no kind that can be pruned, ``ConfigError`` when teacher
-    and model have different vocabularies.
+    Raises ``ModelError`` when a model cannot be loaded, is of no kind that can be pruned or has fewer embeddings than its tokenizer
+    tokens, ``ConfigError`` when teacher and model have different vocabularies, or too few positions for the settings' texts.
     """
     cache, is_asked = folder / "cache", task.problem_type == PROBLEM_TYPE
     checkpoint, given = resolve(config.model, config, cache), config.teacher and resolve(config.teacher, config, cache)
@@ -203,6 +212,7 @@ def load_problem(
         base = load_dense(checkpoint, task, is_finetuned=False, trust_remote_code=config.finetune.trust_remote_code)
     except ModelError as error:  # loaded as teachers are, but it is the other setting that is wrong
         raise ModelError(str(error).replace("teacher:", "model:", 1)) from error
+    _check_inputs(config, is_asked, "model", base)
     whole_config = from_hugging_face(base.model).config  # it can be pruned, or says why not, before anything is trained
     is_tuned = (folder / "teacher" / "config.json").exists()
     needs = is_tuned or given is None or (
@@ -215,6 +225,7 @@ def load_problem(
         teacher = load_dense(
             source, task, is_finetuned=is_tuned or not needs, trust_remote_code=config.finetune.trust_remote_code
         )
+        _check_inputs(config, is_asked, "teacher", teacher)
     if teacher.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise ConfigError(
             f"teacher: {config.teacher!r} has another vocabulary than model {config.model!r}; choices: one of the same vocabulary, or none"
@@ -241,6 +252,16 @@ def load_problem(
 
         return QuestionProblem(*parts, config.question)
     return EncoderProblem(*parts)
+
+
+def _check_inputs(config: EncoderRunConfig, is_asked: bool, setting: str, dense: Teacher) -> None:
+    """Raise ``ConfigError`` or ``ModelError`` where a model, which ``setting`` chose, has too few positions or embeddings."""
+    name, model_config = getattr(config, setting) or "teacher", dense.model.config
+    check_vocabulary(setting, name, dense.tokenizer, model_config)
+    if is_asked:
+        check_positions("question.max_seq_length", config.question.max_seq_length, name, model_config)
+    else:
+        check_positions("max_seq_length", config.max_seq_length, name, model_config)
 
 
 def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:

@@ -24,7 +24,7 @@ from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.honest import calibrate_student, deployments_of, evidence_fields, majority_of
 from adasearch.honest_rows import Row, bench_lengths, mean_if_known, measure_rows, model_row
 from adasearch.inspect_run import inspect
-from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads
+from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes
 from adasearch.quantize_aware import stacked_layers
 from adasearch.references import make_reference, reference_label
 from adasearch.report import Report, System
@@ -174,17 +174,20 @@ def _write_structures(
 def _deploy(run: EncoderRun, problem: EncoderProblem, main: Compressed, student: System) -> None:
     """Tell those that serve ``student/`` to take its graph, where that is not the one they would take by themselves.
 
-    What `adasearch quantize` has chosen stays.
+    So it is whatever the table is timed in; in torch the graph is timed elsewhere. What `adasearch quantize` has chosen stays.
     """
-    chosen, metric = load_deployment(run.folder / "student"), problem.task.metric
-    if student.precision in (None, "fp32") or (chosen is not None and chosen.tried):
+    folder, precision, metric = run.folder / "student", main.recipe.form.precision, problem.task.metric
+    chosen = load_deployment(folder)
+    timed = [dataclasses.asdict(student), *(row for row in student.runtimes if "error" not in row)]
+    times = next((row for row in timed if row["precision"] == precision), None)
+    if precision == "fp32" or times is None or (chosen is not None and chosen.tried):
         return
     deployment = Deployment(
-        **{name: getattr(student, name) for name in ("runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50")},
-        texts_per_s=student.texts_per_s, size_bytes=student.size_bytes, metric=metric, score=main.facts["graph_scores"][metric],
-        score_fp32=main.scores[metric], hardware=hardware(),
+        **{name: times[name] for name in ("runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50", "texts_per_s")},
+        size_bytes=size_bytes(folder, times["runtime"], folder / "onnx" / ONNX_FILES[precision]), metric=metric,
+        score=main.facts["graph_scores"][metric], score_fp32=main.scores[metric], hardware=hardware(),
     )  # fmt: skip
-    save_deployment(deployment, run.folder / "student")
+    save_deployment(deployment, folder)
 
 
 def _method(run: EncoderRun, problem: EncoderProblem, trained: Sequence[Compressed]) -> dict[str, Any]:

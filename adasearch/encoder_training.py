@@ -134,7 +134,7 @@ class Form:
 
     def save(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path, logits: np.ndarray) -> dict[str, Any]:
         """Write the folder; what is returned joins the model's facts. ``logits`` are the model's of the held-out examples."""
-        save_student(model, problem.tokenizer, folder)
+        save_student(model, problem.own_tokenizer, folder)
         return {}
 
     def answering(self, problem: EncoderProblem, folder: Path) -> PreTrainedModel:

@@ -20,9 +20,10 @@ from adasearch.bundle import bundle_modelling, modelling_modules
 from adasearch.errors import ModelError, TrainingError, one_line
 from adasearch.files import read_json, write_json, write_text
 from adasearch.graph_runtimes import VOCABULARY_KEY
+from adasearch.model_inputs import positions_of
 from adasearch.runtime_base import require_onnx
 from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier
-from adasearch.trace import Logits, example_inputs, input_names, longest_input, trace
+from adasearch.trace import Logits, example_inputs, input_names, trace
 
 MODELLING_FILE = "modeling_adasearch.py"
 TOKENIZER_FILES = (
@@ -111,7 +112,7 @@ def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -
     ``tolerance`` is absolute, and relative where logits exceed 1. Raises ``ModelError`` naming shape and difference.
     """
     runtime = OnnxRuntime(path, threads=1)
-    longest = min(longest_input(model) or LONGEST_CHECK, LONGEST_CHECK)
+    longest = min(positions_of(model.config) or LONGEST_CHECK, LONGEST_CHECK)
     shapes = [(1, 1), (1, 2), (1, 3), (2, 3), (3, 17), (2, longest)]
     names, was_training, worst = input_names(model), model.training, 0.0
     wrapper = Logits(model, names).eval()

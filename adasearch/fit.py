@@ -62,9 +62,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, group: Group, step: int,
         params["lr"] = group.learning_rate * factor * params.get("rate", 1.0)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
-    """All gradients of an optimiser to that norm at most."""
-    if not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
+def clip_gradients(optimizer: torch.optim.Optimizer, group: Group, clip_norm: float) -> None:
+    """All gradients of a group's optimiser to that norm at most, where the group is clipped."""
+    if group.is_clipped and not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
         nn.utils.clip_grad_norm_([tensor for params in optimizer.param_groups for tensor in params["params"]], clip_norm)
 
 
@@ -273,7 +273,7 @@ class Training:
     def _update(self, group: Group) -> None:
         optimizer = self.optimizers[group.name]
         set_learning_rate(optimizer, group, self.step, self.config)
-        clip_gradients(optimizer, self.config.clip_norm)
+        clip_gradients(optimizer, group, self.config.clip_norm)
         if any(tensor.grad is not None for params in optimizer.param_groups for tensor in params["params"]):  # the scaler wants one
             self.scaler.step(optimizer)
 

@@ -35,6 +35,11 @@ class FitConfig:
     clip_norm: float = 5.0
 
 
+def steps_of(epochs: float, examples: int, batch_size: int) -> int:
+    """Steps of so many epochs, as ``tokens.BatchSampler`` counts them: the last, short batch of an epoch is left out; 1 at least."""
+    return max(1, round(epochs * (examples // min(batch_size, examples))))
+
+
 Settings = TypeVar("Settings", bound=FitConfig)
 
 

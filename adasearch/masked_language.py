@@ -207,7 +207,7 @@ def text_stream(source: str, column: str = "text", split: str = "train") -> Iter
     """
     import datasets  # a second to import
 
-    if Path(source).suffix in KINDS:
+    if _is_file(source):
         suffix = check_file(Path(source), "stream", (TEXT_SUFFIX, *SUFFIXES))
         options: dict[str, Any] = {"data_files": str(source), "split": "train", **({"delimiter": "\t"} if suffix == ".tsv" else {})}
         name, configuration = KINDS[suffix], None
@@ -222,6 +222,23 @@ def text_stream(source: str, column: str = "text", split: str = "train") -> Iter
                 yield row[column]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"stream: {source!r} cannot be read ({one_line(error, 300)}); choices: a file, or a hub that can be reached") from error
+
+
+def stream_identity(source: str, column: str | None) -> list[Any]:
+    """What tells the texts of a stream from others without reading them, JSON-like: of a file its size and time of change, too.
+
+    Raises ``ConfigError`` when a file is not there.
+    """
+    if not _is_file(source):
+        return [source, column]
+    check_file(Path(source), "stream", (TEXT_SUFFIX, *SUFFIXES))
+    path = Path(source).resolve()
+    return [str(path), path.stat().st_size, path.stat().st_mtime_ns, column]
+
+
+def _is_file(source: str) -> bool:
+    """Whether a stream is a file; else it is the hub's."""
+    return Path(source).suffix.lower() in KINDS
 
 
 def join_blocks(parts: Sequence[MaskedBlocks]) -> MaskedBlocks:

@@ -10,7 +10,7 @@ import numpy as np
 
 from adasearch.corpora import Corpus, find_corpus
 from adasearch.errors import ConfigError, DataError
-from adasearch.masked_language import MaskedBlocks, join_blocks, masked_blocks, streamed_blocks, text_stream
+from adasearch.masked_language import MaskedBlocks, join_blocks, masked_blocks, stream_identity, streamed_blocks, text_stream
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.tokens import TokenStore
@@ -44,7 +44,7 @@ def load_blocks(
         texts = text_stream(config.stream, config.text_column or "text")
         parts["train"].append(
             streamed_blocks(
-                texts, tokenizer, config.block_length, most_tokens=config.stream_tokens, identity=[config.stream, config.text_column],
+                texts, tokenizer, config.block_length, most_tokens=config.stream_tokens, identity=stream_identity(config.stream, config.text_column),
                 cache=cache, name="masked-stream", progress=progress,
             )  # fmt: skip
         )

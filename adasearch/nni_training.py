@@ -75,8 +75,9 @@ class Together(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts.values():
-            clip_gradients(part, self.clip_norm)
+        for group in self.groups:
+            part = self.parts[group.name]
+            clip_gradients(part, group, self.clip_norm)
             part.step()
         return loss
 

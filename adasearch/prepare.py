@@ -21,6 +21,7 @@ from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import main_first
 from adasearch.lesson import lesson_rows, teach, transfer_stores
+from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.near_copies import near_copies
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
@@ -110,7 +111,10 @@ class SearchSplits:
 
 
 def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
-    """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept."""
+    """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept.
+
+    Raises ``ModelError`` or ``ConfigError``, before anything is trained, when teacher, tokenizer and settings do not fit each other.
+    """
     config = dataclasses.replace(config, seed=config.seed_of_data)
     cache, has_teacher = folder / "cache", config.teacher != "none"
     with main_first():
@@ -124,6 +128,9 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
             is_finetuned=is_tuned or (has_teacher and not needs),
             trust_remote_code=config.finetune.trust_remote_code,
         )
+        check_vocabulary("teacher" if has_teacher else "tokenizer", source, teacher.tokenizer, teacher.model.config)
+        if has_teacher:  # else its word table alone is taken
+            check_positions("max_seq_length", config.max_seq_length, source, teacher.model.config)
         notes = list(task.notes)
         tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
         stores: dict[str, TokenStore] = {}

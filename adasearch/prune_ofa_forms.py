@@ -49,7 +49,7 @@ class SparseForm(Form):
 
     def save(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path, logits: np.ndarray) -> dict[str, Any]:
         """Folder, small file and graph; ``size`` says what the file takes."""
-        save_student(model, problem.tokenizer, folder)
+        save_student(model, problem.own_tokenizer, folder)
         facts = {"size": self._save_small(model, problem, folder)}
         if self.has_graphs:
             export_student(folder)
@@ -76,7 +76,7 @@ class SparseForm(Form):
 
         def fill(partial: Path) -> None:
             save_sparse(model, partial, format=self.config.format, compression=self.config.compression)
-            problem.tokenizer.save_pretrained(partial)
+            problem.own_tokenizer.save_pretrained(partial)
 
         write_folder(folder / SPARSE, fill)
         batch = problem.held_out.collate([0])
@@ -98,7 +98,7 @@ class Int8Form(SparseForm):
         did, whose ``logits`` these are, ``graph_scores`` its own metrics."""
         plain = copy.deepcopy(model)
         bake_int8(plain, {"bits": 8, "per": self.config.int8.per})
-        save_student(plain, problem.tokenizer, folder)
+        save_student(plain, problem.own_tokenizer, folder)
         facts: dict[str, Any] = {"size": self._save_small(model, problem, folder)}
         if self.has_graphs:
             graph = export_trained(folder)

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem, resolve
 from adasearch.encoder_training import check_model, is_whole
@@ -56,14 +57,14 @@ class Source:
     def sparse(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
         """The model with its zeros, one-shot ones included where asked for, and the names of the layers that have them.
 
-        A masked language model has no pooler: it is given that of the model it was made of. Raises ``ModelError`` for a model that
+        A masked language model has no head's first layer (BERT's pooler): it is given that of the model it was made of. Raises ``ModelError`` for a model that
         is quantised already, ``ConfigError`` for one without zeros.
         """
         config, problem = self.config, dataclasses.replace(self.problem, checkpoint=self.path)
         model = load_classifier(Path(self.path)) if self.is_student else problem.pretrained(seed)
         refuse_quantised(model)
         names = stacked_layers(model)
-        if not self.is_student and hasattr(model, "head") and _lacks_pooler(Path(self.path)):
+        if not self.is_student and hasattr(model, "head") and _lacks_head(Path(self.path)):
             dense = self.problem.pretrained(seed).head.dense
             if dense.weight.shape == model.head.dense.weight.shape:
                 model.head.dense.load_state_dict(dense.state_dict())
@@ -183,12 +184,14 @@ def add_task_vector(model: PreTrainedModel, pretrained: PreTrainedModel, tuned: 
         model.get_submodule(name).weight *= kept
 
 
-def _lacks_pooler(folder: Path) -> bool:
+def _lacks_head(folder: Path) -> bool:
+    """Whether the first layer of a classifier's head is not in a folder's file of weights, by the name that its family gives it."""
     path = folder / "model.safetensors"
     if not path.is_file():
         return False
-    with safe_open(path, "pt") as file:
-        return not any("pooler" in name or name.startswith("head.") for name in file.keys())
+    base, *_, (dense, _) = FAMILIES.get(AutoConfig.from_pretrained(folder).model_type, ("encoder", ("head.dense", "")))
+    with safe_open(path, "pt") as file:  # a model without any head is saved without its base's name
+        return not {f"{dense}.weight", f"{dense.removeprefix(f'{base}.')}.weight"} & set(file.keys())
 
 
 def _is_as_deep_and_wide(model: PreTrainedModel, other: PreTrainedModel) -> bool:

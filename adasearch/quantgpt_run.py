@@ -30,6 +30,7 @@ from adasearch.low_bit import load_low_bit, pack_model
 from adasearch.low_bit_size import file_size, size_table, size_totals
 from adasearch.measure import hardware
 from adasearch.methods.quantgpt import QuantGpt, visits_again
+from adasearch.model_inputs import check_vocabulary
 from adasearch.progress import Progress
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
@@ -79,6 +80,7 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
         this = _open(config, folder, progress or Progress())
         if not (folder / "model" / "config.json").exists():
             _train(this)
+        _checkpoint(folder).unlink(missing_ok=True)  # here, so that a kill just after the model was written leaves none for good
         write_json(folder / "report.json", _measure(this))
     report = read_json(folder / "report.json")
     write_text(folder / "report.md", report_text(report, folder))
@@ -128,8 +130,7 @@ def _tokenizer(name: str, model_config: PretrainedConfig) -> PreTrainedTokenizer
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
-    if len(tokenizer) > model_config.vocab_size:
-        raise ModelError(f"model: {name!r} has {model_config.vocab_size} embeddings, its tokenizer {len(tokenizer)} tokens")
+    check_vocabulary("model", name, tokenizer, model_config)
     return tokenizer
 
 
@@ -171,8 +172,7 @@ def _train(this: QuantRun) -> None:
     method = QuantGpt(config, this.teacher, task.splits["train"])
     if config.lambda_contrastive and config.bank == "position" and not visits_again(config, len(task.splits["train"])):
         this.progress.message("no token is seen twice in so few steps: the bank by position stays empty and is left out")
-    checkpoint, start = this.folder / "checkpoint.pt", time.monotonic()
-    is_whole = not checkpoint.exists()
+    start, is_whole = time.monotonic(), not _checkpoint(this.folder).exists()
 
     def glance(model: PreTrainedModel) -> dict[str, float]:
         with quantized_cache():
@@ -199,7 +199,11 @@ def _train(this: QuantRun) -> None:
     note_stage(this.folder, "train", seconds=seconds, steps=history[-1]["step"], validation=history[-1].get("validation"))
     write_folder(this.folder / "model", save)
     note_stage(this.folder, "check", packed_logits_max_difference=_difference(this, student))
-    checkpoint.unlink(missing_ok=True)
+
+
+def _checkpoint(folder: Path) -> Path:
+    """What a training under way goes on from."""
+    return folder / "checkpoint.pt"
 
 
 @torch.inference_mode()

@@ -138,17 +138,11 @@ def _write_graphs(
                 write_int8_embedding(folder / ONNX_FILES["fp32"], partial, vocab_size)
         if "int8" in wanted:
             names = input_names(model)
-            feeds = [{name: batch[name] for name in names} for _, batch in _with_types(material.calibration, names)]
+            feeds = [{name: batch[name] for name in names} for _, batch in material.calibration.batches()]
             with staged(folder / ONNX_FILES["int8"]) as partial:
                 write_int8(table, partial, feeds, calibration=config.calibration)
                 left_out = _keep_score(partial, Path(scratch), material, reference, config, progress)
     return left_out
-
-
-def _with_types(texts: Any, names: Sequence[str]) -> Any:
-    """Batches with every input of the graph: a tokenizer may not give the token types that its model has."""
-    for rows, batch in texts.batches():
-        yield rows, {**dict.fromkeys(names, np.zeros_like(batch["input_ids"])), **batch}
 
 
 def _keep_score(
@@ -166,12 +160,11 @@ def _keep_score(
     graph.replace(whole)
     progress.stage(f"int8 loses {100 * (reference.score - found):.2f} points: which operations hurt", total=len(names))
     few = next(batch for _, batch in material.calibration.batches())
-    inputs = (few["input_ids"], few["attention_mask"], few.get("token_type_ids"))
-    exact_BC = OnnxRuntime(leave_out(whole, scratch / "none.onnx", names), config.threads)(*inputs)
+    exact_BC = OnnxRuntime(leave_out(whole, scratch / "none.onnx", names), config.threads)(**few)
     errors = []
     for done, name in enumerate(names, start=1):
         alone = leave_out(whole, scratch / "alone.onnx", [other for other in names if other != name])
-        errors.append(float(np.square(OnnxRuntime(alone, config.threads)(*inputs) - exact_BC).mean()))
+        errors.append(float(np.square(OnnxRuntime(alone, config.threads)(**few) - exact_BC).mean()))
         progress.step(done)
     worst_first = [names[index] for index in np.argsort(errors)[::-1]]
     best, left, count = found, [], 1

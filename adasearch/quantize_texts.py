@@ -19,8 +19,9 @@ from adasearch.errors import ConfigError, DataError, ModelError, one_line
 from adasearch.finished import FinishedRun
 from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.metrics import choose_metrics, is_skewed
+from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.quantize_config import QuantizeConfig
-from adasearch.runtime_base import require_head
+from adasearch.runtime_base import answers_questions, require_head
 from adasearch.runtimes import Runtime, count_labels
 from adasearch.texts import Split
 
@@ -31,29 +32,26 @@ SEQ_LENGTH = 128  # timed where nothing says otherwise
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokenised texts by input name, lists of N lists, and what pads them."""
+    """Tokenised texts, and what pads them."""
 
     tokenizer: Any
-    encoded: dict[str, list[list[int]]]
+    ids: list[list[int]]
 
     def __len__(self) -> int:
-        return len(self.encoded["input_ids"])
+        return len(self.ids)
 
     def batches(self, batch_size: int = BATCH) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Every text once, longest first, as (rows, arrays (B, L) int64 by input name)."""
-        order = np.argsort([-len(ids) for ids in self.encoded["input_ids"]], kind="stable")
+        """Every text once, longest first, as (rows, arrays (B, L) int64 by input name, segment ids among them)."""
+        order = np.argsort([-len(ids) for ids in self.ids], kind="stable")
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            picked = {name: [values[row] for row in rows] for name, values in self.encoded.items()}
-            arrays = self.tokenizer.pad(picked, return_tensors="np")
-            yield rows, {name: array.astype(np.int64) for name, array in arrays.items()}
+            padded = self.tokenizer.pad({"input_ids": [self.ids[row] for row in rows]}, return_attention_mask=True, return_tensors="pt")
+            arrays = {**padded, "token_type_ids": segment_ids(padded["input_ids"], self.tokenizer)}
+            yield rows, {name: array.numpy() for name, array in arrays.items()}
 
     def logits_of(self, runtime: Runtime) -> np.ndarray:
         """The runtime's logits of all texts in their order, (N, C)."""
-        parts = [
-            (rows, runtime(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")))
-            for rows, batch in self.batches()
-        ]
+        parts = [(rows, runtime(**batch)) for rows, batch in self.batches()]
         logits_NC = np.empty((len(self), parts[0][1].shape[1]), dtype=np.float32)
         for rows, logits_BC in parts:
             logits_NC[rows] = logits_BC
@@ -94,9 +92,12 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{model_dir}: config and tokenizer cannot be loaded ({one_line(error)})") from error
+    if answers_questions(model_config):
+        choices = "choices: adasearch compress prune-ofa (int8 for readers), or a classifier's folder"
+        raise ConfigError(f"path: {model_dir}: its model answers questions, and quantize scores labels alone; {choices}")
     settings = _run_settings(run_dir) if run_dir is not None else {}
     calibration, validation, metrics = _splits(model_dir, model_config, run_dir, settings, config)
-    takes = min(tokenizer.model_max_length, getattr(model_config, "max_position_embeddings", None) or 1 << 30)
+    takes = min(tokenizer.model_max_length, positions_of(model_config) or 1 << 30)
     longest = min(config.max_seq_length or settings.get("max_seq_length") or takes, takes)
     if config.seq_length is not None and config.seq_length > takes:
         raise ConfigError(f"seq_length: {config.seq_length} is more than {model_dir} takes; choices: up to {takes}")
@@ -107,7 +108,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
         for split, most in ((calibration, config.calibration_texts), (validation, config.validation_texts))
     )
     texts = [
-        Texts(tokenizer, dict(tokenizer(split.texts, split.pairs, truncation=True, max_length=longest)))
+        Texts(tokenizer, tokenizer(split.texts, split.pairs, truncation=True, max_length=longest)["input_ids"])
         for split in (calibration, validation)
     ]
     return Material(model_dir, *texts, validation.labels, metrics, config.seq_length or min(lengths[0], longest))

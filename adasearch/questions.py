@@ -184,8 +184,8 @@ def _columns(config: TaskConfig) -> dict[str, str]:
 
 def _answers(value: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Texts and begins of one question's gold answers. Raises ValueError with what is wrong."""
-    if isinstance(value, str):  # csv has no lists; a text by itself is the only answer
-        value = json.loads(value) if value.lstrip().startswith(("{", "[")) else {"text": [value]}
+    if isinstance(value, str):
+        value = _parsed(value)
     if isinstance(value, (list, tuple)):
         if not all(isinstance(answer, dict) and "text" in answer for answer in value):
             raise ValueError(f"{str(value)[:60]!r} are no answers; {ANSWER_SHAPE}")
@@ -201,6 +201,16 @@ def _answers(value: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if starts and (len(starts) != len(texts) or not all(isinstance(start, int) and start >= 0 for start in starts)):
         raise ValueError(f"answer_start: {str(starts)[:60]} for {len(texts)} answers; expected: a whole number from 0 for each")
     return texts, starts
+
+
+def _parsed(value: str) -> Any:
+    """csv has no lists: JSON that begins like answers, else a text, which by itself is the only answer."""
+    if value.lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:  # brackets of the text's own
+            pass
+    return {"text": [value]}
 
 
 def _hold_out(train: Questions, seed: int) -> tuple[Questions, Questions]:

@@ -43,13 +43,16 @@ def needs_answers(path: str, when: str) -> bool:
 def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = False) -> Reader:
     """Load checkpoint and tokenizer. Raises ``ModelError`` when that cannot be done.
 
-    One that ``is_finetuned`` must have been saved as a question-answering model; any other is given a fresh head.
+    One that ``is_finetuned`` must have been saved as a question-answering model; any other is given a fresh head, whatever the
+    number of labels that it was saved with.
     """
     if is_finetuned and needs_answers(path, "auto"):
         raise ModelError(f"teacher: {path!r} has no head for question answering; choices: another teacher, or --finetune.when always")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForQuestionAnswering.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForQuestionAnswering.from_pretrained(
+            path, trust_remote_code=trust_remote_code, num_labels=2, ignore_mismatched_sizes=not is_finetuned  # a start and an end
+        )
     except (OSError, ValueError, RuntimeError) as error:
         reason = one_line(error, 300)
         raise ModelError(f"teacher: {path!r} cannot be loaded as a question-answering model ({reason})") from error

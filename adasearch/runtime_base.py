@@ -144,11 +144,6 @@ def answers_questions(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or [])
 
 
-def uses_token_types(model: PreTrainedModel) -> bool:
-    """Whether token type ids change what the model says: it has embeddings for more than one type."""
-    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
-
-
 def _read_config(model_dir: Path) -> dict[str, Any]:
     path = Path(model_dir) / "config.json"
     try:

@@ -11,14 +11,14 @@ from adasearch.errors import ConfigError
 from adasearch.graph_runtimes import ONNX_FILES, OnnxRuntime, OpenvinoRuntime, graph_file, load_onnxruntime
 from adasearch.runtime_base import (
     RUNTIMES, Runtime, RuntimeKind, count_labels, is_installed, load_classifier, read_vocab_size,
-    register_runtime, require_runtime, uses_token_types,
+    register_runtime, require_runtime,
 )  # fmt: skip
 from adasearch.torch_runtimes import CompiledTorchRuntime, TorchRuntime
 
 __all__ = [
     "ONNX_FILES", "RUNTIMES", "CompiledTorchRuntime", "OnnxRuntime", "OpenvinoRuntime", "Runtime", "RuntimeKind",
     "TorchRuntime", "available_runtimes", "choose_precision", "choose_runtime", "count_labels", "graph_file",
-    "load_classifier", "load_onnxruntime", "load_runtime", "read_vocab_size", "register_runtime", "uses_token_types",
+    "load_classifier", "load_onnxruntime", "load_runtime", "read_vocab_size", "register_runtime",
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from adasearch.masked_task import load_blocks
 from adasearch.measure import hardware
 from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
+from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.run_files import begin_run, check_reopening, model_in, note_stage
@@ -144,11 +145,10 @@ def _check_model(config: SparsePretrainingConfig, model: PreTrainedModel, is_new
         attach_masks(model, config.pattern)
     except ModelError as error:
         raise ModelError(f"model: {name!r}: {error}") from error
-    most = min(getattr(model.config, "max_position_embeddings", config.block_length), tokenizer.model_max_length)
+    most = min(positions_of(model.config) or config.block_length, tokenizer.model_max_length)
     if config.block_length > most:
         raise ConfigError(f"block_length: {config.block_length} is out of range; choices: 4 to {most} for {name!r}")
-    if len(tokenizer) > model.config.vocab_size:
-        raise ModelError(f"model: {name!r} has {model.config.vocab_size} embeddings, its tokenizer {len(tokenizer)} tokens")
+    check_vocabulary("teacher" if config.teacher else "model", name, tokenizer, model.config)
     if is_new and config.teacher:
         raise ModelError(f"teacher: {name!r} has no head for masked language; choices: a prepared teacher, as the folder teacher/ of a run")
     if is_new and not config.teacher_steps and config.kd_weight:

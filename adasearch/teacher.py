@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from adasearch.errors import ModelError, one_line
+from adasearch.model_inputs import segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
 from adasearch.tasks import Task
@@ -48,12 +49,8 @@ class Teacher:
         return self.model.config.num_hidden_layers + 1
 
     def token_types(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Segment ids, for models that were trained with two of them: 1 after the first separator."""
-        if getattr(self.model.config, "type_vocab_size", 1) < 2:
-            return {}
-        is_sep_BL = (input_ids == self.tokenizer.sep_token_id).long()
-        second_BL = (is_sep_BL.cumsum(1) - is_sep_BL) > 0
-        return {"token_type_ids": (second_BL & (input_ids != self.tokenizer.pad_token_id)).long()}
+        """Segment ids, for models that were trained with two of them."""
+        return {"token_type_ids": segment_ids(input_ids, self.tokenizer)} if uses_token_types(self.model.config) else {}
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, C)."""

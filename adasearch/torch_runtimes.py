@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from adasearch.errors import ModelError, one_line
-from adasearch.runtime_base import Runtime, load_classifier, register_runtime, uses_token_types
+from adasearch.model_inputs import uses_token_types
+from adasearch.runtime_base import Runtime, load_classifier, register_runtime
 from adasearch.trace import input_names, logits_of, trace
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,7 +33,7 @@ class TorchRuntime(Runtime):
             model.dtype, str(model.dtype)
         )
         self.vocab_size = model.config.vocab_size
-        self._takes_types = uses_token_types(model)
+        self._takes_types = uses_token_types(model.config)
 
     def __call__(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from adasearch.runtime_base import uses_token_types
+from adasearch.model_inputs import positions_of, uses_token_types
 
 
 def trace(model: PreTrainedModel, length: int = 7) -> torch.export.ExportedProgram:
@@ -27,7 +27,7 @@ def trace(model: PreTrainedModel, length: int = 7) -> torch.export.ExportedProgr
     names, was_training = input_names(model), model.training
     wrapper = Logits(model, names).eval()
     examples = example_inputs(model, batch=2, length=length)
-    limit = longest_input(model)
+    limit = positions_of(model.config)
     free = {
         0: torch.export.Dim("batch"),
         1: torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length"),
@@ -111,18 +111,7 @@ def logits_of(output: ModelOutput) -> Tensor:
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     """What the ONNX graph takes: ids, mask, and token types where the model has embeddings for them."""
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if uses_token_types(model) else ()))
-
-
-def longest_input(model: PreTrainedModel) -> int | None:
-    """The most tokens the model has positions for; None where it sets no limit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not limit or limit < 0:
-        return None
-    for name, module in model.named_modules():  # RoBERTa and its kin number positions from padding_idx + 1
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1
-    return limit
+    return ("input_ids", "attention_mask", *(("token_type_ids",) if uses_token_types(model.config) else ()))
 
 
 def example_inputs(model: PreTrainedModel, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:

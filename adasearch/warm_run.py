@@ -34,6 +34,7 @@ from adasearch.fit import fit
 from adasearch.inherit_layers import inherited_operations
 from adasearch.measure import hardware
 from adasearch.methods.warm import Warm
+from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
@@ -105,7 +106,7 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
 
 
 def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
-    """The teacher without its head, whatever it was saved with. Raises ``ModelError``."""
+    """The teacher without its head, whatever it was saved with. Raises ``ModelError``, and ``ConfigError`` where it reads no texts of ``max_seq_length``."""
     path = config.teacher
     if path == "demo":
         path = str(fetch_demo_model(folder / "cache", None if config.demo_assets is None else Path(config.demo_assets)))
@@ -120,6 +121,8 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     if config.max_seq_length > tokenizer.model_max_length:
         longest = tokenizer.model_max_length
         raise ConfigError(f"max_seq_length: {config.max_seq_length} is too long; {config.teacher!r} takes up to {longest}")
+    check_vocabulary("teacher", config.teacher, tokenizer, model.config)
+    check_positions("max_seq_length", config.max_seq_length, config.teacher, model.config)
     return Teacher(model.float(), tokenizer)
 
 

@@ -151,7 +151,7 @@ def test_settings_are_checked_before_anything_is_loaded(changes: dict[str, Any],
 def test_models_are_checked(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent is no model folder"):
         bench_folders([tmp_path / "absent"], config())
-    with pytest.raises(ConfigError, match="seq_lengths: 128 is more than .* has positions for; choices: up to 32"):
+    with pytest.raises(ConfigError, match="seq_lengths: 128: model .* has positions for 32; choices: up to 32"):
         bench_folders([folder], config(seq_lengths=[128]))
     with pytest.raises(ConfigError, match="nothing to time"):
         bench_folders([], config())

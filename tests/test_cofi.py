@@ -29,6 +29,7 @@ from adasearch.encoder_problem import EncoderProblem, open_problem
 from adasearch.encoder_training import Outcome, Recipe, Workplace, train_recipe
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json
+from adasearch.fit import clip_gradients, make_optimizer
 from adasearch.hard_concrete import StructureGates
 from adasearch.lagrangian import ramp
 from adasearch.latency_bench import deployment_here
@@ -187,6 +188,17 @@ def test_the_teacher_is_no_part_of_what_learns_or_is_saved() -> None:
     assert all(part["weight_decay"] == 0 for name in ("gates", "multipliers") for part in groups[name].params)
     method.finish(student)
     assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_the_weights_alone_are_clipped() -> None:
+    method, student, batch = pruning()
+    sum(method.loss(student, batch).values()).backward()
+    for group in method.groups(student):
+        parameters = [tensor for part in group.params for tensor in part["params"]]
+        before = torch.nn.utils.get_total_norm([tensor.grad for tensor in parameters if tensor.grad is not None])
+        clip_gradients(make_optimizer(group, torch.device("cpu")), group, 1e-9)
+        after = torch.nn.utils.get_total_norm([tensor.grad for tensor in parameters if tensor.grad is not None])
+        assert before > 1e-4 and (after < 1e-8 if group.name == "weights" else after == before), group.name
 
 
 def test_a_step_raises_what_is_saved_while_it_is_short_of_the_target() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_encoder_run import question_settings, tiny_earlybert
+from tiny_task import rows
 from transformers import (
     AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification,
     GPT2Config, GPT2Model, pipeline,
@@ -19,19 +22,28 @@ from transformers import (
 
 import adasearch
 from adasearch import encoder_problem, fit, teacher_training
+from adasearch.classifier import TextClassifier
 from adasearch.cli import main
+from adasearch.cofi_config import CofiConfig
+from adasearch.config import FinetuneConfig
 from adasearch.earlybert_run import ABOUT, compress_earlybert, earlybert_recipes
-from adasearch.encoder_config import TicketConfig, TrainConfig
+from adasearch.encoder_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.encoder_layers import EncoderForSequenceClassification
+from adasearch.encoder_problem import EncoderProblem, load_problem
 from adasearch.encoder_run import open_encoders, run_encoders
 from adasearch.encoder_training import dense_recipe, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json
 from adasearch.gate_values import GateValues
 from adasearch.progress import Progress
+from adasearch.quantize import quantize
 from adasearch.report_files import read_report
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.stopwatch import Stopwatch
+from adasearch.tasks import load_task
+from adasearch.teacher_training import finetune
+from adasearch.texts import Split, tokenize
+from adasearch.tokens import BatchSampler, Examples
 from adasearch.turns import take_turns
 
 
@@ -278,6 +290,36 @@ def test_a_reader_of_questions_is_cut_down_too(tmp_path: Path) -> None:
     model = AutoModelForQuestionAnswering.from_pretrained(run / "student")
     assert type(model).__name__ == "EncoderForQuestionAnswering" and (run / "figures" / "structure.svg").is_file()
     assert "question-answering" in (run / "student" / "README.md").read_text().split("---")[1]
+    for path in (run, run / "student"):
+        with pytest.raises(ConfigError, match="its model answers questions, and quantize scores labels alone; choices: .*prune-ofa"):
+            quantize(path)
+
+
+def test_a_model_is_served_at_the_length_it_was_scored_at(finished: Path) -> None:
+    """Texts of 30 words, of which it was taught to read 16 word pieces; its base reads 32."""
+    config = tiny_earlybert(finished.parent, seeds=[1, 2])
+    problem = load_problem(config, load_task(config, seed=config.seed), finished, Accelerator(cpu=True), Progress())
+    texts = [" ".join([row["text"]] * 10)[:200] for row in rows(6, 5)]
+    store, cut = tokenize(Split(texts), problem.tokenizer, 16, cache=finished.parent / "long", name="long")
+    assert cut == len(texts) and problem.tokenizer.model_max_length == 32, "the problem's own stays as it is"
+    expected = problem.logits(problem.load(finished / "student"), Examples(store, problem.tokenizer.pad_token_id))
+    served, _ = TextClassifier(finished / "student", runtime="torch", threads=1).logits(texts)
+    np.testing.assert_allclose(served, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(120, 16), (100, 32), (7, 16), (64, 64), (33, 32)])
+def test_epochs_are_counted_alike_by_all(examples: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many batches as the sampler makes of an epoch, times three."""
+    expected = 3 * BatchSampler(np.full(examples, 5), batch_size, 0).batches_per_epoch
+    settings = EarlyBertConfig(finetune=FinetuneConfig(epochs=3, batch_size=batch_size))
+    taught = []
+    monkeypatch.setattr(teacher_training, "fit", lambda model, method, splits, config, **options: taught.append(config.steps))
+    teacher, main = SimpleNamespace(model=None, logits=None), SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    finetune(settings, SimpleNamespace(problem_type="single_label"), teacher, range(examples), None, Path(), main, Progress())
+    problem = object.__new__(EncoderProblem)
+    problem.train = range(examples)
+    cofi = CofiConfig(finetune_epochs=3, batch_size=batch_size, min_prune_steps=0)
+    assert [taught[0], problem.steps(3, batch_size), cofi.steps(examples)["finetune"]] == [expected] * 3
 
 
 def test_recipes_without_a_main_one_are_our_mistake(tmp_path: Path) -> None:

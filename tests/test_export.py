@@ -27,6 +27,7 @@ import adasearch
 from adasearch import bundle, export, trace
 from adasearch.architecture import Architecture, Edge, Macro
 from adasearch.errors import ConfigError, ModelError, TrainingError
+from adasearch.model_inputs import positions_of
 from adasearch.runtimes import OnnxRuntime
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 
@@ -80,7 +81,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_graph_gives_torchs_logits_at_every_shape(exported: tuple[PreTrainedModel, Path]) -> None:
     model, path = exported
     runtime = OnnxRuntime(path, threads=1)
-    longest = export.longest_input(model)
+    longest = positions_of(model.config)
     assert longest == 24
     generator = np.random.default_rng(1)
     for batch, length in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (5, 4), (3, 17), (2, longest)):
@@ -180,7 +181,7 @@ def test_the_graph_names_its_vocabulary(exported: tuple[PreTrainedModel, Path]) 
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "ONE_FILE_BYTES", 1)
     model = make_roberta()
-    assert export.longest_input(model) == 22  # its positions begin at padding_idx + 1
+    assert positions_of(model.config) == 22  # its positions begin at padding_idx + 1
     path = export.export_onnx(model, tmp_path / "deep" / "model.onnx")
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert export.check_onnx(model, path) < 1e-5

@@ -83,6 +83,8 @@ def test_files_are_streamed_text_by_text(tmp_path: Path) -> None:
     assert list(text_stream(str(tmp_path / "a.txt"))) == ["one film", "two films"]
     for name in ("a.jsonl", "a.tsv"):
         assert list(text_stream(str(tmp_path / name), "words")) == ["one film", "two films"]
+    (tmp_path / "B.TXT").write_text("one film")
+    assert list(text_stream(str(tmp_path / "B.TXT"))) == ["one film"], "upper case is a file's, too, and no data set of the hub"
     with pytest.raises(DataError, match="no column 'text'; columns: words"):
         list(text_stream(str(tmp_path / "a.jsonl")))
     with pytest.raises(ConfigError, match="absent.txt"):
@@ -104,6 +106,11 @@ def test_validation_blocks_are_no_training_blocks(tmp_path: Path) -> None:
     config = SparsePretrainingConfig(train_file=train, validation_file=other, stream=other, **shared)
     twice, _ = load_blocks(config, tokenizer_of(), **where)
     assert stream_of(twice)[: len(stream_of(everything))] == stream_of(everything) and len(twice) > len(everything)
+    with open(other, "a", encoding="utf-8") as file:
+        file.write("\nthe best film")
+    config = SparsePretrainingConfig(train_file=train, validation_file=str(tmp_path / "a.txt"), stream=other, **shared)
+    longer, _ = load_blocks(config, tokenizer_of(), **where)
+    assert stream_of(longer)[-4:-1] == tokenizer_of()("the best film", add_special_tokens=False)["input_ids"], "what was edited is read again"
     (tmp_path / "c.txt").write_text("film")
     with pytest.raises(DataError, match="makes 1 blocks of 8 tokens; expected: 4"):
         load_blocks(SparsePretrainingConfig(train_file=str(tmp_path / "c.txt"), **shared), tokenizer_of(), **where)

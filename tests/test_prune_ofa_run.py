@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, tiny_prune_ofa
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from tiny_encoder import FAMILIES, make_encoder, make_model
+from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, bench, tiny_prune_ofa
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from adasearch.deploy import load_deployment
 from adasearch.encoder import from_hugging_face
 from adasearch.encoder_problem import load_problem, open_problem
 from adasearch.encoder_training import is_part
@@ -26,7 +28,7 @@ from adasearch.prune_files import prune_student
 from adasearch.progress import Progress
 from adasearch.prune_ofa_forms import Int8Form
 from adasearch.prune_ofa_run import prune_once_for_all
-from adasearch.prune_ofa_source import open_source, pretraining_stages
+from adasearch.prune_ofa_source import _lacks_head, open_source, pretraining_stages
 from adasearch.prune_ofa_task_config import Int8Config, TeachConfig
 from adasearch.qdq_export import export_folder, zeros_of
 from adasearch.quantize import quantize
@@ -243,6 +245,28 @@ def test_a_sparse_model_without_a_pooler_has_that_of_the_model_it_was_made_of(ru
     problem = open_problem(config, load_task(config), tmp_path / "again", Accelerator(cpu=True), Progress())
     model, _ = open_source(config, problem).start(7)
     assert torch.equal(model.head.dense.weight, problem.pretrained(3).head.dense.weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trained_head_s_first_layer_is_found_in_every_family(family: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    for name, saved, lacks in (
+        ("theirs", model, False), ("ours", make_encoder(family), False), ("bare", model.base_model, family != "bert"),
+        ("language", AutoModelForMaskedLM.from_config(model.config), True),
+    ):  # fmt: skip
+        saved.save_pretrained(tmp_path / name)
+        assert _lacks_head(tmp_path / name) == lacks, name
+
+
+def test_the_graph_is_served_whatever_the_table_is_timed_in(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "student" / "deploy.json").unlink()
+    prune_once_for_all(tiny_prune_ofa(run.parent, baselines=False, output_dir=str(folder), bench=bench("torch")))
+    assert read_report(folder).find("student").runtime == "torch"
+    chosen = load_deployment(folder / "student")
+    assert (chosen.runtime, chosen.precision) == ("onnxruntime", "int8") and chosen.latency_ms_p50 > 0
+    assert chosen.size_bytes == load_deployment(run / "student").size_bytes
 
 
 def test_what_a_sparse_model_took_counts_the_runs_it_goes_on_from(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tiny_language import save_texts, save_tiny
 from transformers import BertConfig
 
-from adasearch import QuantGptConfig, quantize_language_model
+from adasearch import QuantGptConfig, quantgpt_run, quantize_language_model
 from adasearch.cli import main
 from adasearch.errors import AdasearchError, ConfigError, ModelError
 from adasearch.language_task import load_language_task
@@ -95,6 +95,17 @@ def test_a_killed_run_ends_with_the_same_files(tmp_path: Path) -> None:
     quantize_language_model(config)
     left, right = (load_low_bit(tmp_path / name / "model").state_dict() for name in ("run", "killed"))
     assert left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def test_a_kill_after_the_model_was_written_leaves_no_checkpoint_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("gpt2", tmp_path, figures=False, checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantgpt_run, "_difference", lambda this, student: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize_language_model(config)
+    assert (tmp_path / "run" / "checkpoint.pt").exists() and (tmp_path / "run" / "model" / "config.json").exists()
+    quantize_language_model(config)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize(

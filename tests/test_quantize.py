@@ -209,7 +209,7 @@ def test_a_folder_in_a_run_takes_the_runs_texts(made: Path, tmp_path: Path) -> N
         material = load_material(path, QuantizeConfig(calibration_texts=40))
         assert material.model_dir == tmp_path / "student" and material.seq_len == 6 and material.metrics[0] == "accuracy"
         assert (len(material.calibration), len(material.validation), len(material.labels)) == (40, 60, 60)
-        assert max(map(len, material.validation.encoded["input_ids"])) == 7
+        assert max(map(len, material.validation.ids)) == 7
     (tmp_path / "student" / "config.json").write_text(
         json.dumps({**json.loads((made / "student" / "config.json").read_text()), "id2label": {"0": "a", "1": "b", "2": "c"}})
     )

@@ -23,6 +23,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 from adasearch.answers import NOTHING, best_answers, best_spans, score_answers, window_spans
 from adasearch.config import FitConfig, RunConfig, TaskConfig
+from adasearch.encoder import from_hugging_face
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.fit import fit
 from adasearch.methods.reading import FinetuneReader
@@ -33,11 +34,13 @@ from adasearch.question_answering import (
     FIRST, NO_ANSWER, PIECES, PLACE, QUESTION, QuestionExamples, cut_windows, tokenize_questions,
 )  # fmt: skip
 from adasearch.question_config import QuestionConfig
-from adasearch.questions import Questions, asks_questions
+from adasearch.questions import Questions, _answers, asks_questions
 from adasearch.reader import Reader, cached_spans, load_reader, needs_answers, score_reader, spans_of
 from adasearch.span_objectives import span_kl_loss, span_loss
 from adasearch.tasks import load_task
+from tests.tiny_encoder import FAMILIES, make_model
 from tests.tiny_questions import find_questions, random_questions, save_reader, tiny_reader, tokenizer_with_limit
+from tests.tiny_words import PIECES
 
 TINY = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10)
 
@@ -216,6 +219,15 @@ def test_a_batch_has_what_is_known_padded() -> None:
     assert [len(rows) for rows, _ in examples.in_order(4)][:-1] == [4] * (math.ceil(len(examples) / 4) - 1)
 
 
+def test_brackets_alone_make_no_json_of_an_answer() -> None:
+    """csv has no lists: a text by itself is the only answer."""
+    for text in ("[note]", "{sic", "[1"):
+        assert _answers(text) == ((text,), ())
+    assert _answers('{"text": ["good"], "answer_start": [3]}') == (("good",), (3,))
+    with pytest.raises(ValueError, match="are no answers; expected"):
+        _answers("[1]")
+
+
 def test_a_spread_is_a_smaller_task_of_its_own() -> None:
     questions = random_questions(30)
     examples = windows_of(questions)
@@ -320,6 +332,15 @@ def test_the_loss_is_hugging_faces_and_knows_no_padding() -> None:
         types = reader.token_types(alone["input_ids"])
         loss = model(alone["input_ids"], attention_mask=alone["attention_mask"], start_positions=start, end_positions=end, **types).loss
         assert losses_B[index].item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_classifier_of_any_number_of_labels_becomes_a_reader(family: str, labels: int, tmp_path: Path) -> None:
+    make_model(family, num_labels=labels, problem_type=None, vocab_size=len(PIECES), pad_token_id=PIECES.index("[PAD]")).save_pretrained(tmp_path)
+    tokenizer_with_limit().save_pretrained(tmp_path)
+    model = load_reader(str(tmp_path), is_finetuned=False).model
+    assert model.qa_outputs.weight.shape == (2, 16) and type(from_hugging_face(model)).__name__ == "EncoderForQuestionAnswering"
 
 
 def test_divergence_of_spans() -> None:

@@ -24,7 +24,7 @@ class Group:
 
     ``params`` are torch parameter groups (weight decay differs between matrices and vectors); ``schedule`` is
     "cosine" or "linear" (both after a linear warm-up, down to zero) or "constant", or a function of the step that gives the
-    share of the learning rate; ``settings`` go to the optimiser.
+    share of the learning rate; ``settings`` go to the optimiser; ``is_clipped`` whether ``clip_norm`` is for it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Group:
     schedule: str | Callable[[int], float] = "cosine"
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
     settings: dict[str, Any] = field(default_factory=dict)
+    is_clipped: bool = True
 
 
 def weight_groups(modules: Sequence[nn.Module], weight_decay: float, exclude: Sequence[Tensor] = ()) -> list[dict[str, Any]]:

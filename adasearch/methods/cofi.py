@@ -141,13 +141,13 @@ class CofiPrune(CofiDistill):
             self.start = self.target = self.expected_saved()
 
     def groups(self, student: EncoderPreTrainedModel) -> list[Group]:
-        """"weights", "gates" and "multipliers", the last of which ascend."""
+        """"weights", "gates" and "multipliers", the last of which ascend. The weights alone are clipped, as published."""
         rate = self.settings.gate_learning_rate
         gates, multipliers = ([{"params": list(module.parameters()), "weight_decay": 0.0}] for module in (self.gates, self.lagrangian))
         return [
             *super().groups(student),
-            Group("gates", gates, rate, "constant"),
-            Group("multipliers", multipliers, rate, "constant", settings={"maximize": True}),
+            Group("gates", gates, rate, "constant", is_clipped=False),
+            Group("multipliers", multipliers, rate, "constant", settings={"maximize": True}, is_clipped=False),
         ]
 
     def begin_step(self, student: EncoderPreTrainedModel, step: int, steps: int) -> None:

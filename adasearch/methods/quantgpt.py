@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from adasearch.contrastive import TokenBank, contrastive_loss
 from adasearch.errors import ConfigError
+from adasearch.fit_config import steps_of
 from adasearch.language import Seq2SeqPairs, TokenBlocks, language_outputs
 from adasearch.language_objectives import UNSCORED, next_token_loss, shift_right, soft_cross_entropy
 from adasearch.methods.base import Batch, Group, Method, weight_groups
@@ -151,7 +152,7 @@ class QuantGpt(Method):
 
 def visits_again(config: QuantGptConfig, examples: int) -> bool:
     """Whether any example is in more than one batch of the training."""
-    return config.steps > examples // min(config.batch_size, examples)
+    return config.steps > steps_of(1, examples, config.batch_size)
 
 
 def _last_states(output: Any) -> Tensor:

@@ -1,0 +1,57 @@
+"""What a transformer can be given, as its config says: segment ids, so many positions, so many kinds of tokens.
+
+Dimensions: B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from adasearch.errors import ConfigError, ModelError
+
+# model types whose table of positions begins at padding id + 1, as RoBERTa's; our own encoder's config says so itself
+COUNTS_FROM_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+
+
+def uses_token_types(config: PreTrainedConfig) -> bool:
+    """Whether token type ids change what the model says: it has embeddings for more than one type."""
+    return (getattr(config, "type_vocab_size", 0) or 0) > 1
+
+
+def segment_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Token types (B, L) int64 of ids (B, L): 1 after the first separator, 0 before it and at padding.
+
+    The only place where they are made: a tokenizer may name none, though its model was trained with two.
+    """
+    is_sep_BL = input_ids.eq(-1 if tokenizer.sep_token_id is None else tokenizer.sep_token_id).long()
+    second_BL = (is_sep_BL.cumsum(1) - is_sep_BL) > 0
+    return (second_BL & (input_ids != tokenizer.pad_token_id)).long()
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model has positions for; None where its config sets no limit."""
+    rows = getattr(config, "max_position_embeddings", None)
+    if not rows or rows < 0:
+        return None
+    is_counted = config.model_type in COUNTS_FROM_PADDING
+    return rows - (config.pad_token_id + 1 if is_counted else getattr(config, "position_offset", 0))
+
+
+def check_positions(setting: str, length: int, name: str, config: PreTrainedConfig) -> None:
+    """Raise ``ConfigError`` where ``setting`` allows texts of more word pieces than the model called ``name`` has positions for."""
+    most = positions_of(config)
+    if most is not None and length > most:
+        raise ConfigError(f"{setting}: {length}: model {name!r} has positions for {most}; choices: up to {most}")
+
+
+def check_vocabulary(setting: str, name: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raise ``ModelError`` where a tokenizer knows more tokens than its model, called ``name``, which ``setting`` chose, has rows for."""
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"{setting}: {name!r} has {config.vocab_size} embeddings, its tokenizer {len(tokenizer)} tokens; choices: a model that was"
+            " resized to its tokenizer"
+        )
