@@ -89,6 +89,9 @@ class Cascade:
             if model.problem_type != "single_label_classification":
                 raise ModelError(f"cascade: the {name} is for {model.problem_type}; only single labels have one confidence")
         self._order()
+        if None not in (kinds := (self.student.is_pair, self.teacher.is_pair)) and len(set(kinds)) > 1:
+            names = ["pairs of texts" if is_pair else "single texts" for is_pair in kinds]
+            raise ModelError(f"cascade: the student was trained on {names[0]}, the teacher on {names[1]}; choices: a teacher of the same task")
 
     def _order(self) -> list[int]:
         """Where the student's classes stand among the teacher's; numbers and LABEL_0 are no names and say nothing."""
@@ -106,6 +109,11 @@ class Cascade:
     def labels(self) -> list[str]:
         """The classes' names, in the student's order."""
         return self.student.labels
+
+    @property
+    def is_pair(self) -> bool | None:
+        """Whether the student was trained on pairs of texts; None: not known."""
+        return self.student.is_pair
 
     @property
     def limit(self) -> int:

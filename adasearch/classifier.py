@@ -48,7 +48,8 @@ class TextClassifier:
     """Texts in, answers out.
 
     Attributes: ``labels`` the classes' names; ``problem_type`` as in the model's configuration; ``temperature`` that
-    the logits are divided by; ``runtime`` what computes them; ``limit`` word pieces that the model reads of a text.
+    the logits are divided by; ``runtime`` what computes them; ``limit`` word pieces that the model reads of a text;
+    ``is_pair`` whether it was trained on pairs of texts, None where its configuration does not say.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class TextClassifier:
         self.temperature = calibration.temperature if calibration else 1.0
         # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
         self.limit = min(self.tokenizer.model_max_length, positions_of(config) or sys.maxsize)
+        self.is_pair = getattr(config, "is_pair", None)
         self._takes_types = uses_token_types(config)
 
     @property
@@ -102,8 +104,10 @@ class TextClassifier:
     ) -> tuple[np.ndarray, int]:
         """Logits (N, C) float32, and how many texts were cut. Batches are of texts of nearly the same length.
 
-        Raises ``ModelError`` when a logit is not finite: its argmax would pass for a prediction.
+        Raises ``ModelError`` when a logit is not finite: its argmax would pass for a prediction; ``ConfigError`` for pairs where
+        the model was trained on single texts, and the other way round.
         """
+        check_pairs(self.is_pair, pairs is not None)
         ids, cut = self._encode(texts, pairs)
         logits_NC = np.zeros((len(ids), max(len(self.labels), 1)), dtype=np.float32)
         done = 0
@@ -158,6 +162,15 @@ def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str 
         raise ConfigError(f"{setting}: {model_dir}: is no model folder (no config.json); choices: runs/<name>/student")
     require_head(Path(model_dir))
     choose_runtime(runtime)
+
+
+def check_pairs(is_pair: bool | None, has_pairs: bool, setting: str = "pairs") -> None:
+    """Raise ``ConfigError`` for texts of another kind than a model was trained on; ``is_pair`` None: not known, all pass."""
+    if is_pair is None or is_pair == has_pairs:
+        return
+    if is_pair:
+        raise ConfigError(f"{setting}: none given; the model was trained on pairs of texts; choices: the second texts as well")
+    raise ConfigError(f"{setting}: given; the model was trained on single texts; choices: leave it out, or a model of pairs")
 
 
 def open_runtime(

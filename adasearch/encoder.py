@@ -44,6 +44,7 @@ FAMILIES = {  # model type -> (base model's name, its layers, a layer's names, t
 }
 KEPT = (  # what the config takes along
     "id2label", "label2id", "problem_type", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "initializer_range",
+    "is_pair",
 )  # fmt: skip
 
 

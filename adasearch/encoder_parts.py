@@ -41,6 +41,7 @@ class EncoderConfig(PreTrainedConfig):
         head_kind: of a sequence classifier: "bert" (dense, tanh, dropout), "distilbert" (relu) or "roberta" (a dropout first).
         pooler_size: rows of that dense layer, which stays as wide as the unpruned model's hidden size; None: D.
         family: the model type it was loaded from.
+        is_pair: whether it was trained on pairs of texts; None: not known.
     """
 
     model_type = "adasearch-encoder"
@@ -66,6 +67,7 @@ class EncoderConfig(PreTrainedConfig):
         family: str = "bert",
         initializer_range: float = 0.02,
         pad_token_id: int | None = 0,
+        is_pair: bool | None = None,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -86,6 +88,7 @@ class EncoderConfig(PreTrainedConfig):
         self.pooler_size = hidden_size if pooler_size is None else pooler_size
         self.family = family
         self.initializer_range = initializer_range
+        self.is_pair = is_pair
         if len(self.heads) != len(self.neurons):
             raise ValueError(f"config: heads are of {len(self.heads)} layers, neurons of {len(self.neurons)}")
         if head_kind not in HEAD_KINDS:

@@ -55,6 +55,11 @@ class Gate(nn.Module):
         """The discrete choice, as plain data."""
         raise NotImplementedError
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is more than one way to decide; else its entropy is 0 by construction."""
+        raise NotImplementedError
+
     def entropy(self) -> Tensor:
         """Mean entropy of the choices as a share of its maximum, 0 (decided) to 1 (open)."""
         raise NotImplementedError
@@ -124,9 +129,14 @@ class ChoiceGate(Gate):
         """Probability of each choice, (R, N), differentiable."""
         return self.logits.softmax(-1)
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether N is more than 1."""
+        return len(self.choices) > 1
+
     def entropy(self) -> Tensor:
         """Mean entropy of the rows as a share of log N."""
-        if len(self.choices) == 1:
+        if not self.has_choice:
             return self.logits.new_zeros(())
         log_p = self.logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).mean() / torch.log(torch.tensor(float(len(self.choices))))
@@ -194,9 +204,14 @@ class SubsetGate(Gate):
         """Probability that each element is drawn, (N,), summing to ``size``; differentiable."""
         return inclusion(self.logits, self.size)
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether fewer than N are drawn."""
+        return self.size < len(self.logits)
+
     def entropy(self) -> Tensor:
         """Entropy of the underlying distribution as a share of log N; 0 where there is nothing to choose."""
-        if self.size == len(self.logits):
+        if not self.has_choice:
             return self.logits.new_zeros(())
         log_p = self.logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum() / torch.log(torch.tensor(float(len(self.logits))))

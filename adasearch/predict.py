@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from adasearch.answers_file import SCHEMA, QuestionAnswerer, SpanAnswers, is_reader, question_columns
 from adasearch.cascade import Cascade, check_cascade
 from adasearch.chunks import CHUNK_ROWS, STANDARD_STREAM, Row, RowFile, Values, in_chunks
-from adasearch.classifier import Answers, TextClassifier, check_settings, shortest
+from adasearch.classifier import Answers, TextClassifier, check_pairs, check_settings, shortest
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint
 from adasearch.parts import Parts, check_output, input_schema, write_stream
 from adasearch.progress import Progress
+from adasearch.runtime_base import trained_on_pairs
 from adasearch.runtimes import load_classifier
 
 WHO = "answered_by"  # the column of a cascade
@@ -63,6 +64,7 @@ def predict_file(
         text_column, text_pair_column = question_columns(text_column, text_pair_column)
         if cascade_teacher is not None:
             raise ConfigError(f"cascade_teacher: {cascade_teacher}: a cascade is for single labels; {student_dir} answers questions")
+    check_pairs(trained_on_pairs(student_dir), text_pair_column is not None, "text_pair_column")
     if cascade_teacher is not None:
         check_cascade(cascade_threshold, cascade_share)
         check_settings(cascade_teacher, "auto", batch_size, "cascade_teacher")

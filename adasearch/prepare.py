@@ -197,6 +197,7 @@ def _student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunC
         embedding_rank=word.shape[1],
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        is_pair=task.is_pair,
         num_labels=task.num_labels,
         id2label=dict(enumerate(task.label_names)),
         label2id={name: index for index, name in enumerate(task.label_names)},

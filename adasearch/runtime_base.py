@@ -139,6 +139,11 @@ def require_head(model_dir: Path) -> None:
         )
 
 
+def trained_on_pairs(model_dir: Path) -> bool | None:
+    """Whether the folder's model learned from pairs of texts; None where its config.json does not say."""
+    return _read_config(model_dir).get("is_pair")
+
+
 def answers_questions(config: PreTrainedConfig) -> bool:
     """Whether a folder's model marks answers in texts (``...ForQuestionAnswering``) instead of labelling them."""
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or [])

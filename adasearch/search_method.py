@@ -12,7 +12,7 @@ Dimensions: B batch, C labels, K depths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from adasearch.derive import Derived, Measure, derive
 from adasearch.errors import ConfigError
 from adasearch.fit import fit
 from adasearch.fit_config import DistillConfig
-from adasearch.gates import ChoiceGate, gates_of
+from adasearch.gates import ChoiceGate, Gate, gates_of
 from adasearch.lagrangian import penalty
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import architecture_cost
@@ -164,8 +164,7 @@ class SearchMethod(Method):
             return terms
         terms["efficiency"] = self._efficiency(student)
         if self.config.entropy_weight:
-            open_gates = [gate for gate in gates_of(student) if gate.logits.shape[-1] > 1]
-            terms["entropy"] = self.entropy_weight * torch.stack([gate.entropy() for gate in open_gates]).mean()
+            terms["entropy"] = self.entropy_weight * _mean_entropy(gates_of(student))
         return terms
 
     def mix(self, exits: list[dict[str, Tensor]], output: SupernetOutput) -> dict[str, Tensor]:
@@ -233,15 +232,15 @@ class SearchMethod(Method):
     def measures(self, student: Supernet) -> dict[str, Any]:
         """Temperature, entropies, operation shares and a derived member's expected cost, as the search's curves show them."""
         cost = student.expected_cost(self.length, is_derived=True)
-        first = student.cell_gates[0]
         p_N = torch.stack([gates.operations.expected().mean(0) for gates in student.cell_gates]).mean(0)
-        entropy = {"operations": float(torch.stack([g.operations.entropy() for g in student.cell_gates]).mean())}
-        if first.edges is not None:
-            entropy["edges"] = float(torch.stack([e.entropy() for g in student.cell_gates for e in g.edges]).mean())
+        entropy = {"operations": float(_mean_entropy([gates.operations for gates in student.cell_gates]))}
+        edges = [gate for gates in student.cell_gates for gate in gates.edges or [] if gate.has_choice]
+        if edges:
+            entropy["edges"] = float(_mean_entropy(edges))
         sizes: dict[str, ChoiceGate | None] = {"depth": student.depth_gate, "width": student.width_gate}
         measured: dict[str, Any] = {} if self.latency is None else {"latency_ms": float(student.expected_latency(self.latency))}
         for name, gate in sizes.items():
-            if gate is not None and len(gate.choices) > 1:
+            if gate is not None and gate.has_choice:
                 entropy[name] = float(gate.entropy())
                 measured[name] = {str(size): float(p) for size, p in zip(gate.choices, gate.expected()[0])}
         return {
@@ -254,6 +253,12 @@ class SearchMethod(Method):
             "macs": float(cost.macs),
             "multiplier": float(self.multiplier),
         }
+
+
+def _mean_entropy(gates: Sequence[Gate]) -> Tensor:
+    """Mean entropy as a share of the maximum, scalar, of those gates that have a choice; 0 where none has."""
+    shares = [gate.entropy() for gate in gates if gate.has_choice]
+    return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
 STRATEGIES: Registry[type[SearchMethod]] = Registry("search strategy")

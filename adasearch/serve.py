@@ -49,7 +49,7 @@ def serve(
         if cascade_teacher is not None:
             teacher = TextClassifier(cascade_teacher, threads=threads, batch_size=batch_size, is_calibrated=calibrated, progress=progress)
             answerer = Cascade(student, teacher, cascade_threshold)
-        answerer.answer(["the first call is the slowest"])  # not a client's
+        answerer.answer(["the first call is the slowest"], ["and is"] if student.is_pair else None)  # not a client's
         app = create_app(answerer, facts_of(student_dir, student, answerer), limits)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS)
         address = listener.getsockname()
@@ -85,6 +85,7 @@ def facts_of(student_dir: Path, student: TextClassifier, answerer: TextClassifie
         "model": Path(student_dir).resolve().name, "runtime": student.runtime.name,
         "precision": student.runtime.precision, "threads": student.runtime.threads, "labels": student.labels,
         "problem_type": student.problem_type, "temperature": student.temperature, "max_word_pieces": student.limit,
+        "is_pair": student.is_pair,
     }  # fmt: skip
     if isinstance(answerer, Cascade):
         facts["cascade_threshold"] = answerer.threshold

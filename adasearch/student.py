@@ -25,7 +25,8 @@ class AdasearchConfig(PreTrainedConfig):
     """Configuration of a student: the Architecture and what the tokenizer dictates.
 
     ``embedding_rank`` is the width of the teacher's table while a projection to the student's width is being trained;
-    None once the two are folded into one table (``AdasearchForSequenceClassification.fold_embeddings``).
+    None once the two are folded into one table (``AdasearchForSequenceClassification.fold_embeddings``). ``is_pair`` says
+    whether it was trained on pairs of texts; None: not known.
     """
 
     model_type = "adasearch"
@@ -38,6 +39,7 @@ class AdasearchConfig(PreTrainedConfig):
         embedding_rank: int | None = None,
         sep_token_id: int = 102,
         pad_token_id: int = 0,
+        is_pair: bool | None = None,
         **kwargs: Any,
     ):
         self.architecture = architecture
@@ -45,6 +47,7 @@ class AdasearchConfig(PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.embedding_rank = embedding_rank
         self.sep_token_id = sep_token_id
+        self.is_pair = is_pair
         super().__init__(pad_token_id=pad_token_id, **kwargs)
 
     @property

@@ -133,6 +133,7 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
     if is_finetuned and report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
         raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")
+    model.config.is_pair = task.is_pair  # saved with what becomes of it: texts of the other kind are refused later
     return Teacher(model.float(), tokenizer)
 
 

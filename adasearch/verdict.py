@@ -82,7 +82,8 @@ def verdict(report: Report) -> str:
     teacher = report.find("teacher")
     if ratio.get("score") is not None and teacher is not None:
         against = format_score(teacher.score_mean, report.metric)
-        sentence = f"The student keeps {100 * ratio['score']:.1f}% of the teacher's {metric} ({scored} of {against})"
+        verb = "keeps" if ratio["score"] <= 1 else "reaches"
+        sentence = f"The student {verb} {100 * ratio['score']:.1f}% of the teacher's {metric} ({scored} of {against})"
         if ratio.get("speed") is not None:
             sentence += f" at {ratio['speed']:.1f}x its speed ({how})"
     else:
@@ -112,13 +113,17 @@ def _beside(report: Report, kind: str) -> str | None:
 
 def warnings(report: Report) -> list[str]:
     """What speaks against the student or against trusting the numbers, in plain words."""
-    student = report.find("student")
-    found = []
+    student, teacher = report.find("student"), report.find("teacher")
+    found, majority = [], report.majority.get(report.metric)
+    constant = None if majority is None else format_score(majority, report.metric)
+    if constant is not None and teacher is not None and teacher.score_mean is not None and teacher.score_mean <= majority:
+        reached = format_score(teacher.score_mean, report.metric)
+        found.append(
+            f"The teacher ({reached}) is no better than the constant answer ({constant}): more finetune.epochs, or another teacher."
+        )
     if student is not None and student.score_mean is not None:
         found += [text for kind in KINDS if (text := _not_better(report, student, kind))]
-        majority = report.majority.get(report.metric)
-        if majority is not None and student.score_mean <= majority:
-            constant = format_score(majority, report.metric)
+        if constant is not None and student.score_mean <= majority:
             found.append(f"The student is not better than always answering the most frequent class ({constant}).")
         if len(student.scores) == 1:
             found.append("One seed: how much the scores vary from run to run is not known.")

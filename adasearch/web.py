@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from adasearch.cascade import Cascade
-from adasearch.classifier import Answers, TextClassifier, shortest
+from adasearch.classifier import Answers, TextClassifier, check_pairs, shortest
 from adasearch.errors import ConfigError
 from adasearch.web_page import PAGE
 
@@ -146,6 +146,10 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
     ) -> dict[str, Any]:
         """A prediction for each text, with the probabilities of its labels, in the order of the texts."""
         _check(texts, pairs, limits)
+        try:
+            check_pairs(answerer.is_pair, pairs is not None)
+        except ConfigError as error:
+            raise HTTPException(422, str(error)) from error
         return {"predictions": as_json(await batcher.answer(texts, pairs), answerer.labels)}
 
     @app.get("/health")

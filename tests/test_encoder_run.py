@@ -137,6 +137,7 @@ def test_the_student_is_a_hugging_face_model_and_the_verbs_take_it(
     assert main(["predict", str(finished / "student"), *files, "--quiet"]) == 0
     labels = [json.loads(line)["prediction"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert labels == [entry["label"] for entry in classify(["the film was great", "a dull plot"])]
+    assert read_json(finished / "student" / "config.json")["is_pair"] is False, "what it was trained on, which predict asks for"
     capsys.readouterr()
     assert main(["inspect", str(finished), "--output_dir", str(tmp_path / "figures")]) == 0
     told = capsys.readouterr().out

@@ -92,6 +92,8 @@ def test_the_student_is_a_hugging_face_model(finished: Path) -> None:
     before = model(**batch).logits
     model.save_pretrained(finished / "again")
     assert torch.equal(AutoModelForSequenceClassification.from_pretrained(finished / "again").eval()(**batch).logits, before)
+    with pytest.raises(ConfigError, match="trained on single texts"):
+        adasearch.TextClassifier(folder, runtime="torch").answer(["great"], ["plot"])
 
 
 def test_the_student_works_where_adasearch_is_not_installed(finished: Path, tmp_path: Path) -> None:

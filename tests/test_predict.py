@@ -454,6 +454,23 @@ def test_cascades_are_checked_first(student: Path, tmp_path: Path) -> None:
             predict_file(**{**run, **change})
 
 
+def test_a_model_of_pairs_answers_no_single_text_nor_the_other_way_round(student: Path, tmp_path: Path) -> None:
+    pairs, single = (make_classifier(tmp_path / name, is_pair=name == "pairs") for name in ("pairs", "single"))
+    source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS, "other": TEXTS}))
+    for folder, columns, says in (
+        (pairs, {}, "text_pair_column: none given; the model was trained on pairs of texts; choices: "),
+        (single, {"text_pair_column": "other"}, "text_pair_column: given; the model was trained on single texts; choices: "),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            predict_file(folder, source, tmp_path / "out.csv", **columns)
+        with pytest.raises(ConfigError, match=says.replace("text_pair_column", "pairs")):
+            TextClassifier(folder, runtime="torch").answer(TEXTS, TEXTS if columns else None)
+    for folder, columns in ((pairs, {"text_pair_column": "other"}), (single, {}), (student, {}), (student, {"text_pair_column": "other"})):
+        predict_file(folder, source, tmp_path / "out.csv", **columns)  # a model that does not say takes both
+    with pytest.raises(ModelError, match="cascade: the student was trained on single texts, the teacher on pairs of texts"):
+        Cascade(TextClassifier(single, runtime="torch"), TextClassifier(pairs, runtime="torch"), threshold=0.5)
+
+
 def test_a_broken_model_is_an_error_not_a_prediction(student: Path, tmp_path: Path) -> None:
     model = BertForSequenceClassification.from_pretrained(student)
     torch.nn.init.constant_(model.classifier.bias, float("nan"))

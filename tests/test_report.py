@@ -76,7 +76,7 @@ def test_the_spread_of_a_difference_is_students_two_sample() -> None:
         ([system("student", (0.5,))], "The student reaches 50.0 accuracy."),
         ([system("student", (0.5,), 1000, 2.0)], "The student reaches 50.0 accuracy in 2.00 ms"
          " (batch 1, 128 word pieces, one thread, onnxruntime) with 1k parameters."),
-        ([system("teacher", (0.5,)), system("student", (0.6,))], "The student keeps 120.0% of the teacher's accuracy (60.0 of 50.0)."),
+        ([system("teacher", (0.5,)), system("student", (0.6,))], "The student reaches 120.0% of the teacher's accuracy (60.0 of 50.0)."),
         # a correlation at or below 0 has no meaningful share
         ([system("teacher", (-0.1,)), system("student", (0.6,))], "The student reaches 60.0 accuracy."),
         ([system("student", (0.6,)), system("tfidf", (0.65,))],
@@ -119,6 +119,13 @@ def test_slow_constant_single_and_unlike_are_warned_of() -> None:
     unlike = dataclasses.replace(system("teacher", (0.9,), 1000, 90.0), threads=2)
     assert any("latencies do not compare" in text for text in verdict.warnings(make_report(unlike, system("student", STUDENT, 1000, 2.0))))
     assert verdict.warnings(make_report(system("teacher", (0.9,), 1000, 90.0), system("student", STUDENT, 1000, 2.0))) == []
+
+
+def test_a_teacher_that_has_learned_nothing_is_told() -> None:
+    bad, student = system("teacher", (0.045,)), system("student", STUDENT)
+    expected = "The teacher (4.5) is no better than the constant answer (50.9): more finetune.epochs, or another teacher."
+    assert verdict.warnings(make_report(bad, student)) == [expected]
+    assert verdict.warnings(make_report(system("teacher", (0.51,)), student)) == []
 
 
 @pytest.mark.parametrize(

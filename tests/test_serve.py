@@ -113,6 +113,8 @@ def test_bad_requests_are_told_what_is_wrong(client: httpx.Client, request_: dic
 class Slow:
     """A classifier whose first call waits to be released."""
 
+    is_pair = None
+
     def __init__(self, model: TextClassifier):
         self.model, self.labels, self.calls = model, model.labels, []
         self.begun, self.released = threading.Event(), threading.Event()
@@ -169,6 +171,15 @@ def test_a_cascade_says_who_answered(model: TextClassifier, tmp_path: Path) -> N
     expected = cascade.answer(TEXTS)
     assert [row["answered_by"] == "teacher" for row in rows] == expected.is_escalated_N.tolist()
     assert [row["label"] for row in rows] == expected.predictions and 0 < expected.is_escalated_N.sum() < len(TEXTS)
+
+
+def test_a_model_of_pairs_is_sent_pairs_alone(tmp_path: Path) -> None:
+    pairs = TextClassifier(make_classifier(tmp_path / "pairs", is_pair=True), runtime="torch", threads=1)
+    with running(create_app(pairs, facts_of(Path("pairs"), pairs, pairs))) as client:
+        reply = client.post("/predict", json={"texts": TEXTS})
+        assert reply.status_code == 422 and "pairs: none given; the model was trained on pairs" in reply.json()["detail"]
+        assert client.post("/predict", json={"texts": TEXTS, "pairs": TEXTS}).status_code == 200
+        assert client.get("/health").json()["is_pair"] is True
 
 
 def test_one_command_serves_and_stops_when_told(tmp_path: Path) -> None:

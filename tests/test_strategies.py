@@ -283,13 +283,27 @@ def test_dropped_operations_are_left_out_of_the_draw_and_of_the_gradient() -> No
 
 def test_the_entropy_term_is_the_gates_mean_entropy_and_rises() -> None:
     supernet, method, batch = learning("gumbel", entropy_weight=0.6)
-    expected = np.mean([float(gate.entropy().detach()) for gate in supernet.gates if gate.logits.shape[-1] > 1])
+    # the first node takes both of its two edges: its gate has nothing to decide, and its entropy of 0 is no decision
+    open_gates = [gate for gate in supernet.gates if gate.logits.shape[-1] not in (1, getattr(gate, "size", 1))]
+    assert sum(gate.axis == "edges" for gate in open_gates) == sum(gate.axis == "edges" for gate in supernet.gates) / 2 > 0
+    expected = np.mean([float(gate.entropy().detach()) for gate in open_gates])
     assert float(method.loss(supernet, batch)["entropy"].detach()) == pytest.approx(method.entropy_weight * expected)
     weights = []
     for step in (1, 3, 6):
         method.begin_step(supernet, step, 6)
         weights.append(method.entropy_weight)
     assert weights[0] == 0 < weights[1] < weights[2] == pytest.approx(0.6)
+
+
+def test_the_entropy_of_edges_is_of_those_that_may_differ() -> None:
+    """Before anything is learned all that can be chosen is open: shares of the maximum, near 1."""
+    supernet, method, _ = parts("gumbel")
+    method.attach(supernet)
+    measured = method.measures(supernet)["entropy"]
+    assert set(measured) == {"operations", "edges", "depth", "width"} and min(measured.values()) > 0.99
+    supernet, method, _ = parts("gumbel", {"nodes": 1})  # which takes both inputs
+    method.attach(supernet)
+    assert set(method.measures(supernet)["entropy"]) == {"operations", "depth", "width"}
 
 
 @pytest.mark.parametrize("target", [None, "target_macs", "target_params", "latency_target_ms"])

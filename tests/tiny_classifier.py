@@ -13,7 +13,9 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "very",
 TEXTS = ["a good film", "bad", "the end , very very bad", "", "a very good , good film , the end", "null", 'say "film", end']
 
 
-def make_classifier(folder: Path, problem_type: str = "single_label_classification", labels: int = 3) -> Path:
+def make_classifier(
+    folder: Path, problem_type: str = "single_label_classification", labels: int = 3, is_pair: bool | None = None
+) -> Path:
     """A BERT of one layer, random weights and loud opinions, with a word tokenizer of 16 tokens at most."""
     tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -31,5 +33,7 @@ def make_classifier(folder: Path, problem_type: str = "single_label_classificati
         max_position_embeddings=16, num_labels=labels, problem_type=problem_type, initializer_range=1.0,
         id2label=dict(enumerate(["neg", "neu", "pos"][:labels])),
     )  # fmt: skip
+    if is_pair is not None:
+        config.is_pair = is_pair
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
