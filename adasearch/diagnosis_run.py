@@ -38,7 +38,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import FREE, check, run_folder
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_reopening, commit
+from adasearch.run_files import begin_run, check_same_data, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking
@@ -108,6 +108,7 @@ class Diagnosis:
         self.run_folder = run_folder(self.config)
         self.folder = self.run_folder / "diagnosis" / self.config.search.strategy
         check_reopening(self.folder, to_dict(config), to_dict(DiagnosisConfig()), (*FREE, *MORE))
+        check_same_data(self.folder / "run.json", self.task.data)
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -121,7 +122,7 @@ class Diagnosis:
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do; the findings, which are also written as ``diagnosis.json`` with figures."""
-        begin_run(self.folder, to_dict(self.options), self.accelerator.mixed_precision)
+        begin_run(self.folder, to_dict(self.options), self.accelerator.mixed_precision, data=self.task.data)
         first, cells, seeds, controls = None, [], [], {name: [] for name in ("searched", "random", "conv3_stack", "bag_of_embeddings")}
         for seed in self.options.search_seeds:
             this = self.search(seed)

@@ -20,7 +20,7 @@ from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_first, check_reopening, hand_over, note_stage
+from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage
 from adasearch.settings import to_dict
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
@@ -116,7 +116,7 @@ def open_encoders(
 
 def _note_settings(run: EncoderRun) -> None:
     """From here on the folder is that of a run with these settings."""
-    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision)
+    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision, data=run.task.data)
     start_trackers(run.config, run.folder, run.accelerator)
 
 
@@ -133,8 +133,10 @@ def begin_encoders(
     config.check()
     check_trackers(config)
     folder = run_folder(config, about.slug)
+    check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(type(config)()), (*FREE, *free))
     task = load_task(config, seed=config.seed, cache=folder / "cache")
+    check_same_data(folder / "run.json", task.data)
     for note in task.notes:
         progress.message(note)
     accelerator = make_accelerator(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,20 +17,28 @@ if TYPE_CHECKING:  # settings are fingerprinted too: `adasearch --help` reads th
     import numpy as np
 
 
+def closed_parent(path: Path) -> Path | None:
+    """Of a path, or of what of it exists, the folder that is none or that nothing can be written into; None where there is no such thing."""
+    path = path.absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    return None if nearest.is_dir() and os.access(nearest, os.W_OK) else nearest
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary neighbour of ``path``, flush it to disk, then rename it into place.
 
     A kill at any moment leaves either the old file or the new one. Raises ``TrainingError`` when the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no folder for it to lie in
+            partial.unlink()
         raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json
 from adasearch.lesson import lesson_rows, soft_label_logits
+from adasearch.run_files import check_same_data
 from adasearch.task_config import TaskConfig
 from adasearch.tasks import Task, load_task
 from adasearch.tokens import Examples, TokenStore
@@ -32,11 +33,14 @@ class FinishedRun:
         return self.config.get("vocabulary", {}).get("kind", "teacher") != "teacher"
 
     def task(self, data_dir: str | None = None) -> Task:
-        """Its task, loaded again; ``data_dir`` where the data have moved. Raises what ``load_task`` raises."""
+        """Its task, loaded again; ``data_dir`` where the data have moved. Raises what ``load_task``
+        and, for data that have changed, ``check_same_data`` raise."""
         known = {field.name: self.config[field.name] for field in dataclasses.fields(TaskConfig) if field.name in self.config}
         settings = TaskConfig(**{**known, **({} if data_dir is None else {"data_dir": data_dir})})
         seed = self.config.get("data_seed")
-        return load_task(settings, seed=self.config["seed"] if seed is None else seed, cache=self.folder / "cache")
+        task = load_task(settings, seed=self.config["seed"] if seed is None else seed, cache=self.folder / "cache")
+        check_same_data(self.folder / "run.json", task.data)
+        return task
 
     def stores(self, kind: str) -> list[TokenStore]:
         """The texts of one kind in the student's pieces, all that lie in the cache: train, transfer or unlabeled."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ import pyarrow.parquet as pq
 
 from adasearch.chunks import STANDARD_STREAM, RowFile, Values, in_chunks
 from adasearch.errors import ConfigError, DataError, one_line
-from adasearch.files import read_json, write_atomically, write_json
+from adasearch.files import closed_parent, read_json, write_atomically, write_json
+from adasearch.run_files import differences
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 STATE = "state.json"
@@ -54,10 +54,7 @@ class Parts:
         path = self.folder / STATE
         if is_resumable and path.is_file():
             state = read_json(path)
-            before = state["begun_with"]
-            changed = [key for key in {**before, **self.begun_with} if before.get(key) != self.begun_with.get(key)]
-            if changed:
-                what = "; ".join(f"{key} was {before.get(key)!r}, is {self.begun_with.get(key)!r}" for key in changed[:3])
+            if what := differences(before := state["begun_with"], {**dict.fromkeys(before), **self.begun_with}):
                 raise ConfigError(
                     f"output_file: {self.folder} holds an unfinished run that was begun otherwise ({what}); choices: "
                     "the settings it was begun with, another output_file, or delete that folder"
@@ -111,8 +108,7 @@ def check_output(input_file: Path, output_file: Path) -> None:
         raise ConfigError(f"output_file: {output_file} is the input file; choose another")
     if output_file.is_dir():
         raise ConfigError(f"output_file: {output_file} is a folder; name a file")
-    parent = next(folder for folder in output_file.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if parent := closed_parent(output_file.parent):
         raise ConfigError(f"output_file: {output_file}: cannot be written, {parent} is no folder open for writing")
 
 

@@ -23,12 +23,12 @@ from adasearch.distributed import main_first, open_group
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.honest import measure_and_report
-from adasearch.latency_target import check_table
+from adasearch.latency_target import check_table, check_targets, open_table, target_lengths
 from adasearch.operations import OPERATIONS
-from adasearch.prepare import Problem, prepare
+from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
-from adasearch.run_files import begin_run, check_first, check_reopening, hand_over, note_stage, stage_facts
+from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, stage_facts
 from adasearch.settings import to_dict
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
@@ -38,6 +38,7 @@ from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 from adasearch.systems import Trained, Trainer, run_search
 from adasearch.tasks import Task, load_task
+from adasearch.teacher import tables_of
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 from adasearch.transfer import shares
 
@@ -92,7 +93,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> Path:
 def prepare_only(config: RunConfig, progress: Progress | None = None) -> Path:
     """Only what comes before the search: ``teacher/`` and ``cache/`` of the run's folder, which is returned."""
     this = _open(config, progress or Progress())
-    prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
+    _prepare(this)
     this.note("prepare")
     return this.folder
 
@@ -105,6 +106,7 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     whole_space = check_settings(config)
     check_trackers(config)
     task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
+    check_same_data(run_folder(config) / "run.json", task.data)
     space = whole_space.for_task(is_pair=task.is_pair)
     check_saving(space)
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
@@ -133,7 +135,7 @@ def check_settings(config: RunConfig) -> Space:
 def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, Architecture, list[Trained]]:
     """Prepare, search, train student and controls, hand the student over."""
     this = _open(config, progress or Progress())
-    problem = prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
+    problem = _prepare(this)
     supernet, architecture = _search(this, problem)
     trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
     systems = [
@@ -150,7 +152,7 @@ def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, 
 def search(config: RunConfig, progress: Progress | None = None) -> Path:
     """Only the search; returns the path of ``architecture.json``."""
     this = _open(config, progress or Progress())
-    problem = prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
+    problem = _prepare(this)
     _search(this, problem)
     stop_trackers(this.accelerator)
     return this.folder / "search" / "architecture.json"
@@ -158,10 +160,10 @@ def search(config: RunConfig, progress: Progress | None = None) -> Path:
 
 def retrain(config: RunConfig, progress: Progress | None = None) -> Path:
     """Train the student of ``config.architecture`` (or of the search in the run's folder); returns its folder."""
+    if not config.architecture and not (run_folder(config) / "search" / "architecture.json").exists():
+        raise ConfigError(f"architecture: none given and {run_folder(config)} holds no search; choices: --architecture FILE, or search first")
     this = _open(config, progress or Progress())
-    if not config.architecture and not (this.folder / "search" / "architecture.json").exists():
-        raise ConfigError(f"architecture: none given and {this.folder} holds no search; choices: --architecture FILE, or search first")
-    problem = prepare(this.config, this.task, this.folder, this.accelerator, this.progress)
+    problem = _prepare(this)
     supernet, architecture = _search(this, problem)
     trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
     _hand_over(this, [trainer.train("student", architecture, seed) for seed in this.seeds][0])
@@ -175,18 +177,42 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def _open(config: RunConfig, progress: Progress) -> Run:
-    """Check all that can be checked, then make or reopen the run's folder."""
+    """Check all that can be checked without the teacher."""
     folder = run_folder(config)
+    check_folder(folder, "run.json", "diagnosis")
     open_group(config.cpu)
     with main_first():
         task, space = check(config)
         for note in task.notes:
             progress.message(note)
-    accelerator = make_accelerator(config)
-    if accelerator.is_main_process:
-        begin_run(folder, to_dict(config), accelerator.mixed_precision)
-    start_trackers(config, folder, accelerator)
-    return Run(config, folder, task, space, progress, accelerator)
+    return Run(config, folder, task, space, progress, make_accelerator(config))
+
+
+def _prepare(this: Run) -> Problem:
+    """All that comes before the search. What is refused notes no settings: the request, once mended, goes on in the same folder."""
+
+    def begin(start: Start) -> None:
+        _check_costs(this, start)
+        if this.accelerator.is_main_process:
+            begin_run(this.folder, to_dict(this.config), this.accelerator.mixed_precision, data=this.task.data)
+        start_trackers(this.config, this.folder, this.accelerator)
+
+    return prepare(this.config, this.task, this.folder, this.accelerator, this.progress, begin)
+
+
+def _check_costs(this: Run, start: Start) -> None:
+    """A search's targets before the teacher learns, where its vocabulary is the student's; of another one the size is known only later.
+
+    A target in milliseconds is asked only of a table that is named. Raises ``ConfigError``.
+    """
+    config, search = this.config, this.config.search
+    if config.architecture or config.vocabulary.kind != "teacher" or (this.folder / "search" / "architecture.json").exists():
+        return
+    lengths = target_lengths(search, start.labelled)
+    table = open_table(search, this.space, lengths, this.folder / "search", this.progress) if search.latency_table else None
+    word, _ = tables_of(start.teacher.model)
+    student = student_config(this.task, start.tokenizer, config, word)
+    check_targets(search, this.space, float(start.labelled.tokens.lengths.mean()), student, table and table.at(lengths))
 
 
 def _check_operations(architecture: Architecture, where: str) -> None:

@@ -6,6 +6,7 @@ What this file makes lies in ``teacher/`` and ``cache/`` of the run's folder and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,12 +111,39 @@ class SearchSplits:
     compared: Examples
 
 
-def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
+@dataclass
+class Start:
+    """Where a problem begins: the teacher as it was found and the task in its word pieces. Nothing has been learned yet.
+
+    ``tokenizer`` is the student's, as far as it is known now; ``needs``: the teacher is to be fine-tuned, and is not yet.
+    """
+
+    teacher: Teacher
+    tokenizer: PreTrainedTokenizerBase
+    labelled: Examples
+    validation: Examples
+    held_out: Examples
+    notes: list[str]
+    needs: bool
+
+
+def prepare(
+    config: RunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress,
+    begin: Callable[[Start], None] = lambda start: None,
+) -> Problem:  # fmt: skip
     """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept.
 
+    ``begin`` is called before anything is learned, when nothing is left to refuse here: it may refuse more, and note the settings.
     Raises ``ModelError`` or ``ConfigError``, before anything is trained, when teacher, tokenizer and settings do not fit each other.
     """
     config = dataclasses.replace(config, seed=config.seed_of_data)
+    start = _start(config, task, folder, progress)
+    begin(start)
+    return _learn(config, task, start, folder, accelerator, progress)
+
+
+def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> Start:
+    """The teacher, fine-tuned where that is done, and the labelled texts as its word pieces."""
     cache, has_teacher = folder / "cache", config.teacher != "none"
     with main_first():
         source = teacher_path(config, cache)
@@ -142,9 +170,17 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
         labelled = Examples(stores["train"], pad, task.train.labels)
         validation = Examples(stores["validation"], pad, task.validation.labels)
         held_out = Examples(stores["held_out"], pad, task.held_out.labels)
-    if needs and not is_tuned:
-        if config.transfer.size and config.transfer.masked_lm:  # asked before the teacher learns, not after
+        needs = needs and not is_tuned
+        if needs and config.transfer.size and config.transfer.masked_lm:  # asked before the teacher learns, not after
             load_masked_lm(config.transfer.masked_lm_model, teacher.tokenizer)
+    return Start(teacher, tokenizer, labelled, validation, held_out, notes, needs)
+
+
+def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
+    """The teacher fine-tuned where it needs it, and its word on all texts."""
+    cache, has_teacher, teacher, notes = folder / "cache", config.teacher != "none", start.teacher, start.notes
+    tokenizer, labelled, validation, held_out = start.tokenizer, start.labelled, start.validation, start.held_out
+    if start.needs:
         finetune(config, task, teacher, labelled, validation, folder, accelerator, progress)
     with main_first():
         teacher.model.eval().requires_grad_(False).to(accelerator.device)
@@ -174,7 +210,7 @@ def prepare(config: RunConfig, task: Task, folder: Path, accelerator: Accelerato
         held_out,
         teacher_validation,
         teacher_held_out,
-        _student_config(task, tokenizer, config, word),
+        student_config(task, tokenizer, config, word),
         word,
         position,
         notes,
@@ -190,7 +226,8 @@ def teacher_path(config: RunConfig, cache: Path) -> str:
     return str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
 
 
-def _student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunConfig, word: Tensor) -> AdasearchConfig:
+def student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunConfig, word: Tensor) -> AdasearchConfig:
+    """What is known of students before their shape, with ``word`` as the table that they start from."""
     return AdasearchConfig(
         vocab_size=len(word),
         max_position_embeddings=config.max_seq_length,

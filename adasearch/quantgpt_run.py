@@ -36,7 +36,7 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import begin_run, check_reopening, note_stage, stage_facts
+from adasearch.run_files import begin_run, check_folder, check_reopening, note_stage, stage_facts
 from adasearch.settings import to_dict
 
 # model_type -> class, and what its dropouts are called
@@ -75,6 +75,7 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
     """
     config.check()
     folder = run_folder(config)
+    check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(QuantGptConfig()), FREE)
     if not (folder / "report.json").exists():
         this = _open(config, folder, progress or Progress())

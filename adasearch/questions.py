@@ -45,6 +45,11 @@ class Questions(Split):
         assert self.pairs is not None
         return self.pairs
 
+    @property
+    def gold(self) -> tuple[Any, ...]:
+        """The answers and where they begin."""
+        return self.answers, self.starts
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Questions:
         """The named questions, in that order."""
         rows = [int(row) for row in indices]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from adasearch.errors import ConfigError
-from adasearch.files import read_json, write_folder, write_json, write_text
+from adasearch.files import closed_parent, read_json, write_folder, write_json, write_text
+
+DATA_FILES = ("train_file", "validation_file", "test_file", "unlabeled_file")  # settings that say where data lie, not which
 
 
 def typed_command() -> str:
@@ -37,25 +40,83 @@ def script_command() -> str:
     return shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
-def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: Sequence[str]) -> None:
-    """A folder goes on with the settings it was begun with, or not at all. Raises ``ConfigError``.
+def check_folder(folder: Path, *marks: str) -> None:
+    """A folder may be written if it is one of these marks' (files or folders in it that are only there in one's own), or as good as empty.
 
-    ``free`` are those that may differ: they change what is shown, added or timed, not what was learned. Settings that an
-    older version did not know are at their ``defaults``.
+    Raises ``ConfigError`` for a file, a place that cannot be written, and a folder that belongs to something else.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir: {folder} is a file; a folder is expected")
+    if (parent := closed_parent(folder)) is not None:
+        raise ConfigError(f"output_dir: {folder}: cannot be written, {parent} is no folder open for writing")
+    if not folder.is_dir() or any((folder / mark).exists() for mark in marks):
+        return
+    names = sorted(path.name for path in folder.iterdir() if not _comes_first(path))
+    if names:
+        shown = ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+        raise ConfigError(f"output_dir: {folder} belongs to something else ({shown}); choices: another --output_dir, new or empty")
+
+
+def _comes_first(path: Path) -> bool:
+    """Whether it may lie in a folder before its mark: downloads and tokens, what a sweep has linked, what a shell writes the output to."""
+    return path.name == "cache" or path.name.startswith(".") or path.is_symlink() or path.suffix in (".log", ".out", ".err")
+
+
+def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: Sequence[str]) -> None:
+    """A folder goes on with the settings it was begun with, or not at all. Raises ``ConfigError``.
+
+    ``free`` are those that may differ: they change what is shown, added or timed, not what was learned. Where the data lie
+    is free as well in a run whose data are known (``check_same_data``). Settings that an older version did not know are at their
+    ``defaults``.
+    """
     if not (folder / "run.json").exists():
         return
-    before = completed(read_json(folder / "run.json")["config"], defaults)
+    begun = read_json(folder / "run.json")
+    before, free = completed(begun["config"], defaults), (*free, *(DATA_FILES if "data" in begun else ()))
     if what := differences(before, settings, free):
         raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
 
 
+def check_same_data(path: Path, data: dict[str, dict[str, Any]]) -> None:
+    """The data are those that a run, or a study, was begun with. Raises ``ConfigError``.
+
+    ``path``: its run.json or study.json; ``data``: of a ``Task``. One that is not begun, or by a version that noted no data, goes on.
+    """
+    before = read_json(path).get("data") if path.exists() else None
+    if before is None or before == data:
+        return
+    what = [_change(name, before.get(name), data.get(name)) for name in {**before, **data} if before.get(name) != data.get(name)]
+    raise ConfigError(
+        f"{path.parent}: the data have changed since ({'; '.join(what)}), and what was learned from both would stand side by side;"
+        " choices: another --output_dir, the data as they were, or delete it"
+    )
+
+
+def _change(split: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+    counts = [str(facts["examples"]) if facts else "none" for facts in (before, now)]
+    if counts[0] != counts[1]:
+        return f"{split}: {counts[0]} -> {counts[1]} examples"
+    others = [name for name in ("texts", "labels") if before[name] != now[name]]
+    return f"{split}: other {' and '.join(others)}, {counts[0]} examples"
+
+
 def differences(before: dict[str, Any], now: dict[str, Any], free: Sequence[str] = ()) -> str:
-    """The first three settings, but for those that are ``free``, in which ``now`` is not ``before``; "" where there is none."""
-    changed = [key for key in now if key not in free and before.get(key) != now[key]]
-    return "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed[:3])
+    """The first three settings, but for those that are ``free``, in which ``now`` is not ``before``; "" where there is none.
+
+    Of settings in sections those that differ, under their dotted names.
+    """
+    changed = itertools.islice(_changed({key: before.get(key) for key in now if key not in free}, now), 3)
+    return "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changed)
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name, old value and new one of all of ``before`` that differ."""
+    for key, old in before.items():
+        new = now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changed({**dict.fromkeys(new), **old}, new, f"{where}{key}.")
+        elif old != new:
+            yield f"{where}{key}", old, new
 
 
 def completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -69,12 +130,23 @@ def completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, A
 
 
 def begin_run(folder: Path, settings: dict[str, Any], precision: str, **facts: Any) -> None:
-    """Write ``config.yaml`` and ``run.json``, with more ``facts`` in it, unless the run was begun before."""
-    if (folder / "run.json").exists():
+    """Write ``config.yaml`` and ``run.json``, with more ``facts`` in it; of a run that was begun before only note that it goes on.
+
+    ``command`` is the latest, the one a report is of: its settings are those of all others, but for what is free. ``commands`` are all
+    different ones in order. Data that were moved lie where they are now.
+    """
+    command, path = typed_command(), folder / "run.json"
+    if path.exists():
+        about = read_json(path)
+        others = [one for one in about.get("commands", [about.get("command")]) if one not in (None, command)]
+        config = {**about["config"], **{key: settings[key] for key in DATA_FILES if key in settings}}
+        if config != about["config"]:
+            write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_json(path, {**about, "command": command, "commands": [*others, command], "config": config})
         return
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    about = {"command": typed_command(), "commit": commit(), "config": settings, "precision": precision, **facts, "stages": {}}
-    write_json(folder / "run.json", about)
+    about = {"command": command, "commands": [command], "commit": commit(), "config": settings, "precision": precision, **facts, "stages": {}}
+    write_json(path, about)
 
 
 def note_stage(folder: Path, stage: str, **facts: Any) -> None:

@@ -34,7 +34,7 @@ from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPrepa
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.run_files import begin_run, check_reopening, model_in, note_stage
+from adasearch.run_files import begin_run, check_folder, check_reopening, model_in, note_stage
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -90,6 +90,7 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
     """
     config.check()
     folder = run_folder(config)
+    check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(SparsePretrainingConfig()), FREE)
     if not (folder / "report.json").exists():
         this = _open(config, folder, progress or Progress())

@@ -27,7 +27,7 @@ from adasearch.files import fingerprint, write_json
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
-from adasearch.run_files import commit, typed_command
+from adasearch.run_files import check_folder, check_same_data, commit, typed_command
 from adasearch.settings import check_choice, to_dict
 from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
@@ -68,6 +68,7 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
     if config.engine == "ray":
         check_ray()
     runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, threads=threads)) for run in plan(config)]
+    check_folder(config.folder, "sweep.json", "prepared")  # what is prepared is begun before anything is noted
     _check_runs(config, runs, progress)
     with _locked(config.folder):
         board = Board(config, runs, progress)
@@ -98,7 +99,8 @@ def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progres
             check_settings(shared)
             told = {key: value for key, value in to_dict(run.config).items() if key not in ("seed", "seeds", "output_dir")}
             if (what := fingerprint(run.prepared, told)) not in seen:  # each seed alone would ask the same again
-                check(run.config, cache=Path(shared.output_dir) / "cache")
+                task, _ = check(run.config, cache=Path(shared.output_dir) / "cache")
+                check_same_data(Path(shared.output_dir) / "run.json", task.data)
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error}") from error
         seen.add(what)

@@ -12,11 +12,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adasearch.demo_assets import fetch_demo_reviews
 from adasearch.errors import ConfigError, DataError
+from adasearch.files import fingerprint
 from adasearch.labels import Schema, check_learnable, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.questions import PROBLEM_TYPE, asks_questions, read_questions
@@ -68,6 +70,23 @@ class Task:
     def held_out(self) -> Split:
         """The split on which the final score is taken: test where its labels are known, else validation."""
         return self.validation if self.test is None else self.test
+
+
+    @property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """What tells the data from others: of every split the number of examples, a fingerprint of its texts and one of its labels.
+
+        A second for a few hundred megabytes of text.
+        """
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test", "unlabeled")}
+        return {
+            name: {
+                "examples": len(split),
+                "texts": fingerprint(split.texts, split.pairs),
+                "labels": fingerprint(self.problem_type, self.label_names, *split.gold),
+            }
+            for name, split in splits.items() if split is not None
+        }  # fmt: skip
 
 
 def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) -> Task:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def gold(self) -> tuple[Any, ...]:
+        """What is known of the texts, as ``fingerprint`` takes it."""
+        return self.labels, self.soft_labels
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Split:
         """The named examples, in that order."""

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -77,8 +78,10 @@ def directions_of(config: TuneConfig, metric: str) -> list[str]:
     return ["maximize" if name == "score" and is_higher_better else "minimize" for name in config.objectives]
 
 
-def create_study(config: TuneConfig, storage: BaseStorage, metric: str, first: dict[str, object]) -> optuna.Study:
-    """The study, new or as far as it has come; a new one begins with the labels ``first``.
+def create_study(
+    config: TuneConfig, storage: BaseStorage, metric: str, first: dict[str, object], data: dict[str, Any] | None = None
+) -> optuna.Study:
+    """The study, new or as far as it has come; a new one begins with the labels ``first`` and notes its ``data`` (of a ``Task``).
 
     Raises ``ConfigError`` where folder or storage holds a study with other settings.
     """
@@ -99,7 +102,8 @@ def create_study(config: TuneConfig, storage: BaseStorage, metric: str, first: d
             study.set_metric_names(list(config.objectives))  # what optuna-dashboard calls them
         if first:
             study.enqueue_trial(first, user_attrs={"is_first": True}, skip_if_exists=True)
-    write_json(path, lasting)
+    if not path.exists():
+        write_json(path, {**lasting, "data": data})
     return study
 
 

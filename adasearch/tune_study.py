@@ -23,12 +23,13 @@ from adasearch.cli import import_once, imported_files
 from adasearch.errors import AdasearchError, ConfigError, TrainingError
 from adasearch.operations import OPERATIONS
 from adasearch.progress import Progress
+from adasearch.run_files import check_folder
 from adasearch.tune_check import check_request, widest_space
 from adasearch.tune_config import TuneConfig, check_study
 from adasearch.tune_report import describe, write_outputs
-from adasearch.tune_storage import Worker, counted, create_study, load_study, next_trial, open_storage, release_lost
+from adasearch.tune_storage import JOURNAL, Worker, counted, create_study, load_study, next_trial, open_storage, release_lost
 from adasearch.tune_space import StudySpace
-from adasearch.tune_trial import Pruned, Study, open_study, run_trial
+from adasearch.tune_trial import PREPARING, Pruned, Study, open_study, run_trial
 
 POLL_SECONDS = 0.5
 OPEN = (TrialState.RUNNING, TrialState.WAITING)
@@ -43,10 +44,11 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> Path:
     progress = progress or Progress()
     check_study(config)
     _check_alone(config)
+    check_folder(config.folder, "study.json", JOURNAL, PREPARING)
     check_request(config)
     storage = open_storage(config)  # a server that is not there is noticed before the teacher is trained
     study = open_study(config, progress)
-    found = create_study(config, storage, study.task.metric, study.space.first())
+    found = create_study(config, storage, study.task.metric, study.space.first(), study.task.data)
     for note in study.task.notes:
         progress.message(note)
     _run(study, found, storage, progress)

@@ -32,6 +32,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.metrics import METRICS
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
+from adasearch.run_files import check_same_data
 from adasearch.shrink import build_student
 from adasearch.starts import teacher_worth
 from adasearch.supernet import Supernet
@@ -42,6 +43,7 @@ from adasearch.tune_check import check_data, check_request, may_inherit, widest_
 from adasearch.tune_config import LIMITS, TuneConfig
 from adasearch.tune_space import StudySpace, run_data, space_data
 
+PREPARING = "preparation.lock"  # held while the preparation is made; the first file of a study
 KEPT = ("history.json", "scores.json")  # of a trained student's folder
 
 
@@ -79,7 +81,7 @@ class Study:
         """The task as a trial learns it. Trials differ in it only by transfer set and vocabulary; one process makes them at a time."""
         key = fingerprint(dataclasses.asdict(config.transfer), dataclasses.asdict(config.vocabulary))
         if self._problem is None or self._problem[0] != key:
-            with FileLock(self.config.folder / "preparation.lock"):
+            with FileLock(self.config.folder / PREPARING):
                 problem = prepare(config, self.task, self.preparation, self.accelerator, self.progress)
                 if self.inherits:
                     teacher_worth(problem, self.preparation / "cache", self.progress)
@@ -94,8 +96,9 @@ def open_study(config: TuneConfig, progress: Progress) -> Study:
     threads = config.threads or (1 if config.workers > 1 else None)
     space = dataclasses.replace(space, base=dataclasses.replace(space.base, threads=threads))
     config.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(config.folder / "preparation.lock"):
+    with FileLock(config.folder / PREPARING):
         task = tuning_task(check_data(config, space), config.seed_of_data)
+        check_same_data(config.folder / "study.json", task.data)
     study = Study(config, task, space, progress, make_accelerator(space.base))
     problem = study.problem(space.base)
     return dataclasses.replace(study, space=_with_table(study, problem))
@@ -120,7 +123,7 @@ def _with_table(study: Study, problem: Problem) -> StudySpace:
         return space
     widest = widest_space(space, is_pair=study.task.is_pair)
     settings = dataclasses.replace(space.base.search, latency_target_ms=target)
-    with FileLock(study.config.folder / "preparation.lock"):
+    with FileLock(study.config.folder / PREPARING):
         open_table(settings, widest, target_lengths(settings, problem.labelled), study.preparation / "search", study.progress)
     settings = dataclasses.replace(space.base.search, latency_table=str(study.preparation / "search" / "latency.json"))
     return dataclasses.replace(space, base=dataclasses.replace(space.base, search=settings))

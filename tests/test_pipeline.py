@@ -23,7 +23,8 @@ import adasearch
 from adasearch.config import DistillConfig, RetrainConfig, TransferConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.files import write_json
-from adasearch.pipeline import check_settings, run, search
+from adasearch.finished import FinishedRun
+from adasearch.pipeline import check_settings, prepare_only, retrain, run, search
 from adasearch.progress import Progress
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
@@ -128,7 +129,7 @@ def test_a_finished_run_trains_nothing_again(finished: Path) -> None:
 
 def test_a_folder_is_not_continued_with_other_settings(finished: Path) -> None:
     config = tiny_run(finished.parent, seeds=[1, 2], distill=DistillConfig(gamma=0.5))
-    with pytest.raises(ConfigError, match="output_dir: .* holds a run with other settings .*distill was"):
+    with pytest.raises(ConfigError, match="output_dir: .* holds a run with other settings .distill.gamma was 0.8, is 0.5.;"):
         run(config)
 
 
@@ -258,6 +259,37 @@ def test_a_target_that_no_member_reaches_is_refused_before_the_search(tmp_path: 
     space.write_text(space.read_text().replace("sample_edges: true", "sample_edges: true\nlearned_per_node: 1"))
     with pytest.raises(ConfigError, match=r"search.target_macs: 1 cannot be reached in space 'tiny' .*choices: [\d,]+ or more"):
         search(replace(config, search=out_of_reach))
+    assert not (tmp_path / "run" / "teacher").exists(), "the teacher learned nothing for it"
+
+
+def test_a_refused_request_goes_on_in_the_same_folder_once_it_is_mended(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    for change, says in (({"teacher": "techer"}, "techer"), ({"max_seq_length": 64}, "max_seq_length: 64 is too long")):
+        with pytest.raises(AdasearchError, match=says):
+            run(replace(config, **change))
+    with pytest.raises(ConfigError, match="architecture: none given and .* holds no search"):
+        retrain(config)
+    assert not (tmp_path / "run" / "run.json").exists()
+    prepare_only(config)
+    with pytest.raises(ConfigError, match="output_dir: .* belongs to something else .config.json, "):
+        prepare_only(replace(config, output_dir=str(tmp_path / "encoder")))
+
+
+def test_a_run_goes_on_with_its_own_data_alone_wherever_they_lie(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    teacher = prepare_only(config) / "teacher" / "model.safetensors"
+    weights, path = teacher.read_bytes(), Path(config.train_file)
+    moved = replace(config, train_file=str(path.rename(tmp_path / "moved.csv")))
+    assert prepare_only(moved) and teacher.read_bytes() == weights
+    found = FinishedRun(tmp_path / "run", json.loads((tmp_path / "run" / "run.json").read_text())["config"])
+    assert len(found.task().train) == 120, "read where the file lies now"
+    text = Path(moved.train_file).read_text()
+    Path(moved.train_file).write_text(text.replace("positive", "-").replace("negative", "positive").replace("-", "negative"))
+    for again in (lambda: prepare_only(moved), found.task):
+        with pytest.raises(ConfigError, match=r"run: the data have changed since \(train: other labels, 120 examples\)"):
+            again()
+    with pytest.raises(ConfigError, match=r"the data have changed since \(train: other labels, 120 examples; test: none -> 40 examples\)"):
+        prepare_only(replace(moved, test_file=moved.validation_file))
 
 
 def test_bilevel_constraint_and_given_architecture_run(tmp_path: Path) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
-from adasearch.run_files import begin_run, check_reopening, commit, differences, hand_over, note_stage, stage_facts, typed_command
+from adasearch.questions import Questions
+from adasearch.run_files import (
+    begin_run, check_folder, check_reopening, check_same_data, commit, differences, hand_over, note_stage, stage_facts, typed_command,
+)  # fmt: skip
+from adasearch.tasks import Task
+from adasearch.texts import Split
 
 DEFAULTS: dict[str, Any] = {"task": "demo", "seed": 42, "quiet": False, "fit": {"steps": 10, "rate": 0.1}, "words": {}}
 FREE = ("quiet",)
@@ -35,8 +43,9 @@ def test_the_same_settings_go_on(tmp_path: Path, settings: dict[str, Any]) -> No
     ("settings", "says"),
     [
         ({"seed": 7}, "seed was 42, is 7"),
-        ({"fit": {"steps": 11, "rate": 0.1}}, "fit was {'steps': 10, 'rate': 0.1}, is {'steps': 11, 'rate': 0.1}"),
-        ({"words": {"good": 1}}, "words was {}, is {'good': 1}"),
+        ({"fit": {"steps": 11, "rate": 0.1}}, "fit.steps was 10, is 11"),
+        ({"words": {"good": 1}}, "words.good was None, is 1"),
+        ({"fit": {"steps": 11, "rate": 0.2}, "seed": 7}, "seed was 42, is 7; fit.steps was 10, is 11; fit.rate was 0.1, is 0.2"),
         ({"seed": 7, "task": "sst2"}, "task was 'demo', is 'sst2'; seed was 42, is 7"),
     ],
 )
@@ -54,16 +63,102 @@ def test_a_run_of_another_version_is_judged_by_what_both_know(tmp_path: Path) ->
     check_reopening(tmp_path, DEFAULTS, DEFAULTS, FREE)  # it ran at the defaults of what it did not know
     with pytest.raises(ConfigError, match="seed was 42, is 7"):
         check_reopening(tmp_path, changed(seed=7), DEFAULTS, FREE)
-    with pytest.raises(ConfigError, match=r"fit was \{'steps': 10, 'rate': 0.1\}"):
+    with pytest.raises(ConfigError, match=r"\(fit.rate was 0.1, is 0.2\)"):
         check_reopening(tmp_path, changed(fit={"steps": 10, "rate": 0.2}), DEFAULTS, FREE)
 
 
-def test_a_file_is_no_folder_and_a_new_folder_is_free(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def test_a_new_folder_is_free(tmp_path: Path) -> None:
+    for folder in (tmp_path / "absent", tmp_path):
+        check_folder(folder, "run.json")
+        check_reopening(folder, changed(seed=7), DEFAULTS, FREE)
+
+
+def test_a_folder_that_belongs_to_something_else_is_refused(tmp_path: Path) -> None:
+    for name in ("a.csv", "b", "c", "d"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError) as error:
+        check_folder(tmp_path / "other", "run.json")
+    assert str(error.value) == (
+        f"output_dir: {tmp_path / 'other'} belongs to something else (a.csv, b, c, ...); choices: another --output_dir, new or empty"
+    )
+    check_folder(tmp_path / "other", "run.json", "b")
+    check_folder(begun(tmp_path / "other"), "run.json")
+    with pytest.raises(ConfigError, match=r"belongs to something else \(config.yaml, run.json\)"):
+        check_folder(begun(tmp_path / "run"), "study.json")
+
+
+def test_what_comes_before_a_runs_mark_refuses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run" / "cache").mkdir(parents=True)
+    (tmp_path / "run" / "teacher").symlink_to(tmp_path, target_is_directory=True)
+    for name in (".lock", "slurm-1.out", "nohup.log"):
+        (tmp_path / "run" / name).touch()
+    check_folder(tmp_path / "run", "run.json")
+
+
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="output_dir: .*file is a file; a folder is expected"):
-        check_reopening(tmp_path / "file", DEFAULTS, DEFAULTS, FREE)
-    check_reopening(tmp_path / "absent", changed(seed=7), DEFAULTS, FREE)
-    check_reopening(tmp_path, changed(seed=7), DEFAULTS, FREE)
+        check_folder(tmp_path / "file", "run.json")
+    with pytest.raises(ConfigError, match="cannot be written, .*file is no folder open for writing"):
+        check_folder(tmp_path / "file" / "below" / "it", "run.json")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of root's folders root itself is always told that it may
+    with pytest.raises(ConfigError, match=f"cannot be written, {tmp_path} is no folder open for writing"):
+        check_folder(tmp_path / "new", "run.json")
+
+
+def data_of(labels: Sequence[int], texts: str = "abcd", names: tuple[str, ...] = ("no", "yes"), test: str = "") -> dict[str, Any]:
+    train, held = Split([*texts], labels=np.array(labels)), Split(["e"], labels=np.array([0]))
+    return Task("t", "single_label", names, ("accuracy",), train, held, test=Split([*test], labels=np.zeros(len(test))) if test else None).data
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (data_of([0, 1, 0, 0]), "train: other labels, 4 examples"),
+        (data_of([0, 1, 0, 1], "abce"), "train: other texts, 4 examples"),
+        (data_of([0, 1, 0], "abc"), "train: 4 -> 3 examples"),
+        (data_of([0, 1, 0, 1], test="xy"), "test: none -> 2 examples"),
+        (data_of([0, 1, 0, 1], names=("bad", "good")), "train: other labels, 4 examples; validation: other labels, 1 examples"),
+    ],
+)
+def test_data_that_have_changed_are_refused_and_named(tmp_path: Path, now: dict[str, Any], says: str) -> None:
+    before = data_of([0, 1, 0, 1])
+    check_same_data(tmp_path / "run.json", before)
+    begin_run(tmp_path, DEFAULTS, "no", data=before)
+    check_same_data(tmp_path / "run.json", data_of([0, 1, 0, 1]))
+    with pytest.raises(ConfigError) as error:
+        check_same_data(tmp_path / "run.json", now)
+    assert f"{tmp_path}: the data have changed since ({says}), and" in str(error.value)
+    begun(tmp_path / "older")
+    check_same_data(tmp_path / "older" / "run.json", now)  # nobody knows what it was begun with
+
+
+def test_answers_tell_questions_apart() -> None:
+    first, other = (Questions(["q"], ["c d"], answers=[(answer,)], starts=[start]) for answer, start in (("c", 0), ("d", 2)))
+    tasks = [Task("t", "question_answering", ("start", "end"), ("f1",), one, one) for one in (first, other)]
+    assert tasks[0].data["train"]["texts"] == tasks[1].data["train"]["texts"]
+    assert tasks[0].data["train"]["labels"] != tasks[1].data["train"]["labels"]
+
+
+def test_data_may_move_where_they_are_known(tmp_path: Path) -> None:
+    defaults = {**DEFAULTS, "train_file": None}
+    before, now = {**DEFAULTS, "train_file": "a.csv"}, {**DEFAULTS, "train_file": "b/a.csv"}
+    begin_run(tmp_path / "older", before, "no")
+    with pytest.raises(ConfigError, match="train_file was 'a.csv'"):
+        check_reopening(tmp_path / "older", now, defaults, FREE)
+    begin_run(tmp_path, before, "no", data=data_of([0, 1, 0, 1]))
+    check_reopening(tmp_path, now, defaults, FREE)
+    begin_run(tmp_path, now, "no")
+    assert read_json(tmp_path / "run.json")["config"] == now == yaml.safe_load((tmp_path / "config.yaml").read_text())
+
+
+def test_all_commands_are_kept_and_the_last_is_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for verb in ("search", "run", "search", "retrain", "run"):
+        monkeypatch.setattr(sys, "argv", ["adasearch", verb, "t"])
+        begun(tmp_path)
+    about = read_json(tmp_path / "run.json")
+    assert about["command"] == "adasearch run t"
+    assert about["commands"] == ["adasearch search t", "adasearch retrain t", "adasearch run t"]
 
 
 def test_only_three_differences_are_named() -> None:
@@ -77,7 +172,7 @@ def test_a_run_is_begun_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     begin_run(tmp_path, changed(seed=2), "no")
     about = read_json(tmp_path / "run.json")
     assert about == {
-        "command": "adasearch run 'a task'", "commit": commit(), "config": changed(seed=1), "precision": "bf16",
+        "command": "adasearch run 'a task'", "commands": ["adasearch run 'a task'"], "commit": commit(), "config": changed(seed=1), "precision": "bf16",
         "hardware": {"cores": 2}, "stages": {},
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == changed(seed=1)
