@@ -37,7 +37,7 @@ from adasearch.methods.warm import Warm
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_folder, check_reopening
+from adasearch.run_files import begin_run, check_folder, check_reopening, refuse_run
 from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
@@ -76,6 +76,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     """
     config.check()
     folder = Path(config.output_dir)
+    refuse_run("teacher", config.teacher)
     check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(WarmConfig()), FREE)
     if (folder / FACTS).exists():
