@@ -25,7 +25,7 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "predict_file": "adasearch.predict:predict_file",
     "calibrate": "adasearch.calibration:calibrate",
     "TextClassifier": "adasearch.classifier:TextClassifier",
-    "read_report": "adasearch.report_files:read_report",
+    "read_report": "adasearch.report:read_report",
     "rebuild_report": "adasearch.report_files:rebuild_report",
     "register_operation": "adasearch.operations:register_operation",
     "prune_student": "adasearch.prune_files:prune_student",

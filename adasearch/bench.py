@@ -92,9 +92,7 @@ def bench_folders(
     ways = choose_ways(config)
     references = config.references if config.reference else []
     check_bench(config)
-    for folder in models:
-        if not (Path(folder) / "config.json").is_file():
-            raise ConfigError(f"models: {folder} is no model folder (config.json is missing); choices: runs/<name>/student")
+    check_models(models)
     if not models and not references:
         raise ConfigError("models: nothing to time; name one or more folders, or let references be true")
     shapes = [(batch, length) for length in config.seq_lengths for batch in config.batch_sizes]
@@ -128,6 +126,13 @@ def bench_folders(
             }
             for key, (subject, name, precision) in taken.items()
         ]  # fmt: skip
+
+
+def check_models(models: Sequence[Path]) -> None:
+    """Raise ``ConfigError`` for a folder that holds no model."""
+    for folder in models:
+        if not (Path(folder) / "config.json").is_file():
+            raise ConfigError(f"models: {folder} is no model folder (config.json is missing); choices: runs/<name> of a finished run, a model's folder")
 
 
 def _cut(lengths: Sequence[int], subjects: Sequence[Subject], progress: Progress) -> np.ndarray:

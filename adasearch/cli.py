@@ -1,7 +1,8 @@
 """``adasearch VERB [--config file.yaml] [--key value ...]``: every verb is a thin call of a public function.
 
 Nothing heavy is imported before a verb is known and its settings are read. Results go to standard output, progress and
-errors to standard error. Exit codes: 0; 1 the run failed; 2 the request or the data is wrong; 130 stopped by Ctrl-C.
+errors to standard error. Exit codes: 0; 1 the run failed; 2 the request or the data is wrong; 130 stopped by Ctrl-C, 143
+by SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import errno
 import importlib
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from adasearch.errors import AdasearchError, ConfigError, DataError
 from adasearch.progress import Progress
 from adasearch.verbs import METHODS, VERBS, Verb
 
-FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # the last two are 128 + the signal's number, as in shells
+FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 130, 141, 143  # the last three are 128 + the signal's number, as in shells
 
 
 COMPRESS = "compress"  # the one verb whose first word is a method; settings are the method's
@@ -173,21 +176,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(arguments: Sequence[str]) -> int:
     try:
-        return dispatch(arguments)
+        with _terminated_like_stopped():
+            return dispatch(arguments)
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
     except AdasearchError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return BAD_USAGE if isinstance(error, (ConfigError, DataError)) else FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _say("stopped; the same command goes on")
-        return INTERRUPTED
+        return TERMINATED if stop.args == (signal.SIGTERM,) else INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and error.filename is None:
             raise
-        where = error.filename or "output"
-        _say(f"error: {where}: the disk is full; what was saved before is intact, and the same command goes on")
+        where, saved = error.filename or "output", "what was saved before is intact, and the same command goes on"
+        _say(f"error: {where}: the disk is full; {saved}" if is_full else f"error: {where}: {error.strerror}; choices: mend that; {saved}")
         return FAILED
+
+
+@contextlib.contextmanager
+def _terminated_like_stopped() -> Iterator[None]:
+    """SIGTERM, as ``timeout`` and batch systems send it, ends the work as Ctrl-C does."""
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # only the main thread may ask for signals; whoever has asked for this one before keeps it
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

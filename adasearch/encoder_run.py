@@ -20,7 +20,7 @@ from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage
+from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run
 from adasearch.settings import to_dict
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
@@ -133,6 +133,8 @@ def begin_encoders(
     config.check()
     check_trackers(config)
     folder = run_folder(config, about.slug)
+    for name, path in (("model", config.model), ("teacher", config.teacher)):
+        refuse_run(name, path or "")
     check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(type(config)()), (*FREE, *free))
     task = load_task(config, seed=config.seed, cache=folder / "cache")

@@ -14,7 +14,7 @@ import numpy as np
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json
 from adasearch.lesson import lesson_rows, soft_label_logits
-from adasearch.run_files import check_same_data
+from adasearch.run_files import check_same_data, model_in
 from adasearch.task_config import TaskConfig
 from adasearch.tasks import Task, load_task
 from adasearch.tokens import Examples, TokenStore
@@ -92,7 +92,7 @@ def find_run(path: Path) -> tuple[Path, FinishedRun | None]:
 
     The run is None for a student that lies elsewhere. Raises ``ConfigError`` when there is no student.
     """
-    student = path / "student" if (path / "run.json").is_file() else path
+    student = Path(model_in(path))
     if not (student / "config.json").is_file():
         raise ConfigError(f"student: {student}: no student's folder (config.json is missing); choices: runs/<name>, runs/<name>/student")
     for folder in (student.parent, student.parent.parent):

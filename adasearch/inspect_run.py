@@ -68,6 +68,8 @@ def inspect(path: Path, output_dir: Path | None) -> str:
             report = _read_json(path / "report.json")
             if any(s.get("score_mean") is not None and s.get("latency_ms_p50") for s in report.get("systems", [])):
                 written += draw_comparison(report, folder / "comparison")
+    if not text and not written:
+        raise ConfigError(f"path: {path}: nothing to draw is there; choices: {DRAWABLE}")
     return "\n\n".join([*text, "\n".join(map(str, written))])
 
 
@@ -90,7 +92,9 @@ def _find(path: Path) -> tuple[Architecture | None, dict[str, Any] | None]:
         return Architecture.load(found), None
     if (path / "search" / "history.jsonl").is_file() or (path / "report.json").is_file():
         return None, None
-    raise ConfigError(f"{path}: nothing to draw is there; choices: {DRAWABLE}")
+    if (path / "run.json").is_file():
+        raise ConfigError(f"path: {path}: nothing to draw is there yet; the run is not finished: give the same command again")
+    raise ConfigError(f"path: {path}: {'nothing to draw is there' if path.exists() else 'no such folder'}; choices: {DRAWABLE}")
 
 
 def _costs_of(architecture: Architecture, config: dict[str, Any] | None, *, where: Path) -> tuple[Costs, Details]:

@@ -28,7 +28,7 @@ from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
-from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, stage_facts
+from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run, stage_facts
 from adasearch.settings import to_dict
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
@@ -123,6 +123,7 @@ def check_settings(config: RunConfig) -> Space:
     """The part of ``check`` that reads no data; the space."""
     refuse_questions(config, "the search")
     validate(config)
+    refuse_run("teacher", config.teacher)
     find_strategy(config.search)
     space = load_space(config.space)
     check_reopening(run_folder(config), to_dict(config), to_dict(RunConfig()), FREE)

@@ -28,7 +28,7 @@ from adasearch.runtimes import load_classifier
 
 WHO = "answered_by"  # the column of a cascade
 ADVICE = ". Mend them, or leave them out with --skip_bad_rows"
-NOT_THE_MODEL = ("README.md", "history.json", "scores.json")  # files of a folder that change no answer
+NOT_THE_MODEL = {"README.md", "history.json", "scores.json", "figures"}  # files and folders of a model's folder that change no answer
 
 
 def load_student(path: str | Path) -> PreTrainedModel:
@@ -203,5 +203,5 @@ def _fingerprint(path: Path) -> str | None:
         return None
     if path.is_file():
         return fingerprint(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in NOT_THE_MODEL)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and NOT_THE_MODEL.isdisjoint(file.relative_to(path).parts))
     return fingerprint(*(part for file in files for part in (str(file.relative_to(path)), file)))

@@ -21,6 +21,7 @@ from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.metrics import choose_metrics, is_skewed
 from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.quantize_config import QuantizeConfig
+from adasearch.run_files import model_in
 from adasearch.runtime_base import answers_questions, require_head
 from adasearch.runtimes import Runtime, count_labels
 from adasearch.texts import Split
@@ -81,7 +82,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
     if not path.is_dir():
         raise ConfigError(f"path: {path}: no such folder; choices: runs/<name>, or a model's folder")
     run_dir = next((place for place in (path, *path.resolve().parents[:2]) if (place / "run.json").is_file()), None)
-    model_dir = path / "student" if path == run_dir else path
+    model_dir = Path(model_in(path))
     if not (model_dir / "config.json").is_file():
         choices = "choices: runs/<name> of a finished run, or a model's folder"
         raise ConfigError(f"path: {model_dir}: is no model folder (no config.json); {choices}")

@@ -8,12 +8,14 @@ seeds.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adasearch.errors import ConfigError
+from adasearch.files import read_json
 
 KINDS = {  # kind of a system -> what it is called in a sentence
     "teacher": "the teacher",
@@ -166,6 +168,25 @@ class Report:
         for key in ("confusion", "disagreements", "cascade", "latency", "deployments"):
             if not isinstance(getattr(self, key), dict):
                 raise ConfigError(f"{where}: {key}: {type(getattr(self, key)).__name__} found, an object is expected")
+
+
+def read_report(run: str | Path, setting: str = "run_dir") -> Report:
+    """The report in a run's folder, or in a report's own file. Raises ``ConfigError``, which calls it ``setting``, where there is none."""
+    run = Path(run)
+    path, choices = run / "report.json" if run.is_dir() else run, "choices: the folder of a finished run, or its report.json"
+    if not run.exists():
+        raise ConfigError(f"{setting}: {run}: no such folder; {choices}")
+    if not path.exists():
+        is_begun = (run / "run.json").is_file()
+        why = "the run is not finished: give the same command again" if is_begun else choices
+        raise ConfigError(f"{setting}: {run}: no report.json there; {why}")
+    try:
+        data = read_json(path)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: {path}: no report can be read ({error}); {choices}") from error
+    if not isinstance(data, dict) or "systems" not in data:
+        raise ConfigError(f"{setting}: {path}: has no systems to compare; choices: the command that wrote it, which writes its report again")
+    return Report.from_dict(data, where=str(path))
 
 
 def _check_keys(cls: type, data: Any, where: str) -> None:

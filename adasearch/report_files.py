@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from adasearch.errors import ConfigError
-from adasearch.files import read_json, write_json, write_text
+from adasearch.files import write_json, write_text
 from adasearch.html import html
 from adasearch.markdown import markdown
-from adasearch.report import Report, figures_of
+from adasearch.report import Report, figures_of, read_report
 from adasearch.sparse_pretraining_report import read_pretraining, write_pretraining
 
 
@@ -27,27 +25,17 @@ def write_html(run_dir: Path, report: Report) -> Path:
     return path
 
 
-def read_report(run_dir: Path) -> Report:
-    """The report of a run's folder. Raises ``ConfigError`` when it is absent or cannot be read."""
-    path = Path(run_dir) / "report.json"
-    try:
-        data = read_json(path)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no report can be read ({error}); choices: the folder of a finished run") from error
-    if not isinstance(data, dict) or "systems" not in data:
-        raise ConfigError(f"{path}: it has no systems to report; choices: the command that wrote it, which writes its report again")
-    return Report.from_dict(data, where=str(path))
-
-
 def rebuild_report(run_dir: Path) -> Path:
     """Write report.md and report.html again from report.json; returns the latter. Raises ``ConfigError``.
 
     A sparse pre-training has no systems to compare and no page: of it report.md and figures/ are written.
     """
-    if pretraining := read_pretraining(Path(run_dir)):
-        return write_pretraining(Path(run_dir), pretraining)
+    run_dir = Path(run_dir)
+    run_dir = run_dir.parent if run_dir.is_file() else run_dir
+    if pretraining := read_pretraining(run_dir):
+        return write_pretraining(run_dir, pretraining)
     report = read_report(run_dir)
-    _write_markdown(Path(run_dir), report)
+    _write_markdown(run_dir, report)
     return write_html(run_dir, report)
 
 

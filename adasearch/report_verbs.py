@@ -18,7 +18,7 @@ class BenchSettings(BenchConfig):
     """Time models side by side, interleaved in one process.
 
     Args:
-        models: folders of students or of any other sequence classifiers.
+        models: folders of runs, whose students are taken, of students or of any other sequence classifiers.
         lengths_from: whose lengths the throughput at the task's own lengths is measured at: a run's folder, or a .txt file
             with a number of tokens a line; the run around the first model when absent.
         build_lut: instead of models, time the operations of a space: the latency table that a search with
@@ -112,11 +112,13 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
     config = BenchConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(BenchConfig)})
     check_bench(config)
-    from adasearch.bench import bench_folders
+    from adasearch.bench import bench_folders, check_models
     from adasearch.bench_ratios import format_bench
+    from adasearch.run_files import model_in
     from adasearch.streams import lengths_of_task
 
-    models = [Path(model) for model in settings.models]
+    models = [Path(model_in(model)) for model in settings.models]
+    check_models(models)
     lengths = lengths_of_task(models[0], settings.lengths_from, progress)
     rows = bench_folders(models, config, progress, lengths)
     return json.dumps(rows, indent=2) if settings.json else format_bench(rows)

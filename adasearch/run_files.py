@@ -161,9 +161,17 @@ def stage_facts(folder: Path, stage: str) -> dict[str, Any]:
     return read_json(folder / "run.json")["stages"].get(stage, {})
 
 
-def model_in(path: str) -> str:
+def model_in(path: str | Path) -> str:
     """A run's folder stands for the model in it: the folder itself, ``sparse/`` of a sparse pre-training, ``student/`` of others."""
-    return next((str(Path(path) / part) for part in (".", "sparse", "student") if (Path(path) / part / "config.json").is_file()), path)
+    return next((str(Path(path) / part) for part in (".", "sparse", "student") if (Path(path) / part / "config.json").is_file()), str(path))
+
+
+def refuse_run(setting: str, path: str) -> None:
+    """Raise ``ConfigError`` where a run's folder is given for a model that may be its teacher as well as its student."""
+    folder = Path(path)
+    if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+        models = [str(folder / part) for part in ("teacher", "sparse", "student") if (folder / part / "config.json").is_file()]
+        raise ConfigError(f"{setting}: {path!r} is a run's folder; choices: {', '.join(models) or 'a folder with a model'}")
 
 
 def check_first(folder: Path, first: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 from pathlib import Path
@@ -55,7 +56,8 @@ def serve(
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         progress.message(f"serving {student_dir} at http://{shown}:{address[1]} (stop with Ctrl-C)")
-        uvicorn.Server(config).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # the signal that stopped it, raised again when all is answered
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def require_serve() -> None:

@@ -7,7 +7,6 @@ what is published from ``published.json``, in which every number names its sourc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,7 +23,7 @@ from adasearch.formats import (
     format_threads,
     metric_name,
 )
-from adasearch.report import Report, System
+from adasearch.report import Report, System, read_report
 from adasearch.table_files import Table, write_tables
 from adasearch.verdict import quotient
 
@@ -58,19 +57,6 @@ class SpeedRow:
     how: str = ""
     seeds: int | None = None
     unverified: tuple[str, ...] = ()
-
-
-def load_report(run: Path) -> Report:
-    """The report in a run's folder, or in a report's own file. Raises ``ConfigError`` where there is none."""
-    path = Path(run) / "report.json" if Path(run).is_dir() else Path(run)
-    choices = "choices: the folder of a finished run, or a report.json"
-    try:
-        data = read_json(path)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"runs: {path}: no report can be read ({error}); {choices}") from error
-    if not isinstance(data, dict) or "systems" not in data:
-        raise ConfigError(f"runs: {path}: is no report (it has no systems); {choices}")
-    return Report.from_dict(data, where=str(path))
 
 
 def measured_rows(report: Report, task: str | None = None) -> list[SpeedRow]:
@@ -145,19 +131,20 @@ def published_rows(tasks: Sequence[str]) -> list[SpeedRow]:
 def collect_rows(runs: Sequence[Path], published: bool = True) -> list[SpeedRow]:
     """The rows of every run, task by task, each followed by what is published on it. Raises ``ConfigError``.
 
-    Two runs of one task are told apart by the names of their folders.
+    Two runs of one task are told apart by the names of their folders; one that is named twice counts once.
     """
     if not runs:
         raise ConfigError("runs: no run to put into a table; name one or more: adasearch table runs/demo ...")
-    reports = [(Path(run), load_report(Path(run))) for run in runs]
+    files = [Path(run) / "report.json" if Path(run).is_dir() else Path(run) for run in runs]
+    reports = [(path, read_report(run, "runs")) for path, run in {path.resolve(): run for path, run in zip(files, runs)}.items()]
     tasks = [report.task for _, report in reports]
     rows = []
     for task in dict.fromkeys(tasks):
         for path, report in reports:
             if report.task == task:
-                folder = path.resolve().name if path.is_dir() else path.stem
-                is_alone = tasks.count(task) == 1
-                rows += measured_rows(report, task if is_alone else f"{task} ({folder})")
+                folder = path.parent.name if path.name == "report.json" else path.stem
+                is_plain = tasks.count(task) == 1 or folder == task
+                rows += measured_rows(report, task if is_plain else f"{task} ({folder})")
         rows += published_rows([task]) if published else []
     return rows
 

@@ -165,8 +165,9 @@ def lengths_of_task(model_dir: Path, source: str | None, progress: Progress) -> 
     if source is not None:
         lengths = read_lengths(Path(source))
     else:
-        source = str(Path(model_dir).resolve().parent)
-        if not any((Path(source) / "cache").glob("held_out-*.offsets.npy")):
+        places = Path(model_dir).resolve().parents[:2]  # of runs/x/student, runs/x/models/student-1
+        source = next((str(place) for place in places if any((place / "cache").glob("held_out-*.offsets.npy"))), None)
+        if source is None:
             where = "name a run or a file of lengths in lengths_from"
             progress.message(f"{model_dir} lies in no run: its throughput at its own lengths is left out; {where}")
             return None

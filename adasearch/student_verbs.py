@@ -19,7 +19,7 @@ class StudentSettings:
     """A folder with a trained student.
 
     Args:
-        student: the student's folder, ``runs/<name>/student``.
+        student: a run's folder, whose student is taken, or a student's.
         quiet: plain log lines instead of progress bars.
     """
 
@@ -95,8 +95,9 @@ class QuantizeSettings(QuantizeConfig):
 def do_export(settings: StudentSettings, progress: Progress) -> str:
     """The graph's path."""
     from adasearch.qdq_export import export_folder
+    from adasearch.run_files import model_in
 
-    return "\n".join(map(str, export_folder(Path(settings.student))))
+    return "\n".join(map(str, export_folder(Path(model_in(settings.student)))))
 
 
 def do_prune(settings: PruneSettings, progress: Progress) -> str:

@@ -16,7 +16,7 @@ from adasearch.formats import format_count, format_ms, format_score, format_spre
 from adasearch.pipeline import FREE
 from adasearch.report import System
 from adasearch.settings import to_dict
-from adasearch.speed_table import MEASURED, SpeedRow, load_report, measured_rows
+from adasearch.speed_table import MEASURED, SpeedRow, measured_rows
 from adasearch.sweep_config import AFTER_PREPARATION, SweepRun
 from adasearch.table_files import Table, write_tables
 
@@ -50,7 +50,7 @@ def sweep_rows(runs: Sequence[SweepRun]) -> list[SweepRow]:
     found: dict[tuple[str, ...], list[tuple[SpeedRow, System]]] = {}
     variant_of, teacher_of = variants(runs), variants(runs, UNSEEN)
     for run in runs:
-        report = load_report(Path(run.config.output_dir))
+        report = read_report(Path(run.config.output_dir))
         systems = {system.name: system for system in report.systems}
         for row in measured_rows(report, run.config.task):
             kind = systems[row.system].kind

@@ -80,9 +80,10 @@ class ServeSettings(StudentSettings):
 def do_predict(settings: PredictSettings, progress: Progress) -> str:
     """How many texts went where; nothing where they went to standard output."""
     from adasearch.predict import predict_file
+    from adasearch.run_files import model_in
 
     count = predict_file(
-        Path(settings.student), Path(settings.input_file), Path(settings.output_file), settings.text_column,
+        Path(model_in(settings.student)), Path(settings.input_file), Path(settings.output_file), settings.text_column,
         settings.text_pair_column, settings.batch_size, settings.runtime, progress,
         settings.threads, precision=settings.precision, skip_bad_rows=settings.skip_bad_rows, calibrated=settings.calibrated,
         cascade_teacher=Path(settings.cascade_teacher) if settings.cascade_teacher else None,
@@ -93,10 +94,11 @@ def do_predict(settings: PredictSettings, progress: Progress) -> str:
 
 def do_serve(settings: ServeSettings, progress: Progress) -> str:
     """Nothing, when it is stopped."""
+    from adasearch.run_files import model_in
     from adasearch.serve import serve
 
     keys = {key.name: getattr(settings, key.name) for key in dataclasses.fields(settings)}
-    student, teacher = Path(keys.pop("student")), keys.pop("cascade_teacher")
+    student, teacher = Path(model_in(keys.pop("student"))), keys.pop("cascade_teacher")
     del keys["quiet"]
     serve(student, **keys, cascade_teacher=Path(teacher) if teacher else None, progress=progress)
     return ""

@@ -38,7 +38,7 @@ from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_folder, check_reopening
+from adasearch.run_files import begin_run, check_folder, check_reopening, refuse_run
 from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
@@ -77,6 +77,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     """
     config.check()
     folder = Path(config.output_dir)
+    refuse_run("teacher", config.teacher)
     check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(WarmConfig()), FREE)
     if (folder / FACTS).exists():

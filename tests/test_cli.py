@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import typing
@@ -185,6 +186,7 @@ def test_help_explains_every_setting(verb: str, capsys: pytest.CaptureFixture[st
         (ModelError("teacher: 3 labels, the task has 2"), 1, "error: teacher: 3 labels, the task has 2\n"),
         (TrainingError("loss is not finite at step 7"), 1, "error: loss is not finite at step 7\n"),
         (KeyboardInterrupt(), 130, "stopped; the same command goes on\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/sys/x"), 1, "error: /sys/x: Permission denied; choices: mend that; what was"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "error: runs/x: the disk is full; what was"),
     ],
 )
@@ -199,6 +201,13 @@ def test_exit_codes_and_one_clear_line(
     assert cli.main(["try"]) == code
     err = capsys.readouterr().err
     assert says in err and "Traceback" not in err and "search: stopped" in err
+
+
+def test_a_termination_ends_like_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    add_verb(monkeypatch, lambda settings, progress: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(["try"]) == 128 + signal.SIGTERM
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_errors_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,10 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(tmp_path: Path) -> None:
     write_json(tmp_path / "other" / "config.json", {"model_type": "bert"})
     (tmp_path / "broken" / "search").mkdir(parents=True)
     (tmp_path / "broken" / "search" / "history.jsonl").write_text("{", encoding="utf-8")
-    cases = {"unknown.json": "unknown operation 'conv99'.*known:.*conv3", "empty": "nothing to draw.*choices",
-             "nowhere": "nothing to draw", "other": "no key 'architecture'", "broken": "cannot be read"}  # fmt: skip
+    write_json(tmp_path / "quantgpt" / "report.json", {"task": "t"})
+    write_json(tmp_path / "begun" / "run.json", {"stages": {}})
+    cases = {"quantgpt": "nothing to draw", "begun": "the run is not finished: give the same command again", "unknown.json": "unknown operation 'conv99'.*known:.*conv3", "empty": "nothing to draw.*choices",
+             "nowhere": "no such folder", "other": "no key 'architecture'", "broken": "cannot be read"}  # fmt: skip
     for name, says in cases.items():
         with pytest.raises(ConfigError, match=says) as caught:
             inspect_run.inspect(tmp_path / name, tmp_path / "out")

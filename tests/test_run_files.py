@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
+from adasearch import cli
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.questions import Questions
 from adasearch.run_files import (
-    begin_run, check_folder, check_reopening, check_same_data, commit, differences, hand_over, note_stage, stage_facts, typed_command,
+    begin_run, check_folder, check_reopening, check_same_data, commit, differences, hand_over, model_in, note_stage, refuse_run, stage_facts,
+    typed_command,
 )  # fmt: skip
 from adasearch.tasks import Task
 from adasearch.texts import Split
@@ -204,3 +206,35 @@ def test_a_model_is_handed_over_once_and_whole(tmp_path: Path) -> None:
     assert read_json(tmp_path / "student" / "config.json") == {"name": "first"}
     assert read_json(tmp_path / "student" / "inner" / "deep.json") == "first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "student"]
+
+
+def test_a_runs_folder_stands_for_its_model_but_not_where_it_has_several(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {})
+    assert model_in(tmp_path) == str(tmp_path), "nothing is there yet: whoever loads it says so"
+    for name in ("teacher", "student"):
+        write_json(tmp_path / name / "config.json", {})
+    assert model_in(tmp_path) == model_in(tmp_path / "student") == str(tmp_path / "student")
+    refuse_run("teacher", str(tmp_path / "teacher"))
+    refuse_run("teacher", "bert-base-uncased")
+    with pytest.raises(ConfigError, match=f"teacher: .* is a run's folder; choices: {tmp_path}/teacher, {tmp_path}/student"):
+        refuse_run("teacher", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        (["predict", "{run}"], "adasearch.predict.predict_file"),
+        (["serve", "{run}"], "adasearch.serve.serve"),
+        (["export", "{run}"], "adasearch.qdq_export.export_folder"),
+        (["bench", "{run}"], "adasearch.bench.bench_folders"),
+    ],
+)
+def test_every_verb_that_uses_a_model_takes_its_runs_folder(
+    arguments: list[str], called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(called, lambda first, *_, **__: taken.append(first) or [])
+    monkeypatch.setattr("adasearch.bench_ratios.format_bench", str)
+    write_json(tmp_path / "student" / "config.json", {})
+    assert cli.main([word.format(run=tmp_path) for word in arguments]) == 0
+    assert taken in ([tmp_path / "student"], [[tmp_path / "student"]])

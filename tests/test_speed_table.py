@@ -183,14 +183,21 @@ def test_two_runs_of_one_task_bear_their_names_and_ranges_their_ends(tmp_path: P
     assert student[1:4] == ("2M to 4M", "60.0 to 120", "12.0 to 24.0")
     by_file = collect_rows([tmp_path / "slow" / "report.json"], published=False)
     assert [row.task for row in by_file] == ["sst2"] * 4
+    twice = [tmp_path / "slow", tmp_path / "slow" / "report.json", tmp_path / "fast" / ".." / "slow"]
+    assert collect_rows(twice, published=False) == by_file, "one run, however it is named"
+    runs[0].rename(tmp_path / "sst2")
+    named = collect_rows([tmp_path / "sst2", runs[1] / "report.json"], published=False)
+    assert list(dict.fromkeys(row.task for row in named)) == ["sst2", "sst2 (fast)"]
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda folder: None, "no report can be read .* choices: the folder of a finished run"),
+        (lambda folder: folder.rmdir(), "runs: .*run: no such folder; choices: the folder of a finished run"),
+        (lambda folder: None, "run: no report.json there; choices: the folder of a finished run"),
+        (lambda folder: (folder / "run.json").touch(), "run: no report.json there; the run is not finished: give the same command again"),
         (lambda folder: (folder / "report.json").write_text("{"), "no report can be read"),
-        (lambda folder: (folder / "report.json").write_text("[1]"), "is no report"),
+        (lambda folder: (folder / "report.json").write_text("[1]"), "has no systems"),
         (lambda folder: write_json(folder / "report.json", {"systems": []}), "missing keys"),
     ],
 )

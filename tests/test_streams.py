@@ -111,6 +111,7 @@ def test_lengths_are_read_from_a_run_or_a_file(tmp_path: Path) -> None:
     store.save(tmp_path / "run" / "cache", "held_out-abc")
     assert read_lengths(tmp_path / "run").tolist() == [3, 9, 4]
     assert lengths_of_task(tmp_path / "run" / "student", None, Progress()).tolist() == [3, 9, 4]
+    assert lengths_of_task(tmp_path / "run" / "models" / "student-1", None, Progress()).tolist() == [3, 9, 4]
     assert lengths_of_task(tmp_path / "elsewhere" / "student", None, Progress()) is None
     (tmp_path / "lengths.txt").write_text("12\n7\n")
     assert read_lengths(tmp_path / "lengths.txt").tolist() == [12, 7]

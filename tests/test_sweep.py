@@ -149,7 +149,7 @@ def test_only_runs_that_differ_in_their_seeds_are_averaged(monkeypatch: pytest.M
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(SpeedRow))
     student, teacher = (SpeedRow(**nothing | {"system": name, "metric": "accuracy"}) for name in ("student", "teacher"))
     systems = [SimpleNamespace(name=name, kind=name, macs=None, scores=[0.5]) for name in ("student", "teacher")]
-    monkeypatch.setattr(sweep_table, "load_report", lambda folder: SimpleNamespace(systems=systems))
+    monkeypatch.setattr(sweep_table, "read_report", lambda folder: SimpleNamespace(systems=systems))
     monkeypatch.setattr(sweep_table, "measured_rows", rows)
     found = sweep_table.sweep_rows(planned)
     assert [(row.task, row.system, row.seeds, row.score) for row in found] == [
