@@ -13,15 +13,18 @@ from accelerate import Accelerator
 from adasearch.config import RunConfig
 from adasearch.distributed import agree, open_group
 from adasearch.encoder_config import EncoderRunConfig
+from adasearch.settings import check_threads
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, as malloc.h numbers them
 BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be worth its rounding
 
 
 def make_accelerator(config: RunConfig | EncoderRunConfig) -> Accelerator:
-    """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it.
+
+    Raises ``ConfigError`` for more threads than cores.
+    """
+    use_threads(config.threads)
     _keep_freed_memory()
     open_group(config.cpu)
     precision = config.mixed_precision
@@ -29,6 +32,13 @@ def make_accelerator(config: RunConfig | EncoderRunConfig) -> Accelerator:
         on_cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         precision = "bf16" if on_cpu and agree(_bf16_gain()) > BF16_GAIN else "no"
     return Accelerator(cpu=config.cpu, mixed_precision=precision)
+
+
+def use_threads(threads: int | None) -> None:
+    """Train on so many; None leaves torch's own choice. Raises ``ConfigError`` for more than there are cores."""
+    check_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def _keep_freed_memory() -> None:

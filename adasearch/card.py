@@ -97,6 +97,8 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
     sizes = f"\n{plain_table(found)}\n\n{SIZES_NOTE}\n" if (found := sizes_table(report)) else ""
     files = f"\n{method['files']}\n" if method.get("files") else ""
     precision = "" if student is None or student.precision is None else f" ({student.precision})"
+    shown = ", ".join(map(str, report.seeds))
+    seeds = f"Of one seed, {shown}" if len(report.seeds) == 1 else f"Mean ± standard deviation over the seeds {shown}"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -112,7 +114,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
 
 {scores_table(report)}
 {sizes}
-Mean ± standard deviation over the seeds {', '.join(map(str, report.seeds))}; latencies as measured{precision}.
+{seeds}; latencies as measured{precision}.
 
 ## Limits
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.errors import DataError, one_line
-from adasearch.tables import SHOWN_ROWS, SURROGATE
+from adasearch.tables import SHOWN_ROWS, SURROGATE, no_column
 
 STANDARD_STREAM = Path("-")
 CHUNK_ROWS = 8192  # enough for batches of nearly equal lengths; few enough that little is lost by a kill
@@ -58,11 +58,13 @@ class Survey:
 class RowFile:
     """A file (``-``: lines of standard input) whose columns ``texts`` must hold a text in every row.
 
-    Attributes: ``texts`` the columns' names; in a txt file and in standard input the only column bears the first.
+    Attributes: ``texts`` the columns' names; in a txt file and in standard input the only column bears the first; ``setting``
+    what named the file.
     """
 
     path: Path
     texts: tuple[str, ...]
+    setting: str = "input_file"
 
     @property
     def unit(self) -> str:
@@ -74,15 +76,15 @@ class RowFile:
         suffix = ".txt" if self.path == STANDARD_STREAM else self.path.suffix.lower()
         if suffix not in READERS:
             choices = f"{', '.join(READERS)}, or - for standard input"
-            raise DataError(f"input_file: {self.path}: cannot read {self.path.suffix!r}; choices: {choices}")
+            raise DataError(f"{self.setting}: {self.path}: cannot read {self.path.suffix!r}; choices: {choices}")
         try:
             for row in READERS[suffix](self.path, self.texts):
                 problem = row.problem or self._problem(row.values)
                 yield Row(row.number, row.values, problem)
         except OSError as error:
-            raise DataError(f"input_file: {self.path}: cannot be read ({error.strerror or error})") from error
+            raise DataError(f"{self.setting}: {self.path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, pa.ArrowException) as error:  # bytes that are not UTF-8, no header, no parquet
-            raise DataError(f"input_file: {self.path}: is not a {suffix[1:]} file ({one_line(error, 300)})") from error
+            raise DataError(f"{self.setting}: {self.path}: is not a {suffix[1:]} file ({one_line(error, 300)})") from error
 
     def survey(self) -> Survey:
         """Read the whole file once. Raises ``DataError``, also when a column of texts is not there."""
@@ -94,11 +96,19 @@ class RowFile:
             if row.problem:
                 bad += 1
                 problems += [f"{self.unit} {row.number}: {row.problem}"] if bad <= SHOWN_ROWS else []
-        for name in self.texts:
-            if name not in columns and (columns or rows > bad):
-                known = ", ".join(map(str, columns))
-                raise DataError(f"input_file: {self.path}: no column {name!r}; columns: {known}")
+        if columns or rows > bad:
+            self._require_texts(columns)
         return Survey(rows, bad, tuple(problems), tuple(columns) or self.texts)
+
+    def check_header(self) -> None:
+        """Raise ``DataError`` where the columns are known without a row and one of texts is not among them."""
+        if header := self.header():
+            self._require_texts(header)
+
+    def _require_texts(self, columns: Iterable[str]) -> None:
+        for name in self.texts:
+            if name not in columns:
+                raise DataError(f"{self.setting}: {self.path}: {no_column(name, columns)}")
 
     def header(self) -> list[str]:
         """Columns that are known without a row. Raises ``DataError`` as ``rows`` does."""

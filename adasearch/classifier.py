@@ -159,7 +159,7 @@ def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str 
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; choices: 1 or more")
     if not (Path(model_dir) / "config.json").is_file():
-        raise ConfigError(f"{setting}: {model_dir}: is no model folder (no config.json); choices: runs/<name> of a finished run, a model's folder")
+        raise ConfigError(f"{setting}: {model_dir} is no model folder (no config.json); choices: runs/<name> of a finished run, a model's folder")
     require_head(Path(model_dir))
     choose_runtime(runtime)
 

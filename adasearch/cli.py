@@ -140,6 +140,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     for module in modules:
         import_user_code(module)
     if isinstance(settings, RunConfig):
+        from adasearch.questions import refuse_questions  # reads tables, which --help does not
+
+        refuse_questions(settings, f"adasearch {name}")
         validate(settings)
     if verb.needs_student:
         adasearch.register_student()

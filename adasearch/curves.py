@@ -172,9 +172,8 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
         for name, history in histories.items():
             values, steps = column_of(history, *keys), column_of(history, "step")
             known = ~np.isnan(values)
-            colour = INK if keys == ("learning_rate",) else colours[kinds[name]]  # the same for all, as a rule
             marker = {"marker": "o", "markersize": 3.5} if known.sum() < 12 else {}
-            ax.plot(steps[known], values[known], color=colour, linewidth=1.3, alpha=0.85, **marker)
+            ax.plot(steps[known], values[known], color=colours[kinds[name]], linewidth=1.3, alpha=0.85, **marker)
         _dress(ax, title, legend=False)
         ax.sharex(axes[0])
     handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours.values()]

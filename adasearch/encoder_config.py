@@ -100,7 +100,8 @@ class EncoderRunConfig(TaskConfig):
         check_finetune(self.finetune)
         check_run_bench(self.bench)
         check_questions(self.question, "question.")
-        check_seeds("seeds", self.seeds)
+        for name, seeds in (("seed", [self.seed]), ("seeds", self.seeds)):
+            check_seeds(name, seeds)
 
 
 @dataclass

@@ -71,6 +71,7 @@ def report_encoders(run: EncoderRun, problem: EncoderProblem, trained: Sequence[
         seeds=run.seeds, hardware=hardware(), systems=systems, search={}, ratios=compute_ratios(systems),
         command=began["command"], commit=began["commit"], notes=problem.notes, price_per_hour=run.config.bench.price_per_hour,
         deployments=deployments_of(run.folder / "student"), method=_method(run, problem, trained),
+        max_steps=run.config.max_steps,
         **evidence,
     )  # fmt: skip
     write_text(run.folder / "student" / "README.md", model_card(report, problem.task.name))

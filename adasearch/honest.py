@@ -72,6 +72,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         command=began["command"],
         commit=began.get("commit"),  # a run of an earlier version did not note it
         notes=problem.notes,
+        max_steps=run.config.max_steps,
         price_per_hour=run.config.bench.price_per_hour,
         deployments=deployments_of(run.folder / "student"),
         latency=compare_run(run.config.search, problem.labelled, run.folder, run.progress) or {},

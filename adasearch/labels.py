@@ -5,6 +5,7 @@ Dimensions: N examples, C labels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -117,7 +118,10 @@ def read_labels(table: Table, column: str, schema: Schema, *, may_be_missing: bo
 
 
 def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
-    """Probabilities (N, C) float32: finite, from 0, and in single-label tasks with sum 1."""
+    """Probabilities (N, C) float32: finite, from 0, and in single-label tasks with sum 1.
+
+    Raises ``DataError`` where most rows have less: not they are wrong, but the choice of columns.
+    """
     soft_NC = np.zeros((len(table.numbers), len(schema.soft_columns)), dtype=np.float32)
     for c, column in enumerate(schema.soft_columns):
         for row, value in enumerate(table.column(column, "soft_label_columns")):
@@ -129,9 +133,15 @@ def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
             if not 0 <= probability <= 1 + SOFT_SUM_TOLERANCE:
                 table.reject(row, column, f"soft label {value!r} is not a probability; choices: 0 to 1")
     if schema.problem_type == "single_label":
-        for row in np.flatnonzero(~(np.abs(soft_NC.sum(axis=1) - 1) <= SOFT_SUM_TOLERANCE)):
-            total = f"{soft_NC[row].sum():.4g}"
-            table.reject(int(row), "+".join(schema.soft_columns), f"the soft labels sum to {total}, not 1")
+        sums_N = soft_NC.sum(axis=1)
+        short = np.flatnonzero(sums_N < 1 - SOFT_SUM_TOLERANCE)
+        if len(short) > len(sums_N) / 2:
+            raise DataError(
+                f"{table.where}: soft_label_columns: {', '.join(schema.soft_columns)}: in {len(short)} of {len(sums_N)} rows they sum to less"
+                f" than 1 ({table.unit} {table.numbers[short[0]]}: {sums_N[short[0]]:.4g}); is a label's column missing in soft_label_columns?"
+            )
+        for row in np.flatnonzero(~(np.abs(sums_N - 1) <= SOFT_SUM_TOLERANCE)):
+            table.reject(int(row), "+".join(schema.soft_columns), f"the soft labels sum to {sums_N[row]:.4g}, not 1")
     return soft_NC
 
 
@@ -163,8 +173,41 @@ def text_columns(table: Table) -> list[str]:
     return names
 
 
-def check_learnable(train: Split, schema: Schema, source: Source, notes: list[str]) -> None:
-    """Raise ``DataError`` when the training labels hold one value only, or one example of a class."""
+def drop_single(splits: dict[str, Split], schema: Schema, notes: list[str]) -> Schema:
+    """The schema without those classes of which training has one example; in place ``splits`` without their examples.
+
+    Where most labels are of that kind nothing is dropped: they are no classes.
+    """
+    if schema.problem_type != "single_label" or splits["train"].soft_labels is not None:
+        return schema
+    few = _single_labels(splits["train"], schema)
+    if not few or _are_texts(few, schema):
+        return schema
+    kept = np.setdiff1d(np.arange(len(schema.names)), few)
+    for name, split in splits.items():
+        split = splits[name] = split.select(np.flatnonzero(np.isin(split.labels, kept)))
+        split.labels = np.searchsorted(kept, split.labels)
+    notes.append(f"left out: {_say_single(few, schema)}")
+    return dataclasses.replace(schema, names=tuple(schema.names[number] for number in kept))
+
+
+def _single_labels(train: Split, schema: Schema) -> list[int]:
+    """Numbers of the labels of which there is one example."""
+    labels = train.labels[is_known(train.labels)]
+    counts_C = np.bincount(labels, minlength=len(schema.names)) if schema.problem_type == "single_label" else labels.sum(axis=0)
+    return np.flatnonzero(counts_C == 1).tolist()
+
+
+def _are_texts(few: list[int], schema: Schema) -> bool:
+    return schema.problem_type == "single_label" and len(few) > len(schema.names) / 2
+
+
+def _say_single(few: list[int], schema: Schema) -> str:
+    return f"{len(few)} of {len(schema.names)} labels have one example only: {', '.join(schema.names[number] for number in few[:SHOWN_ROWS])}"
+
+
+def check_learnable(train: Split, schema: Schema, source: Source, notes: list[str], *, holds_out: bool = True) -> None:
+    """Raise ``DataError`` when the training labels hold one value only, or one example of a class though some are to be held out."""
     column = source.label if schema.has_gold else "+".join(schema.soft_columns)
     place = f"{source.tables['train'].where}: column {column!r}"
     labels = train.labels[is_known(train.labels)]
@@ -176,14 +219,18 @@ def check_learnable(train: Split, schema: Schema, source: Source, notes: list[st
         raise DataError(f"{place}: only one {only} in {len(labels)} examples; at least two are needed")
     if schema.problem_type == "regression":
         return
-    is_single = schema.problem_type == "single_label"
-    counts_C = np.bincount(labels, minlength=len(schema.names)) if is_single else labels.sum(axis=0)
-    few = [name for name, count in zip(schema.names, counts_C) if count == 1]
-    shown = f"{len(few)} of {len(schema.names)} labels have one example only: {', '.join(few[:SHOWN_ROWS])}"
-    if few and is_single and train.soft_labels is None:
-        raise DataError(f"{place}: {shown}; each needs two (if they are amounts: problem_type regression)")
+    few = _single_labels(train, schema)
+    if few and holds_out and schema.problem_type == "single_label" and train.soft_labels is None:
+        amounts = "; if they are amounts: problem_type regression" if all(NUMBER.fullmatch(schema.names[number]) for number in few) else ""
+        if _are_texts(few, schema):
+            counted = f"{len(few)} of {len(schema.names)} values stand in one row only"
+            raise DataError(f"{place}: {counted}: it looks like a text column; label_column?{amounts}")
+        raise DataError(
+            f"{place}: {_say_single(few, schema)}; each needs two, one of which is held out{amounts}; choices: more examples,"
+            " --skip_bad_rows to leave them out, or a validation_file"
+        )
     if few:
-        notes.append(f"{place}: {shown}")
+        notes.append(f"{place}: {_say_single(few, schema)}")
 
 
 def _plain(value: Any, is_typed: bool) -> Any:

@@ -64,8 +64,8 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
 
 def how_measured(report: Report) -> str:
     """What the table's scores and latencies are, in sentences."""
-    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) != 1)}"
-    text = f"Scores on the held-out examples: mean ± standard deviation over {seeds}."
+    count = len(report.seeds)
+    text = f"Scores on the held-out examples: {'of one seed' if count == 1 else f'mean ± standard deviation over {count} seeds'}."
     first = next((s for s in report.systems if s.seq_len), None)
     if first is not None:
         shape = f"batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}"

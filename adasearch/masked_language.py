@@ -24,7 +24,7 @@ from adasearch.files import fingerprint, write_array, write_json
 from adasearch.language import language_rules, tokenize_blocks
 from adasearch.language_objectives import UNSCORED
 from adasearch.progress import Progress
-from adasearch.tables import SUFFIXES, check_file
+from adasearch.tables import SUFFIXES, check_file, no_column
 from adasearch.texts import CHUNK_TEXTS
 from adasearch.tokens import TokenStore
 
@@ -217,7 +217,7 @@ def text_stream(source: str, column: str = "text", split: str = "train") -> Iter
     try:
         for row in datasets.load_dataset(name, configuration or None, streaming=True, **options):
             if column not in row:
-                raise DataError(f"stream: {source}: no column {column!r}; columns: {', '.join(row)}")
+                raise DataError(f"stream: {source}: {no_column(column, row)}")
             if isinstance(row[column], str) and row[column].strip():
                 yield row[column]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -32,6 +32,7 @@ from adasearch.progress import Progress
 from adasearch.runtimes import (
     ONNX_FILES, CompiledTorchRuntime, OnnxRuntime, OpenvinoRuntime, Runtime, TorchRuntime, choose_runtime,
 )  # fmt: skip
+from adasearch.settings import cores_here
 
 Factory = Callable[[int, int], Callable[[], Any]]  # (batch size, length) -> the call to time
 SECONDS_PER_SHAPE = 5.0  # a system whose ``repeats`` calls of one shape would take longer is called less often,
@@ -228,10 +229,9 @@ def hardware() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(), "cpu_capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-        "cores_usable": usable, "torch_threads": torch.get_num_threads(), "memory_bytes": _memory_bytes(),
+        "cores_usable": cores_here(), "torch_threads": torch.get_num_threads(), "memory_bytes": _memory_bytes(),
         "os": f"{platform.system()} {platform.release()}", "python": platform.python_version(), **versions,
         "torch": torch.__version__,  # with the build, which the package's own metadata may leave out
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),

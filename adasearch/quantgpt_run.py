@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration, GPT2LMHeadModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from adasearch.accelerator import use_threads
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.fit import fit
@@ -137,8 +138,7 @@ def _tokenizer(name: str, model_config: PretrainedConfig) -> PreTrainedTokenizer
 
 def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     """Check all that can be checked, then make or reopen the run's folder."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     model_config = language_config(config.model)
     tokenizer = _tokenizer(config.model, model_config)
     _check_quantizer(config, model_config)

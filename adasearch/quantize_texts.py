@@ -85,7 +85,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
     model_dir = Path(model_in(path))
     if not (model_dir / "config.json").is_file():
         choices = "choices: runs/<name> of a finished run, or a model's folder"
-        raise ConfigError(f"path: {model_dir}: is no model folder (no config.json); {choices}")
+        raise ConfigError(f"path: {model_dir} is no model folder (no config.json); {choices}")
     require_head(model_dir)
     adasearch.register_student()
     try:
@@ -136,7 +136,7 @@ def _splits(
         task = FinishedRun(run_dir, {"seed": config.seed, **settings}).task()
         if task.num_labels != count_labels(model_dir):
             raise ModelError(
-                f"{model_dir}: is a model of another task: it has {count_labels(model_dir)} labels, "
+                f"{model_dir} is a model of another task: it has {count_labels(model_dir)} labels, "
                 f"{task.name} of {run_dir} has {task.num_labels}"
             )
     columns = Columns(config.text_column, config.text_pair_column, config.label_column)

@@ -9,16 +9,21 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A dictionary whose missing keys name the known choices."""
+    """A dictionary whose missing keys name the known choices. ``of`` is the class of its items, where they have one."""
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, of: type[T] | None = None):
+        self.kind, self.of = kind, of
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files its argument under ``name``. Raises ValueError when the name is taken by another."""
+        """Decorator that files its argument under ``name``. Raises ValueError when the name is taken by another.
+
+        Raises TypeError for an item of another class.
+        """
 
         def add(item: T) -> T:
+            if self.of is not None and not isinstance(item, self.of):
+                raise TypeError(f"{self.kind} {name!r}: {item!r} is no {self.of.__name__}; choices: register_{self.kind}({name!r}, ...)")
             if name in self._items and self._items[name] is not item:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._items[name] = item

@@ -108,7 +108,8 @@ class Report:
     the curve) and ``curve``, a list of threshold, share_escalated and score; ``latency`` is what
     ``latency_target.compare_run`` says; ``deployments`` is the student's deploy.json. ``price_per_hour`` is
     what one core is assumed to cost, in US dollars. ``method`` is of a compression that is no search: ``name``, ``summary``,
-    ``facts``, numbers as text by what they say, and ``files``, Markdown on what lies in ``student/``.
+    ``facts``, numbers as text by what they say, and ``files``, Markdown on what lies in ``student/``. ``max_steps`` is the cap on
+    the steps of every stage, where one was set.
     """
 
     task: str
@@ -130,6 +131,7 @@ class Report:
     deployments: dict[str, Any] = field(default_factory=dict)
     price_per_hour: float | None = None
     method: dict[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
 
     def find(self, kind: str) -> System | None:
         """The first system of that kind."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adasearch.bench_config import REFERENCE_SHAPES, BenchConfig, check_bench
 from adasearch.errors import ConfigError
@@ -167,4 +168,11 @@ def do_env(settings: EnvSettings, progress: Progress) -> str:
     facts = environment()
     if settings.json:
         return json.dumps(facts, indent=2)
-    return "\n".join(f"{name:<20} {'-' if value is None else value}" for name, value in facts.items())
+    return "\n".join(f"{name:<20} {_as_text(value)}" for name, value in facts.items())
+
+
+def _as_text(value: Any) -> str:
+    """A fact as a person reads it; what is not known or not there is a dash."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)

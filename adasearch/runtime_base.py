@@ -60,7 +60,7 @@ class RuntimeKind:
 
 
 HEADS = ("ForSequenceClassification", "ForQuestionAnswering")  # in the name of a class
-RUNTIMES: Registry[RuntimeKind] = Registry("runtime")
+RUNTIMES: Registry[RuntimeKind] = Registry("runtime", RuntimeKind)
 
 
 def register_runtime(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from adasearch.errors import ConfigError
@@ -30,6 +31,17 @@ def check_seeds(where: str, seeds: list[int] | None) -> None:
         check_range(where, seed, 0, 2**32 - 1)
     if seeds and len(set(seeds)) < len(seeds):
         raise ConfigError(f"{where}: {seeds}: one is named twice and would count as two; choices: different whole numbers")
+
+
+def cores_here() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ``ConfigError`` for more threads than this machine lends cores: they would wait for each other. None: not set."""
+    if threads is not None and not 1 <= threads <= (cores := cores_here()):
+        raise ConfigError(f"threads: {threads} on {cores} core{'s' * (cores > 1)}; choices: 1 to {cores}, or leave it out")
 
 
 def tracker_names(report_to: str | list[str]) -> list[str]:

@@ -89,6 +89,8 @@ def find_source(config: TaskConfig) -> Source:
     if config.data_dir:
         tables = _read_folder(Path(config.data_dir), name)
         return Source(name, tables, *columns, preset, is_published=preset is not None)
+    if name == TaskConfig.task:
+        raise ConfigError("task: none named; begin with: adasearch run demo; or --train_file FILE")
     if preset is None and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
         close = difflib.get_close_matches(name, ["demo", *PRESETS], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -220,10 +220,9 @@ def _notes(rows: Sequence[SpeedRow]) -> tuple[str, ...]:
     """What must be known to read the tables."""
     ways = dict.fromkeys(row.how for row in rows if row.how and "raw" not in row.how)
     counts = sorted({row.seeds for row in rows if row.source == MEASURED and row.seeds})
-    seeds = " or ".join(map(str, counts)) or "no"
+    spread = "of one seed" if counts == [1] else f"mean ± standard deviation over {' or '.join(map(str, counts)) or 'no'} seeds"
     notes = [
-        f"Measured here: scores on the held-out examples (mean ± standard deviation over {seeds} seed"
-        f"{'s' * (counts != [1])}); latency is the median of one call: {'; '.join(ways) or 'none was timed'}. "
+        f"Measured here: scores on the held-out examples ({spread}); latency is the median of one call: {'; '.join(ways) or 'none was timed'}. "
         "Quotients of time are given only within one run, one runtime and one shape.",
     ]
     if any("random weights" in row.system for row in rows):

@@ -118,7 +118,8 @@ class Pooling(nn.Module):
         padding = mask_B1L == 0
         if self.kind == "max":
             return x_BDL.masked_fill(padding, torch.finfo(x_BDL.dtype).min).amax(-1)
-        scores_B1L = self.score(x_BDL.mT).mT.masked_fill(padding, torch.finfo(x_BDL.dtype).min)
+        scores_B1L = self.score(x_BDL.mT).mT  # of a smaller range than the tokens where autocast is on
+        scores_B1L = scores_B1L.masked_fill(padding, torch.finfo(scores_B1L.dtype).min)
         return (x_BDL @ scores_B1L.softmax(-1).mT).squeeze(-1)
 
 

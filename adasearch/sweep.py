@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, check_same_data, commit, typed_command
-from adasearch.settings import check_choice, to_dict
+from adasearch.settings import check_choice, cores_here, to_dict
 from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
@@ -44,11 +43,6 @@ class Swept:
     folder: Path
     table: str
     failed: dict[str, str]
-
-
-def cores_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Table:
     def column(self, name: str, setting: str) -> list[Any]:
         """One column's values. Raises ``DataError`` naming the columns there are."""
         if name not in self.columns:
-            raise DataError(f"{self.where}: {setting}: no column {name!r}; columns: {', '.join(self.columns)}")
+            raise DataError(f"{self.where}: {setting}: {no_column(name, self.columns)}")
         return self.columns[name]
 
     def reject(self, row: int, column: str, message: str) -> None:
@@ -71,6 +72,17 @@ class Table:
         if not len(good):
             raise DataError(f"{self.where}: no examples{' are left' if problems else ''}")
         return good
+
+
+def no_column(name: str, columns: Iterable[str]) -> str:
+    """What to say of a column that a file has not: those it has, and what may have been meant."""
+    names = [str(column) for column in columns]
+    text = f"no column {name!r}; columns: {', '.join(names)}"
+    if len(names) == 1 and (separator := next((mark for mark in (";", "\t") if mark in names[0]), None)):
+        shown = "tabs; name it .tsv" if separator == "\t" else f"{separator!r}; save it with commas"
+        return f"{text}; the file seems to be separated by {shown}"
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"{text}{f'; did you mean {close[0]!r}?' if close else ''}"
 
 
 def read_table(path: Path, setting: str) -> Table:

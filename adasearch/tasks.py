@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from adasearch.demo_assets import fetch_demo_reviews
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint
-from adasearch.labels import Schema, check_learnable, read_labels, read_schema, read_soft_labels, text_columns
+from adasearch.labels import Schema, check_learnable, drop_single, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.questions import PROBLEM_TYPE, asks_questions, read_questions
 from adasearch.settings import check_choice
@@ -71,7 +71,6 @@ class Task:
         """The split on which the final score is taken: test where its labels are known, else validation."""
         return self.validation if self.test is None else self.test
 
-
     @property
     def data(self) -> dict[str, dict[str, Any]]:
         """What tells the data from others: of every split the number of examples, a fingerprint of its texts and one of its labels.
@@ -101,6 +100,8 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
         return _question_task(config, seed)
     is_demo = config.task == "demo" and not config.train_file
     task = _load_demo(config, cache) if is_demo else _build(find_source(config), config, seed)
+    if copies := count_copies(task.train, task.held_out):
+        task.notes.append(f"{copies} of {len(task.held_out)} held-out texts also stand in the training texts: they are known, not predicted")
     if config.unlabeled_file:
         task.unlabeled = _read_unlabeled(config, task)
     return task
@@ -141,8 +142,11 @@ def _build(source: Source, config: TaskConfig, seed: int) -> Task:
     schema = read_schema(tables["train"], source, config, notes)
     skip = config.skip_bad_rows or source.is_published
     splits = {split: _split(table, source, schema, split, skip, notes) for split, table in tables.items()}
-    check_learnable(splits["train"], schema, source, notes)
-    if "validation" not in splits:
+    holds_out = "validation" not in splits
+    if holds_out and config.skip_bad_rows:
+        schema = drop_single(splits, schema, notes)
+    check_learnable(splits["train"], schema, source, notes, holds_out=holds_out)
+    if holds_out:
         splits["train"], splits["validation"] = hold_out(splits["train"], seed)
         notes.append(f"no validation split: {len(splits['validation'])} training examples are held out (seed {seed})")
     for split in ("validation", "test"):
@@ -202,6 +206,16 @@ def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
     sizes = [max(round(HELD_OUT_SHARE * len(group)), 1) if len(group) > 1 else 0 for group in groups]
     held = np.sort(np.concatenate([group[:size] for group, size in zip(shuffled, sizes)]))
     return train.select(np.setdiff1d(np.arange(len(train)), held)), train.select(held)
+
+
+def count_copies(train: Split, held_out: Split) -> int:
+    """How many held-out texts (pairs: both texts) stand letter by letter in the training texts."""
+    known = {*_keys(train)}
+    return sum(key in known for key in _keys(held_out))
+
+
+def _keys(split: Split) -> Iterator[tuple[str, ...]]:
+    return zip(split.texts) if split.pairs is None else zip(split.texts, split.pairs)
 
 
 def _read_unlabeled(config: TaskConfig, task: Task) -> Split:

@@ -23,6 +23,7 @@ from adasearch.errors import ModelError, one_line
 from adasearch.model_inputs import segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
+from adasearch.student import AdasearchConfig
 from adasearch.tasks import Task
 
 HF_PROBLEM_TYPES = {
@@ -102,12 +103,18 @@ def _check_label_order(path: str, config: PreTrainedConfig, task: Task) -> None:
 
 
 def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code: bool = False) -> Teacher:
-    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded, lacks a head or its labels are not the task's.
+    """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded, is a searched student, lacks a head or a padding
+    token, or its labels are not the task's.
 
     A checkpoint that ``is_finetuned`` is used as it is: as many labels as the task's and, where the names are the same
     (in upper or lower case), in the same order. Any other will be fine-tuned: its head does not matter.
     """
     config = _config(path, trust_remote_code)
+    if config.model_type == AdasearchConfig.model_type:
+        raise ModelError(
+            f"teacher: {path!r} is a searched student, whose cells are no layers to learn from; choices: a transformer, such as 'demo',"
+            " a hub name or runs/<name>/teacher"
+        )
     if is_finetuned and config.num_labels != task.num_labels:
         known = ", ".join(str(name) for name in (config.id2label or {}).values())
         raise ModelError(
@@ -133,8 +140,17 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
     if is_finetuned and report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
         raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")
+    _set_padding(model, tokenizer, path)
     model.config.is_pair = task.is_pair  # saved with what becomes of it: texts of the other kind are refused later
     return Teacher(model.float(), tokenizer)
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Edit in place: GPT-2 and its like read the last real token, and find it by a padding token that their configuration may lack."""
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"teacher: {path!r}: its tokenizer has no padding token, so texts make no batch; choices: another teacher")
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def fit_probes(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adasearch.config import RunConfig, validate
 from adasearch.errors import ConfigError
-from adasearch.settings import check_choice, check_range, to_dict
+from adasearch.settings import check_choice, check_range, cores_here, to_dict
 
 OBJECTIVES = ("score", "latency_ms", "macs", "params")
 LIMITS = {"latency_ms": "latency_limit_ms", "macs": "macs_limit", "params": "params_limit"}  # cost -> the setting that bounds it
@@ -129,7 +128,7 @@ def check_study(config: TuneConfig) -> None:
 
 def _check_cores(config: TuneConfig) -> None:
     """Workers that take turns on a core are slower than fewer of them, and spoil each other's timings."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cores_here()
     threads = config.threads or (1 if config.workers > 1 else cores)
     if config.workers > 1 and config.workers * threads > cores:
         raise ConfigError(

@@ -116,6 +116,8 @@ def warnings(report: Report) -> list[str]:
     student, teacher = report.find("student"), report.find("teacher")
     found, majority = [], report.majority.get(report.metric)
     constant = None if majority is None else format_score(majority, report.metric)
+    if report.max_steps is not None:
+        found.append(f"max_steps {report.max_steps}: a quick look, not a result.")
     if constant is not None and teacher is not None and teacher.score_mean is not None and teacher.score_mean <= majority:
         reached = format_score(teacher.score_mean, report.metric)
         found.append(

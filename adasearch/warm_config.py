@@ -78,7 +78,7 @@ class WarmConfig:
         for name, value, low, high in (
             ("level_weight", self.level_weight, 0, 1), ("cosine_weight", self.cosine_weight, 0, 1),
             ("texts", self.texts, 1, math.inf), ("max_seq_length", self.max_seq_length, 4, 1 << 20),
-            ("disk_gib", self.disk_gib, 0, math.inf),
+            ("disk_gib", self.disk_gib, 0, math.inf), ("max_steps", 1 if self.max_steps is None else self.max_steps, 1, math.inf),
         ):  # fmt: skip
             check_range(name, value, low, high)
         check_fit("fit", self.fit)

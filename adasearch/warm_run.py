@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from adasearch.accelerator import use_threads
 from adasearch.architecture import Space
 from adasearch.chunks import READERS, RowFile
 from adasearch.demo_assets import fetch_demo_model
@@ -91,9 +92,9 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
 
 def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
     """Check all that can be checked, then make or reopen the folder."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     check_file(Path(config.unlabeled_file), "unlabeled_file", tuple(READERS))
+    file_of(config).check_header()
     whole_space = load_space(config.space)
     if inherited_operations(whole_space):
         raise ConfigError(
@@ -128,13 +129,18 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     return Teacher(model.float(), tokenizer)
 
 
+def file_of(config: WarmConfig) -> RowFile:
+    """The file of texts and what is read of it."""
+    pair = config.text_pair_column
+    return RowFile(Path(config.unlabeled_file), (config.text_column, *([pair] if pair else [])), "unlabeled_file")
+
+
 def texts_of(config: WarmConfig) -> Iterator[tuple[str, str | None]]:
     """Texts or pairs, row by row, empty ones left out. Raises ``DataError`` naming the row that cannot be read."""
-    path, pair = Path(config.unlabeled_file), config.text_pair_column
-    file = RowFile(path, (config.text_column, *([pair] if pair else [])))
+    file, pair = file_of(config), config.text_pair_column
     for row in file.rows():
         if row.problem:
-            raise DataError(f"unlabeled_file: {path}: {file.unit} {row.number}: {row.problem}")
+            raise DataError(f"unlabeled_file: {file.path}: {file.unit} {row.number}: {row.problem}")
         text = row.values[config.text_column]
         if pair:
             yield text, row.values[pair]
@@ -182,7 +188,7 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
     need = len(tokens) * len(picked) * size * 2
     if not path.exists():
         _check_disk(need, len(tokens), config, path)
-        this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**30:.2f} GiB in {path.parent}")
+        this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**20:,.1f} MiB in {path.parent}")
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         states = teacher.model(
@@ -209,7 +215,7 @@ def _check_disk(need: int, count: int, config: WarmConfig, path: Path) -> None:
         fits = int(allowed // (need // count))
         written = f" beside {held / 2**30:.2f} that are written" if held else ""
         raise ConfigError(
-            f"texts: the teacher's vectors of {count:,} texts take {need / 2**30:.2f} GiB; disk_gib allows {config.disk_gib:g}, and"
+            f"texts: the teacher's vectors of {count:,} texts take {need / 2**20:,.1f} MiB; disk_gib allows {config.disk_gib:g}, and"
             f" {free / 2**30:.1f} are free in {path.parent}{written}; choices: --texts {fits}, or more --disk_gib"
         )
 

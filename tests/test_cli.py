@@ -283,6 +283,13 @@ def test_rows_become_an_aligned_table() -> None:
     ]
 
 
+def test_questions_in_files_are_refused_as_those_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    for settings in (["--task", "squad"], ["--train_file", "q.jsonl", "--problem_type", "question_answering"]):
+        assert cli.main(["run", *settings]) == 2
+        told = capsys.readouterr().err
+        assert "is extractive question answering; adasearch run makes students that classify" in told and "compress cofi" in told
+
+
 def test_env_tells_versions_as_lines_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
@@ -292,6 +299,7 @@ def test_env_tells_versions_as_lines_and_as_json(capsys: pytest.CaptureFixture[s
     assert cli.main(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(facts)
+    assert not any(mark in line for line in lines for mark in ("[", "None"))
 
 
 def test_help_and_bad_usage_need_no_torch() -> None:

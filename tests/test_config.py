@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from adasearch.config import RunConfig, SearchConfig, to_dict, validate
+from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.objectives import DISTILLATION_LOSSES
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_range, check_threads, cores_here
 
 
 def config_with(changes: dict[str, Any]) -> RunConfig:
@@ -151,6 +152,16 @@ def test_checks_name_place_value_and_choices() -> None:
         check_choice("here", None, ("a", "b"))
     with pytest.raises(ConfigError, match="^here: 3 is out of range; choices: 1 to 2$"):
         check_range("here", 3, 1, 2)
+
+
+def test_threads_are_at_most_the_cores_and_every_seed_is_one() -> None:
+    cores = cores_here()
+    check_threads(None), check_threads(cores)
+    with pytest.raises(ConfigError, match=rf"threads: {cores + 1} on {cores} cores?; choices: 1 to {cores}, or leave it out"):
+        check_threads(cores + 1)
+    EncoderRunConfig().check()
+    with pytest.raises(ConfigError, match="seed: -1 is out of range; choices: 0 to "):
+        EncoderRunConfig(seed=-1).check()
 
 
 def test_plain_data_holds_every_setting_and_nothing_is_shared() -> None:

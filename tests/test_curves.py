@@ -68,6 +68,7 @@ def test_texts_of_the_curves_do_not_overlap() -> None:
     assert {"student", "same student without a teacher", "mine", "Validation accuracy", "Validation F1"} <= words
     colours = [line.get_color() for line in figure.axes[1].lines]
     assert len(colours) == 6 and len(set(colours)) == 3, "seeds of one system share a colour"
+    assert [line.get_color() for line in figure.axes[-1].lines] == colours, "in every panel, the learning rate's too"
     assert list(figure.axes[1].lines[0].get_xdata()) == [5, 10, 15, 20]
 
 

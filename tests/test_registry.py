@@ -7,6 +7,7 @@ import pytest
 from adasearch.objectives import DISTILLATION_LOSSES
 from adasearch.operations import OPERATIONS
 from adasearch.registry import Registry
+from adasearch.runtime_base import RUNTIMES
 
 
 def test_it_is_a_dictionary_that_explains_itself() -> None:
@@ -49,3 +50,9 @@ def test_what_the_documentation_promises_is_registered(registry: Registry, kind:
     assert names <= set(registry)
     with pytest.raises(KeyError, match=f"unknown {kind} 'conv9'; known: "):
         registry["conv9"]
+
+
+def test_a_registry_of_one_class_takes_no_other() -> None:
+    with pytest.raises(TypeError, match=r"runtime 'mine': <built-in function len> is no RuntimeKind; choices: register_runtime\('mine', ...\)"):
+        RUNTIMES.register("mine")(len)
+    assert "mine" not in RUNTIMES

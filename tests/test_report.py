@@ -126,6 +126,9 @@ def test_a_teacher_that_has_learned_nothing_is_told() -> None:
     expected = "The teacher (4.5) is no better than the constant answer (50.9): more finetune.epochs, or another teacher."
     assert verdict.warnings(make_report(bad, student)) == [expected]
     assert verdict.warnings(make_report(system("teacher", (0.51,)), student)) == []
+    assert "Scores on the held-out examples: of one seed." in markdown.markdown(make_report(seeds=[7]))
+    assert "Of one seed, 7; latencies" in model_card(make_report(seeds=[7]), "s")
+    assert verdict.warnings(make_report(student, max_steps=5)) == ["max_steps 5: a quick look, not a result."]
 
 
 @pytest.mark.parametrize(

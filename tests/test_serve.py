@@ -209,7 +209,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monke
     (tmp_path / "config.json").write_text("{}")  # enough to be taken for a model's folder until it is loaded
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for settings, says in (
-            ({"student_dir": tmp_path / "absent"}, "student: .*absent: is no model folder"),
+            ({"student_dir": tmp_path / "absent"}, "student: .*absent is no model folder"),
             ({"port": 70_000}, "port: 70000 is out of range"),
             ({"port": taken.getsockname()[1]}, "cannot be used .*in use"),
             ({"host": "no.such.host.invalid"}, "no.such.host.invalid:0 cannot be used"),

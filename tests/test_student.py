@@ -168,6 +168,8 @@ def test_pooling_is_that_of_the_real_tokens(pooling: str) -> None:
     else:
         expected = x_DL.mean(1) if pooling == "mean" else x_DL.amax(1)
     assert torch.allclose(pool(x_BDL, context)[0], expected, **CLOSE)
+    with torch.autocast("cpu", torch.bfloat16):  # its scores have another type than the tokens, and fewer digits
+        assert torch.allclose(pool(x_BDL, context)[0].float(), expected, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,15 @@ def test_bad_rows_are_all_counted_and_five_are_shown(tmp_path: Path) -> None:
         ("t.csv", b"text,text\na,b\n", r"line 1: a column name stands twice: text, text"),
         ("t.csv", b"body,label\nok,1\nno,0\n", r"t.csv: text_column: no column 'text'; columns: body, label"),
         ("t.csv", b"text,stars\nok,1\nno,0\n", r"t.csv: label_column: no column 'label'; columns: text, stars"),
+        ("t.csv", b"text;label\nok;1\nno;0\n", r"columns: text;label; the file seems to be separated by ';'; save it with commas"),
+        ("t.csv", b"text\tlabel\nok\t1\n", r"the file seems to be separated by tabs; name it .tsv"),
+        ("t.csv", b"Text,label\nok,1\nno,0\n", r"no column 'text'; columns: Text, label; did you mean 'Text'\?"),
         ("t.csv", b"text,label\nok,\nno,1\nna,0\n", r"line 2: column 'label': no label"),
         ("t.csv", b"text,label\na,pos\nb,neg\nc,3\nd,pos\n", r"line 4: column 'label': 3 is a number where .* text"),
         ("t.csv", b"text,label\na,1\nb,1\nc,1\n", r"column 'label': only one class, '1', in 3 examples"),
-        ("t.csv", b"text,label\na,x\nb,x\nc,y\n", r"1 of 2 labels have one example only: y; each needs two"),
+        ("t.csv", b"text,label\na,x\nb,x\nc,y\n", r"1 of 2 labels have one example only: y; each needs two, one of which is held out; choices: "),
+        ("t.csv", b"text,label\na,4\nb,4\nc,5\n", r"only: 5; each needs two, .*if they are amounts: problem_type regression"),
+        ("t.csv", b"text,label\na,this is\nb,a text\nc,by mistake\n", r"3 of 3 values stand in one row only: it looks like a text column; label_column\?"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": \n[1]\n', r"2 bad rows: line 2: no JSON .*; line 3: a JSON"),
         ("t.jsonl", b"oops\n", r"1 bad row: line 1: no JSON"),
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": 5, "label": 0}', r"line 2: column 'text': 5 is not a text"),
@@ -132,6 +137,20 @@ def test_bad_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes | 
         path.write_bytes(content)
     assert pytest.raises(AdasearchError, _load, str(path)).match(expected)
     assert "\n" not in _error(str(path))
+
+
+def test_a_class_of_one_example_is_left_out_or_kept_where_nothing_is_held_out(tmp_path: Path) -> None:
+    """Numbers of the other classes close up; the test file loses its rows of that class as well."""
+    rows = [("a", "x"), ("b", "rare"), ("c", "z"), ("d", "x"), ("e", "z")]
+    train = _csv(tmp_path / "t.csv", "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    test = _csv(tmp_path / "test.csv", "text,label\nf,rare\ng,z\n")
+    task = _load(train, test_file=test, skip_bad_rows=True)
+    assert task.label_names == ("x", "z") and "left out: 1 of 3 labels have one example only: rare" in task.notes
+    found = {text: task.label_names[label] for split in (task.train, task.validation) for text, label in zip(split.texts, split.labels)}
+    assert found == {text: label for text, label in rows if label != "rare"}
+    assert task.test.texts == ["g"] and task.test.labels.tolist() == [1]
+    kept = _load(train, validation_file=test)
+    assert kept.label_names == ("rare", "x", "z") and any("one example only: rare" in note for note in kept.notes)
 
 
 def test_label_that_training_does_not_know(tmp_path: Path) -> None:
@@ -240,6 +259,9 @@ def test_bad_soft_labels_are_named(tmp_path: Path) -> None:
     assert "line 3: column 'x': soft label '-0.1' is not a probability" in message
     assert "line 4: column 'x+y': the soft labels sum to 0.9, not 1; line 5: column 'x': soft label 'half'" in message
     assert "columns: no column 'z'; columns: text, label, x, y" in _error(path, soft_label_columns=["x", "z"])
+    path = _csv(tmp_path / "p.csv", "\n".join(["text,label,x,y", "a,x,0.2,0.1", "b,y,0.3,0.1", "c,x,0.5,0.5"]))
+    message = _error(path, soft_label_columns=["x", "y"])
+    assert "in 2 of 3 rows they sum to less than 1 (line 2: 0.3); is a label's column missing in soft_label_columns?" in message
     assert "1 columns (x) for the 2 labels of column 'label' (x, y)" in _error(path, soft_label_columns=["x"])
 
 
@@ -254,6 +276,15 @@ def test_held_out_examples_are_stratified_and_drawn_by_seed(tmp_path: Path) -> N
     assert sorted(tasks[0].train.texts + tasks[0].validation.texts) == sorted(f"t{i}" for i in range(152))
     assert tasks[0].validation.texts == tasks[1].validation.texts != tasks[2].validation.texts
     assert tasks[0].metrics == ("accuracy", "f1_macro")  # 63% of the held-out examples are of one class
+
+
+def test_copies_across_the_splits_are_counted(tmp_path: Path) -> None:
+    train = _csv(tmp_path / "t.csv", "text,other,label\na,1,x\na,1,x\nb,2,y\nc,3,y\n")
+    held = _csv(tmp_path / "v.csv", "text,other,label\na,1,x\nb,9,y\nd,4,x\na,1,y\n")
+    said = "held-out texts also stand in the training texts"
+    assert any(note.startswith(f"3 of 4 {said}") for note in _load(train, validation_file=held).notes)
+    assert any(note.startswith(f"2 of 4 {said}") for note in _load(train, validation_file=held, text_pair_column="other").notes)
+    assert not any(said in note for note in _load(_write(_rows(), tmp_path / "all.csv")).notes)
 
 
 def test_preset_from_a_folder_with_hidden_test_labels(tmp_path: Path) -> None:
@@ -319,6 +350,7 @@ def test_hub_that_cannot_be_reached_names_the_alternatives(task: str) -> None:
     [
         ({"task": "sst3"}, "task: 'sst3' is not known .did you mean 'sst2'.*choices: demo, sst2, .*--train_file"),
         ({"task": "data/absent.csv"}, "train_file: data/absent.csv: no such file"),
+        ({}, "task: none named; begin with: adasearch run demo; or --train_file FILE"),
         ({"validation_file": "a.csv"}, "given without train_file"),
         ({"problem_type": "ranking"}, "problem_type: 'ranking' is not known; choices: single_label"),
     ],

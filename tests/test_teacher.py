@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression, Ridge
+from tiny import tiny_architecture, tiny_config
 from tiny_task import WORDS, rows, write_teacher
 from torch import Tensor, nn
 from transformers import (
@@ -21,6 +22,7 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2Model,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -30,6 +32,7 @@ from adasearch.errors import ModelError
 from adasearch.files import write_array
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
+from adasearch.student import AdasearchForSequenceClassification
 from adasearch.tasks import Task
 from adasearch.teacher import PROBE_L2, Teacher, fit_probes, load_teacher, needs_finetuning, tables_of
 from adasearch.texts import Split
@@ -128,6 +131,30 @@ def test_only_a_sequence_classifier_needs_no_fine_tuning(tmp_path: Path, encoder
     absent = str(tmp_path / "absent")
     with pytest.raises(ModelError, match=f"teacher: '{absent}' cannot be loaded .*choices: a folder, a hub name"):
         load_teacher(absent, task_with("a", "b"), is_finetuned=False)
+
+
+def test_a_searched_student_is_no_teacher(tmp_path: Path, encoder: Path) -> None:
+    AdasearchForSequenceClassification(tiny_config(tiny_architecture())).save_pretrained(tmp_path / "student")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "student")
+    for is_finetuned in (False, True):
+        with pytest.raises(ModelError, match="teacher: .*student' is a searched student, .*; choices: a transformer"):
+            load_teacher(str(tmp_path / "student"), task_with("a", "b", "c"), is_finetuned=is_finetuned)
+
+
+def test_a_decoder_is_told_the_tokenizers_padding(tmp_path: Path, encoder: Path) -> None:
+    """It reads the last token that is no padding; without that id it refuses every batch of more than one text."""
+    path, tokenizer = str(tmp_path / "decoder"), AutoTokenizer.from_pretrained(encoder)
+    GPT2Model(GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=32, pad_token_id=None)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    teacher = load_teacher(path, task_with("a", "b"), is_finetuned=False)
+    batch = tokenizer(["the film was great", "dull"], padding=True, return_tensors="pt")
+    logits = teacher.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    alone = teacher.model(tokenizer("dull", return_tensors="pt")["input_ids"]).logits
+    assert logits.shape == (2, 2) and torch.allclose(logits[1], alone[0], atol=1e-5)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(path)
+    with pytest.raises(ModelError, match="teacher: .*decoder': its tokenizer has no padding token"):
+        load_teacher(path, task_with("a", "b"), is_finetuned=False)
 
 
 # --- what it hears and says ---

@@ -132,7 +132,7 @@ def test_what_a_killed_pass_has_written_is_not_asked_of_the_disk_again(made: Pat
     assert 0 < left < need / 2
     free = [int(left / SPARE) - 1]
     monkeypatch.setattr("adasearch.warm_run.shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
-    with pytest.raises(ConfigError, match="of 1,440 texts take 0.00 GiB"):
+    with pytest.raises(ConfigError, match="of 1,440 texts take 0.[0-9] MiB"):
         warm(config)
     free[0] += 2
     warm(config)
@@ -259,9 +259,13 @@ def test_pair_operations_are_taught_by_pairs_and_start_afresh_without(made: Path
 
 def test_requests_that_cannot_be_met(made: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
+    (tmp_path / "named.csv").write_text("texts\na good film\n", encoding="utf-8")
     (tmp_path / "bad.jsonl").write_text('{"text": "a good film"}\n{"text": 3}\n', encoding="utf-8")
     for changes, kind, message in (
         ({"unlabeled_file": ""}, ConfigError, "unlabeled_file: no texts"),
+        ({"max_steps": 0}, ConfigError, "max_steps: 0 is out of range; choices: 1 to inf"),
+        ({"threads": 1 << 20}, ConfigError, "threads: 1048576 on .* choices: 1 to "),
+        ({"unlabeled_file": str(tmp_path / "named.csv")}, DataError, "unlabeled_file: .*named.csv: no column 'text'; columns: texts; did you mean 'texts'"),
         ({"pooling": "max"}, ConfigError, "pooling: 'max' is not known; choices: mean, first"),
         ({"level_weight": 2.0}, ConfigError, "level_weight: 2.0 is out of range"),
         ({"unlabeled_file": str(tmp_path / "no.txt")}, (ConfigError, DataError), "unlabeled_file: .*no.txt"),
@@ -270,7 +274,7 @@ def test_requests_that_cannot_be_met(made: Path, tmp_path: Path) -> None:
         ({"teacher": str(tmp_path)}, ModelError, "cannot be loaded"),
         ({"max_seq_length": 64}, ConfigError, "max_seq_length: 64 is too long; .* takes up to 32"),
         ({"space": "inherited"}, ConfigError, "has layers of the teacher"),
-        ({"disk_gib": 1e-9}, ConfigError, r"of 72 texts take 0.00 GiB; disk_gib allows 1e-09.*choices: --texts 0"),
+        ({"disk_gib": 1e-9}, ConfigError, r"of 72 texts take 0.[0-9] MiB; disk_gib allows 1e-09.*choices: --texts 0"),
     ):
         config = tiny_warm(tmp_path, **{"teacher": str(made / "encoder"), "output_dir": str(tmp_path / "new"), **changes})
         with pytest.raises(kind, match=message):
