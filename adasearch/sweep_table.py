@@ -14,7 +14,7 @@ from typing import Any
 
 from adasearch.formats import format_count, format_ms, format_score, format_spread, metric_name
 from adasearch.pipeline import FREE
-from adasearch.report import System
+from adasearch.report import System, read_report
 from adasearch.settings import to_dict
 from adasearch.speed_table import MEASURED, SpeedRow, measured_rows
 from adasearch.sweep_config import AFTER_PREPARATION, SweepRun

@@ -40,7 +40,7 @@ from adasearch.span_objectives import span_kl_loss, span_loss
 from adasearch.tasks import load_task
 from tests.tiny_encoder import FAMILIES, make_model
 from tests.tiny_questions import find_questions, random_questions, save_reader, tiny_reader, tokenizer_with_limit
-from tests.tiny_words import PIECES
+from tests.tiny_words import PIECES as WORDS
 
 TINY = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10)
 
@@ -337,7 +337,7 @@ def test_the_loss_is_hugging_faces_and_knows_no_padding() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("labels", [1, 3])
 def test_a_classifier_of_any_number_of_labels_becomes_a_reader(family: str, labels: int, tmp_path: Path) -> None:
-    make_model(family, num_labels=labels, problem_type=None, vocab_size=len(PIECES), pad_token_id=PIECES.index("[PAD]")).save_pretrained(tmp_path)
+    make_model(family, num_labels=labels, problem_type=None, vocab_size=len(WORDS), pad_token_id=WORDS.index("[PAD]")).save_pretrained(tmp_path)
     tokenizer_with_limit().save_pretrained(tmp_path)
     model = load_reader(str(tmp_path), is_finetuned=False).model
     assert model.qa_outputs.weight.shape == (2, 16) and type(from_hugging_face(model)).__name__ == "EncoderForQuestionAnswering"

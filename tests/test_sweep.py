@@ -164,7 +164,7 @@ def test_teachers_that_were_made_unlike_have_rows_of_their_own(monkeypatch: pyte
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(SpeedRow))
     rows = [SpeedRow(**nothing | {"system": name, "metric": "accuracy", "score": 0.9}) for name in ("teacher", "reference")]
     systems = [SimpleNamespace(name=name, kind=name, macs=None, scores=[0.9]) for name in ("teacher", "reference")]
-    monkeypatch.setattr(sweep_table, "load_report", lambda folder: SimpleNamespace(systems=systems))
+    monkeypatch.setattr(sweep_table, "read_report", lambda folder: SimpleNamespace(systems=systems))
     monkeypatch.setattr(sweep_table, "measured_rows", lambda report, task: rows)
     found = [(row.system, row.variant, row.seeds) for row in sweep_table.sweep_rows(planned)]
     assert found == [("teacher", "finetune.epochs 1", 1), ("reference", "", 1), ("teacher", "finetune.epochs 2", 1)]
