@@ -16,6 +16,7 @@ from adasearch.formats import format_count, format_ms, format_score, format_spre
 from adasearch.pipeline import FREE
 from adasearch.report import System
 from adasearch.settings import to_dict
+from adasearch.report import read_report
 from adasearch.speed_table import MEASURED, SpeedRow, measured_rows
 from adasearch.sweep_config import AFTER_PREPARATION, SweepRun
 from adasearch.table_files import Table, write_tables

@@ -89,7 +89,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
 
 
 def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
-    """Check all that can be checked, then make or reopen the folder."""
+    """Check all that can be checked without the texts."""
     if config.threads:
         torch.set_num_threads(config.threads)
     check_file(Path(config.unlabeled_file), "unlabeled_file", tuple(READERS))
@@ -102,7 +102,6 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
     teacher = load_encoder(config, folder)
     accelerator = Accelerator(cpu=config.cpu)
     teacher.model.eval().requires_grad_(False).to(accelerator.device)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, hardware=hardware())
     return WarmRun(config, folder, whole_space, space, teacher, accelerator, progress)
 
 
@@ -180,6 +179,7 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
     if not path.exists():
         _check_disk(need, len(tokens), config, path)
         this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**30:.2f} GiB in {path.parent}")
+    begin_run(this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware())  # nothing is left to refuse
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         states = teacher.model(
