@@ -91,7 +91,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
 
 
 def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
-    """Check all that can be checked, then make or reopen the folder."""
+    """Check all that can be checked without the texts."""
     use_threads(config.threads)
     check_file(Path(config.unlabeled_file), "unlabeled_file", tuple(READERS))
     file_of(config).check_header()
@@ -104,7 +104,6 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
     teacher = load_encoder(config, folder)
     accelerator = Accelerator(cpu=config.cpu)
     teacher.model.eval().requires_grad_(False).to(accelerator.device)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, hardware=hardware())
     return WarmRun(config, folder, whole_space, space, teacher, accelerator, progress)
 
 
@@ -188,7 +187,8 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
     need = len(tokens) * len(picked) * size * 2
     if not path.exists():
         _check_disk(need, len(tokens), config, path)
-        this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**20:,.1f} MiB in {path.parent}")
+    """Check all that can be checked without the texts."""
+    use_threads(config.threads)
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         states = teacher.model(

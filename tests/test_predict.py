@@ -16,7 +16,7 @@ import torch
 from tiny_classifier import TEXTS, make_classifier
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from adasearch import chunks
+from adasearch import chunks, predict
 from adasearch.calibration import Calibration
 from adasearch.cascade import Cascade
 from adasearch.classifier import TextClassifier
@@ -505,3 +505,14 @@ def test_a_full_disk_leaves_what_was_done(student: Path, tmp_path: Path, monkeyp
         with pytest.raises(TrainingError, match="No space left on device"):
             predict_file(student, source, tmp_path / "out.csv", runtime="torch")
     assert predict_file(student, source, tmp_path / "out.csv", runtime="torch") == 7
+
+
+def test_pictures_in_a_models_folder_change_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_text("graph")
+    before = predict._fingerprint(tmp_path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "cell.svg").write_text("drawn")
+    assert predict._fingerprint(tmp_path) == before
+    (tmp_path / "onnx" / "model.onnx").write_text("another")
+    assert predict._fingerprint(tmp_path) != before

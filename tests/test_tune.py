@@ -313,7 +313,7 @@ def test_the_same_command_goes_on_to_as_many_trials_as_asked_for(finished: TuneC
 
 def test_another_study_is_not_mixed_with_this_one(finished: TuneConfig, tmp_path: Path) -> None:
     other = dataclasses.replace(finished, distill=dataclasses.replace(finished.distill, temperature=3.0))
-    with pytest.raises(ConfigError, match="output_dir: .* holds a study with other settings .distill was"):
+    with pytest.raises(ConfigError, match="output_dir: .* holds a study with other settings .distill.temperature was"):
         tune(other)
     storage = JournalStorage(JournalFileBackend(str(finished.folder / "journal.log")))
     moved = dataclasses.replace(other, output_dir=str(tmp_path / "study"))

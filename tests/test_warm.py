@@ -279,9 +279,7 @@ def test_requests_that_cannot_be_met(made: Path, tmp_path: Path) -> None:
         config = tiny_warm(tmp_path, **{"teacher": str(made / "encoder"), "output_dir": str(tmp_path / "new"), **changes})
         with pytest.raises(kind, match=message):
             warm(config)
-        assert not (tmp_path / "new" / FACTS).exists()
-        for file in (tmp_path / "new").glob("run.json"):
-            file.unlink()
+        assert not (tmp_path / "new" / "run.json").exists(), "what is mended goes on in the same folder"
 
 
 def test_the_loss_is_squared_error_and_angle() -> None:
