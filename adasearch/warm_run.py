@@ -187,8 +187,8 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
     need = len(tokens) * len(picked) * size * 2
     if not path.exists():
         _check_disk(need, len(tokens), config, path)
-    """Check all that can be checked without the texts."""
-    use_threads(config.threads)
+        this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**20:,.1f} MiB in {path.parent}")
+    begin_run(this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware())  # nothing is left to refuse
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         states = teacher.model(
