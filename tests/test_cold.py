@@ -128,7 +128,7 @@ def test_medians() -> None:
 
 
 def test_files_of_the_working_folder_hide_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = write_graph(tmp_path / "g.onnx")
+    write_graph(tmp_path / "g.onnx")
     (tmp_path / "onnxruntime.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
     assert start_once(deployed(Path("g.onnx")), [(1, 4)])["load_s"] > 0

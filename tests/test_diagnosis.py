@@ -156,7 +156,7 @@ def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypat
     more = diagnose(request(tmp_path, members=5, equal_cost=False, random_cells=1))
     assert len(more["controls"]["random"]["scores"]) == 1 and len(more["ranking"]["members"]) == 5
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
-    with pytest.raises(ConfigError, match="other settings .search was"):
+    with pytest.raises(ConfigError, match="other settings .search.steps was 4, is 5"):
         diagnose(request(tmp_path, search=SearchConfig(steps=5, batch_size=16, candidates=4)))
 
 

@@ -31,7 +31,7 @@ from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.teacher import tables_of
 from tiny_task import tiny_run
-from tiny import PAD, SEP, VOCAB, batch_of, randomise, texts, tiny_config, tiny_macro, tiny_space
+from tiny import PAD, VOCAB, batch_of, randomise, texts, tiny_config, tiny_macro, tiny_space
 
 SIZE, HEADS, NEURONS, LAYERS = 16, 4, 24, 2
 SIZES = {"teacher_size": SIZE, "teacher_heads": HEADS, "teacher_neurons": NEURONS}

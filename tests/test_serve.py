@@ -217,7 +217,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monke
             ({"runtime": "tpu"}, "runtime: 'tpu' is not known"),
             ({"cascade_threshold": 0.9}, "cascade_teacher: none given"),
             ({"cascade_teacher": tmp_path}, "a teacher needs one of the two"),
-            ({"cascade_teacher": tmp_path / "absent", "cascade_threshold": 0.5}, "cascade_teacher: .*absent: is no model"),
+            ({"cascade_teacher": tmp_path / "absent", "cascade_threshold": 0.5}, "cascade_teacher: .*absent is no model"),
         ):
             with pytest.raises(ConfigError, match=says):
                 serve(**{"student_dir": tmp_path, "port": 0, **settings})
