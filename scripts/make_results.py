@@ -27,7 +27,7 @@ given length on one thread, all systems of a table timed in turns in one process
 are worth more than the milliseconds, which depend on the machine and on what else it does.
 """
 THEMES = {  # heading -> patterns of the results' names, in this order
-    "Students and their teachers": ("sst2", "mrpc", "rte", "qnli", "snli", "demo"),
+    "Students and their teachers": ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo"),
     "What the search is worth": ("diagnosis_*", "pairs*", "ablation*", "warm*"),
     "Speed where it is deployed": ("sst2_runtimes", "latency"),
     "Transformers cut to size": ("cofi_*", "earlybert_*", "methods"),

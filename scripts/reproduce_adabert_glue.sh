@@ -5,7 +5,7 @@
 #           DATA_DIR names a folder with <task>/{train,validation,test}.parquet; without it the hub is used.
 #           scripts/prepare_tasks.py makes such a folder, with examples to choose by and texts without labels for sst2 and rte:
 #           DATA_DIR=runs/glue/data. Elsewhere UNLABELED names a file of them (for sst2 IMDB's training texts: column "text").
-# Time:     on two cores, the teacher's fine-tuning included: sst2 about two hours, mrpc about 40 minutes, rte about an hour.
+# Time:     on two cores, the teacher's fine-tuning included: sst2 about an hour and a half, mrpc about 40 minutes, rte about an hour.
 # Hardware: two CPU cores, 8 GB of memory.
 # Expected: runs/<task>/report.md as in results/README.md, within the spread over seeds. Those tables were searched without finalists.
 set -euo pipefail
