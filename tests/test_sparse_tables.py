@@ -100,7 +100,7 @@ def test_a_report_keeps_its_sizes_and_runtimes(tmp_path: Path) -> None:
     assert read_report(tmp_path) == report
     rebuild_report(tmp_path)
     (tmp_path / "report.json").write_text('{"metric": "perplexity"}', encoding="utf-8")
-    with pytest.raises(ConfigError, match="no systems to report"):
+    with pytest.raises(ConfigError, match="has no systems to compare"):
         rebuild_report(tmp_path)
 
 
