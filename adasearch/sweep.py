@@ -27,7 +27,7 @@ from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, check_same_data, commit, typed_command
-from adasearch.settings import check_choice, cores_here, to_dict
+from adasearch.settings import check_choice, cores_here
 from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
@@ -83,7 +83,7 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
 
 
 def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progress) -> None:
-    """Everything that can be known of any run before the first starts; each task's data are read once."""
+    """Everything that can be known of any run before the first starts; data are read once for all runs of which the same is asked."""
     progress.stage("check", len(runs))
     seen: set[str] = set()
     for done, run in enumerate(runs):
@@ -91,14 +91,20 @@ def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progres
             check_settings(run.config)
             shared = preparation(run.config, config.folder)
             check_settings(shared)
-            told = {key: value for key, value in to_dict(run.config).items() if key not in ("seed", "seeds", "output_dir")}
-            if (what := fingerprint(run.prepared, told)) not in seen:  # each seed alone would ask the same again
+            if (what := _asked_of(run)) not in seen:
                 task, _ = check(run.config, cache=Path(shared.output_dir) / "cache")
                 check_same_data(Path(shared.output_dir) / "run.json", task.data)
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error}") from error
         seen.add(what)
         progress.step(done + 1)
+
+
+def _asked_of(run: SweepRun) -> str:
+    """Equal for runs whose data, space, starts, trackers and latency table ``check`` would ask for alike: budgets and seeds say nothing of them."""
+    config, search = run.config, run.config.search
+    table = [search.latency_table, search.latency_target_ms is None, search.latency_runtime, search.latency_threads, search.latency_batch_size]
+    return fingerprint(run.prepared, [config.space, config.architecture, config.warm_start, config.report_to, config.controls], table)
 
 
 def _user_modules() -> tuple[str, ...]:

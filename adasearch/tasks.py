@@ -11,6 +11,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,11 @@ class Task:
         """The split on which the final score is taken: test where its labels are known, else validation."""
         return self.validation if self.test is None else self.test
 
-    @property
+    @cached_property
     def data(self) -> dict[str, dict[str, Any]]:
         """What tells the data from others: of every split the number of examples, a fingerprint of its texts and one of its labels.
 
-        A second for a few hundred megabytes of text.
+        A second for a few hundred megabytes of text, once: a run asks for it when it is checked and when it begins.
         """
         splits = {name: getattr(self, name) for name in ("train", "validation", "test", "unlabeled")}
         return {
