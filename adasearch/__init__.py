@@ -23,6 +23,7 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "load_student": "adasearch.predict:load_student",
     "load_space": "adasearch.space:load_space",
     "predict_file": "adasearch.predict:predict_file",
+    "score_models": "adasearch.score_models:score_models",
     "calibrate": "adasearch.calibration:calibrate",
     "TextClassifier": "adasearch.classifier:TextClassifier",
     "read_report": "adasearch.report:read_report",

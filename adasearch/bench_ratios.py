@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adasearch.errors import ConfigError
+from adasearch.formats import align_columns
 
 ANY = "any"  # in place of a precision: whichever is fastest
 
@@ -124,6 +125,4 @@ def aligned(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     def cell(value: Any) -> str:
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    cells = [list(header), *([cell(value) for value in line] for line in lines)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells)
+    return align_columns([header, *([cell(value) for value in line] for line in lines)])

@@ -15,6 +15,7 @@ import numpy as np
 from adasearch.calibration import probabilities
 from adasearch.classifier import Answers, Tell, TextClassifier
 from adasearch.errors import ConfigError, ModelError
+from adasearch.known_labels import places_of
 from adasearch.metrics import METRICS, is_known, score
 
 
@@ -94,14 +95,12 @@ class Cascade:
             raise ModelError(f"cascade: the student was trained on {names[0]}, the teacher on {names[1]}; choices: a teacher of the same task")
 
     def _order(self) -> list[int]:
-        """Where the student's classes stand among the teacher's; numbers and LABEL_0 are no names and say nothing."""
-        theirs, count = self.teacher.labels, len(self.labels)
-        if theirs == self.labels or theirs in ([f"{n}" for n in range(count)], [f"LABEL_{n}" for n in range(count)]):
-            return list(range(count))
-        if sorted(theirs) == sorted(self.labels):
-            return [theirs.index(name) for name in self.labels]
+        """Where the student's classes stand among the teacher's."""
+        places = places_of(self.labels, self.teacher.labels)
+        if places is not None:
+            return places
         raise ModelError(
-            f"cascade: the teacher knows other labels ({', '.join(theirs)}) than the student ({', '.join(self.labels)}); "
+            f"cascade: the teacher knows other labels ({', '.join(self.teacher.labels)}) than the student ({', '.join(self.labels)}); "
             "choices: a teacher of the same task"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 ERRORS_OF_MEASUREMENT = ("mse",)  # metrics that are no share of anything: printed as they are, lower is better
 
@@ -53,6 +54,12 @@ def format_spread(sd: float | None, metric: str) -> str:
 def format_threads(count: int | None) -> str:
     """``one thread``, ``2 threads``."""
     return "threads unknown" if count is None else "one thread" if count == 1 else f"{count} threads"
+
+
+def align_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, all of the same number, as text: columns flush left, two spaces between them."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
 def metric_name(name: str) -> str:

@@ -5,6 +5,7 @@ Dimensions: B batch, L tokens, C labels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ class OnnxRuntime(Runtime):
         return self.session.run(None, _feeds(self.input_names, input_ids, attention_mask, token_type_ids))[0]
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one ``openvino.Core``, never freed.
+
+    Each core gives the thread a signal stack of its own and puts the one before it back when it is freed. Of two that are freed
+    in the order of their making the second puts back what the first has freed, and the next Ctrl-C ends in a segmentation fault
+    (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenvinoRuntime(Runtime):
     """OpenVINO on the processor, one stream for one text (or batch) at a time, shapes left free.
 
@@ -68,8 +82,6 @@ class OpenvinoRuntime(Runtime):
         self, path: Path, threads: int, precision: str = "fp32", vocab_size: int = 0, settings: Mapping[str, Any] | None = None
     ):
         """``settings`` are further properties of OpenVINO's processor plugin, such as CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE."""
-        import openvino
-
         properties = {
             "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
@@ -77,10 +89,10 @@ class OpenvinoRuntime(Runtime):
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", **(settings or {}),
         }  # fmt: skip
         try:
-            graph = openvino.Core().read_model(str(path))
+            graph = openvino_core().read_model(str(path))
             place = ["framework", VOCABULARY_KEY]
             self.metadata = {VOCABULARY_KEY: graph.get_rt_info(place).value} if graph.has_rt_info(place) else {}
-            self.compiled = openvino.Core().compile_model(graph, "CPU", properties)
+            self.compiled = openvino_core().compile_model(graph, "CPU", properties)
         except Exception as error:  # its own exceptions have no other common base
             raise ModelError(f"{path}: OpenVINO cannot load it ({one_line(error, 600)})") from error
         self.request = self.compiled.create_infer_request()
@@ -110,9 +122,7 @@ def _feeds(
 
 def _openvino_precisions() -> tuple[str, ...]:
     """bf16 only where the processor computes in it: elsewhere OpenVINO would compute in fp32 and not say so."""
-    import openvino
-
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("fp32", *(("bf16",) if "BF16" in capabilities else ()), "int8", "int8_embedding")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ def labels_of(model_config: Any) -> tuple[str, tuple[str, ...]]:
     names = tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
     declared = model_config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
     return declared.removesuffix("_classification"), names
+
+
+def places_of(names: Sequence[str], theirs: Sequence[str]) -> list[int] | None:
+    """Where the labels ``names`` stand among another model's; None where it knows other labels.
+
+    Numbers and LABEL_0, LABEL_1, ... are no names and say nothing: such labels meet the others by number.
+    """
+    count = len(names)
+    if len(theirs) != count:
+        return None
+    if sorted(theirs) == sorted(names):
+        return [list(theirs).index(name) for name in names]
+    nameless = [[f"{pattern}{number}" for number in range(count)] for pattern in ("", "LABEL_")]
+    return list(range(count)) if any(list(some) in nameless for some in (names, theirs)) else None
 
 
 def read_texts(path: Path, setting: str, columns: Columns) -> Split:

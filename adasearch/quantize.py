@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from adasearch.deploy import Deployment, save_deployment
 from adasearch.errors import ModelError
 from adasearch.export import check_onnx, export_student, input_names, staged
+from adasearch.formats import align_columns
 from adasearch.graph_runtimes import VOCABULARY_KEY
 from adasearch.int8 import CALIBRATIONS, leave_out, quantised_operations, write_int8, write_int8_embedding
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes, time_systems
@@ -231,11 +232,9 @@ def format_deployment(deployment: Deployment) -> str:
             f"{100 * score_:.2f}", f"{lost:+.2f}", f"{p50:.3g}", f"{p90:.3g}", f"{rate:,.0f}", f"{size / 1e6:.1f}",
         )  # fmt: skip
         lines.append(("*" if is_kept else "", row["runtime"], row["precision"], *numbers, row["note"]))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
-    table = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[-1]]).rstrip() for line in lines]
     shape = f"{deployment.batch_size} x {deployment.seq_len} word pieces, {deployment.threads} thread(s)"
     kept = f"kept: {deployment.runtime} {deployment.precision}, {deployment.latency_ms_p50:.3g} ms at {shape}"
-    return "\n".join([*table, "", kept])
+    return f"{align_columns(lines)}\n\n{kept}"
 
 
 def _choose(

@@ -24,6 +24,7 @@ from adasearch.texts import Split
 PROBLEM_TYPE = "question_answering"
 HELD_OUT_SHARE = 0.1  # of the contexts, when there is no validation split
 COLUMNS = {"text_column": "question", "text_pair_column": "context", "label_column": "answers"}
+FILES = (*SUFFIXES, ".json")
 ANSWER_SHAPE = "expected: {'text': [...], 'answer_start': [...]} or [{'text': ..., 'answer_start': ...}, ...]"
 
 
@@ -144,6 +145,11 @@ def read_squad_json(path: Path) -> Table:
     return Table(str(path), columns, range(1, len(rows) + 1), unit="question")
 
 
+def read_question_table(path: Path, setting: str) -> Table:
+    """A file of questions: SQuAD's own JSON, or a table. ``setting`` is the flag that named it. Raises as ``read_table``."""
+    return read_squad_json(path) if check_file(path, setting, FILES) == ".json" else read_table(path, setting)
+
+
 def _squad_rows(articles: list[Any]) -> Iterator[dict[str, Any]]:
     for a, article in enumerate(articles):
         for p, paragraph in enumerate(_list(article, "paragraphs", f"data[{a}]")):
@@ -163,21 +169,14 @@ def _list(value: Any, name: str, place: str) -> list[Any]:
 
 def _tables(config: TaskConfig) -> tuple[str, dict[str, Table], bool]:
     """Name, tables by split, and whether they are published (then their users cannot mend them)."""
-    suffixes = (*SUFFIXES, ".json")
     files = {split: getattr(config, f"{split}_file") for split in ("train", "validation", "test")}
     name = config.task
-    if Path(name).suffix.lower() in suffixes and not files["train"]:
+    if Path(name).suffix.lower() in FILES and not files["train"]:
         files["train"], name = name, Path(name).stem
     if not files["train"]:
         source = find_source(config)
         return name, {split: table for split, table in source.tables.items() if split != "unlabeled"}, source.is_published
-    tables = {}
-    for split, path in files.items():
-        if path and check_file(Path(path), f"{split}_file", suffixes) == ".json":
-            tables[split] = read_squad_json(Path(path))
-        elif path:
-            tables[split] = read_table(Path(path), f"{split}_file")
-    return name, tables, False
+    return name, {split: read_question_table(Path(path), f"{split}_file") for split, path in files.items() if path}, False
 
 
 def _columns(config: TaskConfig) -> dict[str, str]:

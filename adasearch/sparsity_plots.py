@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from adasearch.canvas import INK, LINE_COLOURS, new_canvas, save_figure, text_width, tint
 from adasearch.files import read_json, write_json
+from adasearch.formats import align_columns
 
 FILE = "zeros.json"
 CELL, HEAD = (0.58, 0.21), 0.6  # inches of a matrix's cell, and above a system's first row
@@ -34,8 +35,7 @@ def describe_zeros(systems: Mapping[str, Shares]) -> str:
     lines = [["system", "layers", "zeros in a layer"]]
     for name, shares in systems.items():
         lines.append([name, str(len(shares)), f"{100 * min(shares.values()):.2f}% to {100 * max(shares.values()):.2f}%"])
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return align_columns(lines)
 
 
 def zeros_figure(systems: Mapping[str, Shares]) -> Figure:

@@ -10,7 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-METRICS_OF_QUESTIONS = ("f1", "exact_match")  # the first counts: CoFi, EarlyBERT and Prune OFA compare by it
+F1, EXACT = METRICS_OF_QUESTIONS = ("f1", "exact_match")  # the first counts: CoFi, EarlyBERT and Prune OFA compare by it
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII's 32 marks; a dash or quote beyond it stays, as published
 
@@ -41,11 +41,16 @@ def answer_f1(prediction: str, gold: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def squad_scores(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean F1 and exact match over questions, each against the gold answer that suits it best."""
+def squad_points(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """F1 and exact match of every answer, against the gold one that suits it best."""
     assert len(predictions) == len(golds) > 0 and all(golds), "an answer for every question, and a gold one at least"
 
-    def mean(score: Callable[[str, str], float]) -> float:
-        return sum(max(score(text, gold) for gold in answers) for text, answers in zip(predictions, golds)) / len(golds)
+    def points(score: Callable[[str, str], float]) -> list[float]:
+        return [max(score(text, gold) for gold in answers) for text, answers in zip(predictions, golds)]
 
-    return dict(zip(METRICS_OF_QUESTIONS, (mean(answer_f1), mean(exact_match))))
+    return {F1: points(answer_f1), EXACT: points(exact_match)}
+
+
+def squad_scores(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Mean F1 and exact match over questions."""
+    return {name: sum(points) / len(points) for name, points in squad_points(predictions, golds).items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adasearch.errors import ConfigError
+from adasearch.formats import align_columns
 from adasearch.progress import Progress
 from adasearch.quantize_config import QuantizeConfig
 
@@ -132,8 +133,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     flat = [{**row, **timing} for row in rows for timing in row.get("timings", [{}])]
     keys = list(dict.fromkeys(key for row in flat for key in row if key != "timings"))
     cells = [keys, *([_format_cell(row.get(key, "")) for key in keys] for row in flat)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+    return align_columns(cells)
 
 
 def _format_cell(value: Any) -> str:

@@ -1,9 +1,10 @@
-"""The verbs that use a student: texts in, labels out, from files or over HTTP."""
+"""The verbs that use a student: texts in, labels out, from files or over HTTP; and what its answers are worth."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adasearch.progress import Progress
@@ -44,6 +45,41 @@ class PredictSettings(StudentSettings):
     cascade_teacher: str | None = None
     cascade_threshold: float | None = None
     cascade_share: float | None = None
+
+
+@dataclass
+class ScoreSettings:
+    """Score models on labelled examples, as they are served.
+
+    Args:
+        models: folders of runs, whose students are taken, or of any classifiers; the first is compared with the others.
+        input_file: labelled examples as csv, tsv, jsonl or parquet; those that the first model's run was scored on, when absent.
+        text_column: column of the text, or of the first text of a pair.
+        text_pair_column: column of the second text of a pair.
+        label_column: column of the label: the model's label names, or their numbers.
+        data_dir: where a run's preset lies now, if it was moved.
+        metric: the metric that counts; the task's own when absent.
+        batch_size: texts a step.
+        runtime: of all models, as in predict.
+        precision: of all models, as in predict.
+        threads: as in predict.
+        json: print JSON instead of tables.
+        quiet: plain log lines instead of progress bars.
+    """
+
+    models: list[str] = field(default_factory=list)
+    input_file: str | None = None
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    data_dir: str | None = None
+    metric: str | None = None
+    batch_size: int = 32
+    runtime: str = "auto"
+    precision: str | None = None
+    threads: int | None = None
+    json: bool = False
+    quiet: bool = False
 
 
 @dataclass
@@ -90,6 +126,15 @@ def do_predict(settings: PredictSettings, progress: Progress) -> str:
         cascade_threshold=settings.cascade_threshold, cascade_share=settings.cascade_share,
     )  # fmt: skip
     return "" if settings.output_file == "-" else f"{count} texts -> {settings.output_file}"
+
+
+def do_score(settings: ScoreSettings, progress: Progress) -> str:
+    """The scoreboard."""
+    from adasearch.score_models import format_evaluation, score_models
+
+    keys = {key.name: getattr(settings, key.name) for key in dataclasses.fields(settings) if key.name not in ("json", "quiet")}
+    found = score_models(**keys, progress=progress)
+    return json.dumps(found.to_dict(), indent=2) if settings.json else format_evaluation(found)
 
 
 def do_serve(settings: ServeSettings, progress: Progress) -> str:

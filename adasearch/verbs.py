@@ -25,7 +25,7 @@ from adasearch.run_verbs import do_retrain, do_run, do_search, do_sweep, do_tune
 from adasearch.student_verbs import PruneSettings, QuantizeSettings, StudentSettings, do_export, do_prune, do_quantize
 from adasearch.sweep_config import SweepConfig
 from adasearch.tune_config import TuneConfig
-from adasearch.use_verbs import PredictSettings, ServeSettings, do_predict, do_serve
+from adasearch.use_verbs import PredictSettings, ScoreSettings, ServeSettings, do_predict, do_score, do_serve
 from adasearch.warm_config import WarmConfig
 
 
@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb("draw a search, an architecture or a student", InspectSettings, do_inspect, "path"),
     "report": Verb("write a run's report again", ReportSettings, do_report, "run_dir", needs_student=False),
     "predict": Verb("label a file of texts with a student", PredictSettings, do_predict, "student"),
+    "score": Verb("score models on labelled examples, and say what may be chance", ScoreSettings, do_score, "models"),
     "serve": Verb("answer over HTTP with a student", ServeSettings, do_serve, "student"),
     "env": Verb("versions, processor and threads", EnvSettings, do_env, needs_student=False),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,6 +125,20 @@ def test_auto_is_onnxruntime_where_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # Python's own way to say: not installed
     assert choose_runtime("auto") == "torch"
     assert choose_runtime("torch") == "torch"
+
+
+def test_a_signal_is_handled_after_openvino_models_are_gone(folder: Path) -> None:
+    program = (
+        "import pathlib, signal\n"
+        "from adasearch.runtimes import load_runtime\n"
+        f"first, second = (load_runtime('openvino', pathlib.Path({str(folder)!r})) for _ in range(2))\n"
+        "del first\n"
+        "del second\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr  # -11 with a core for each model
 
 
 @pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])

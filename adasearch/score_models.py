@@ -1,0 +1,199 @@
+"""``adasearch score``: models as they are served, on labelled examples: a run's own held-out ones, or a file's.
+
+Nothing is trained and nothing written; what is made of the answers is ``scoring``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig
+
+import adasearch
+from adasearch.answers_file import QuestionAnswerer, is_reader, question_columns
+from adasearch.classifier import TextClassifier, check_pairs, check_settings
+from adasearch.errors import ConfigError
+from adasearch.finished import find_run
+from adasearch.formats import align_columns, format_score, metric_name
+from adasearch.known_labels import Columns, labels_of, places_of, read_examples
+from adasearch.metrics import choose_metrics, is_skewed
+from adasearch.progress import Progress
+from adasearch.questions import COLUMNS, Questions, read_question_table, read_rows
+from adasearch.run_files import model_in
+from adasearch.runtime_base import trained_on_pairs
+from adasearch.scoring import Difference, Interval, Judged, ModelScore, Scoreboard, judge
+from adasearch.squad_metrics import METRICS_OF_QUESTIONS, squad_points
+from adasearch.texts import Split
+
+MOST_LABELS = 20  # printed; JSON has all
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a model was served when it answered, and how many of the texts were longer than it reads."""
+
+    runtime: str
+    precision: str
+    cut: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``score_models`` found: ``source`` of the examples, the ``board``, and how each model was served, in its order."""
+
+    source: str
+    board: Scoreboard
+    served: tuple[Served, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it for JSON: scores are shares."""
+        whole = {"source": self.source, **dataclasses.asdict(self.board)}
+        whole["models"] = [{**model, **dataclasses.asdict(how)} for model, how in zip(whole["models"], self.served)]
+        return whole
+
+
+def score_models(
+    models: Sequence[str | Path], input_file: str | Path | None = None, *, text_column: str = "text", text_pair_column: str | None = None,
+    label_column: str = "label", data_dir: str | None = None, metric: str | None = None, runtime: str = "auto",
+    precision: str | None = None, threads: int | None = None, batch_size: int = 32, progress: Progress | None = None,
+) -> Evaluation:  # fmt: skip
+    """Score classifiers or readers on the same labelled examples; the first is compared with each of the others.
+
+    ``models`` are folders of runs (their students) or of models. Without ``input_file`` the examples are those that the first
+    model's run was scored on, its test examples or, where it had none, its validation examples (``data_dir``: where a preset
+    lies now). A file's labels are the model's label names, or their numbers. Runtime, precision and threads are those
+    saved with each model, unless given for all. Raises ``ConfigError``, ``DataError`` and ``ModelError``.
+    """
+    progress = progress or Progress()
+    if not models:
+        raise ConfigError("models: none to score; choices: runs/<name>, a model's folder, several of them")
+    folders = [Path(model_in(model)) for model in models]
+    for folder in folders:
+        check_settings(folder, runtime, batch_size, "models")
+    kinds = [is_reader(folder) for folder in folders]
+    if len(set(kinds)) > 1:
+        raise ConfigError(f"models: {models[kinds.index(True)]} answers questions, {models[kinds.index(False)]} has labels; choices: models of one kind")
+    columns = Columns(text_column, text_pair_column, label_column)
+    source, examples, metrics = _examples(Path(models[0]), folders[0], input_file, columns, data_dir, metric)
+    settings = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size, "progress": progress}
+    names: tuple[str, ...] = ()
+    if not isinstance(examples, Questions):
+        kind, names = _known(folders[0])
+        orders = [_order(folder, kind, names) for folder in folders]
+    judged, served = [], []
+    for number, (model, folder) in enumerate(zip(models, folders)):
+        if isinstance(examples, Questions):
+            reader = QuestionAnswerer(folder, **settings)
+            progress.stage(f"score {model}", total=len(examples))
+            spans = reader.answer(examples.texts, examples.contexts, progress.step)
+            points = squad_points([answer.text for answer in spans.answers], examples.answers)
+            judged.append(Judged(str(model), points={name: np.array(values) for name, values in points.items()}))
+            served.append(Served(reader.runtime.name, reader.runtime.precision, spans.cut))
+            continue
+        check_pairs(trained_on_pairs(folder), examples.pairs is not None, "text_pair_column")
+        classifier = TextClassifier(folder, **settings)
+        progress.stage(f"score {model}", total=len(examples))
+        answers, order = classifier.answer(examples.texts, examples.pairs, progress.step), orders[number]
+        shares_NC = None if answers.probabilities_NC is None else answers.probabilities_NC[:, order]
+        judged.append(Judged(str(model), answers.logits_NC[:, order], shares_NC))
+        served.append(Served(classifier.runtime.name, classifier.runtime.precision, answers.cut))
+    return Evaluation(source, judge(judged, metrics, examples.labels, names), tuple(served))
+
+
+def _known(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Problem type and label names of a classifier."""
+    adasearch.register_student()
+    return labels_of(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def _order(folder: Path, kind: str, names: tuple[str, ...]) -> list[int]:
+    """Which of a model's outputs stands for each of the ``names``. Raises ``ConfigError`` for a model of another kind or of other labels."""
+    own_kind, own = _known(folder)
+    if own_kind == kind == "regression":
+        return [0]
+    if own_kind == kind and (places := places_of(names, own)) is not None:
+        return places
+    raise ConfigError(f"models: {folder} is {own_kind} of {', '.join(own)}, the first {kind} of {', '.join(names)}; choices: models of one task")
+
+
+def _examples(
+    model: Path, folder: Path, input_file: str | Path | None, columns: Columns, data_dir: str | None, metric: str | None
+) -> tuple[str, Split, tuple[str, ...]]:
+    """Where the examples come from, they themselves, and the metrics, of which the first counts."""
+    if input_file is None:
+        _, run = find_run(model)
+        if run is None:
+            raise ConfigError(f"input_file: none given, and {model} lies in no run's folder; choices: a file of labelled examples")
+        task = run.task(data_dir)
+        source = f"the {'validation' if task.test is None else 'test'} examples of {run.folder}"
+        if isinstance(task.held_out, Questions):
+            return source, task.held_out, _question_metrics(metric)
+        return source, task.held_out, choose_metrics(task.problem_type, task.num_labels, own=task.metrics, asked=metric)
+    path = Path(input_file)
+    if is_reader(folder):
+        question, context = question_columns(columns.text, columns.pair)
+        answers = COLUMNS["label_column"] if columns.label == Columns.label else columns.label
+        named = dict(zip(COLUMNS, (question, context, answers)))
+        table = read_question_table(path, "input_file")
+        return str(path), read_rows(table, named, needs_starts=False, skip_bad_rows=False, notes=[]), _question_metrics(metric)
+    kind, names = _known(folder)
+    check_pairs(trained_on_pairs(folder), columns.pair is not None, "text_pair_column")
+    examples = read_examples(path, "input_file", kind, names, columns)
+    return str(path), examples, choose_metrics(kind, len(names), asked=metric, skewed=is_skewed(examples.labels))
+
+
+def _question_metrics(asked: str | None) -> tuple[str, ...]:
+    if asked is not None and asked not in METRICS_OF_QUESTIONS:
+        raise ConfigError(f"metric: {asked!r} cannot count in question answering; choices: {', '.join(METRICS_OF_QUESTIONS)}")
+    return tuple(dict.fromkeys([asked or METRICS_OF_QUESTIONS[0], *METRICS_OF_QUESTIONS]))
+
+
+def format_evaluation(found: Evaluation) -> str:
+    """The scoreboard as text: a line a model, a sentence a difference, the first model's labels and confusions."""
+    board, first = found.board, found.board.models[0]
+    header = ["", "runtime", *map(metric_name, first.scores), *(["calibration error"] if first.calibration_error is not None else [])]
+    lines = [header]
+    for model, how in zip(board.models, found.served):
+        cells = [_interval(score, name) for name, score in model.scores.items()]
+        error = [] if model.calibration_error is None else [f"{100 * model.calibration_error:.1f}"]
+        lines.append([model.name, f"{how.runtime} {how.precision}", *cells, *error])
+    parts = [f"{board.examples:,} examples: {found.source}; in brackets what other examples of their kind may give (95%)", align_columns(lines)]
+    parts += [_sentence(first, difference, board.metric) for difference in board.differences]
+    cut = [f"{how.cut} texts are longer than {model.name} reads" for model, how in zip(board.models, found.served) if how.cut]
+    parts += ["; ".join(cut)] if cut else []
+    if first.labels:
+        worst = sorted(first.labels, key=lambda label: label.f1)[:MOST_LABELS]
+        shown = [label for label in first.labels if label in worst]
+        rows = [[l.label, f"{l.examples:,}", *(f"{100 * share:.1f}" for share in (l.precision, l.recall, l.f1))] for l in shown]
+        title = first.name if len(shown) == len(first.labels) else f"{first.name}, the {len(shown)} labels of {len(first.labels)} with the lowest F1"
+        parts.append(align_columns([[title, "examples", "precision", "recall", "F1"], *rows]))
+    if first.confusions:
+        parts.append("most often taken for another: " + "; ".join(f"{c.gold} for {c.predicted} ({c.count})" for c in first.confusions))
+    return "\n\n".join(parts)
+
+
+def _interval(score: Interval, metric: str) -> str:
+    value, low, high = (format_score(number, metric) for number in (score.value, score.low, score.high))
+    return f"{value} ({low} to {high})"
+
+
+def _sentence(first: ModelScore, difference: Difference, metric: str) -> str:
+    """Who is ahead, by how much, and whether that may be chance."""
+    low, high = difference.score.low, difference.score.high
+    amount = f"{100 * abs(difference.score.value):.1f} points"  # the metric that counts is a share
+    side = "ahead of" if difference.score.value > 0 else "behind"
+    text = f"{first.name} is {amount} of {metric_name(metric)} {side} {difference.other}" if difference.score.value else (
+        f"{first.name} and {difference.other} have the same {metric_name(metric)}"
+    )  # fmt: skip
+    bounds = f"{format_score(low, metric)} to {format_score(high, metric)}"
+    text += f" ({bounds}): " + ("more than chance explains" if low > 0 or high < 0 else "chance alone may do that")
+    if difference.only_first is not None:
+        text += f"; {difference.only_first} examples are right in the first alone, {difference.only_other} in the other alone"
+    if difference.p_value is not None:
+        text += f" (McNemar: p = {difference.p_value:.2g})"
+    return text
