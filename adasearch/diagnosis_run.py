@@ -41,7 +41,7 @@ from adasearch.progress import Progress
 from adasearch.run_files import begin_run, check_same_data, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
-from adasearch.search_plots import draw_controls, draw_ranking
+from adasearch.search_plots import draw_controls, draw_ranking, draw_retrained_front
 from adasearch.settings import check_seeds, to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
 from adasearch.strategies import find_strategy
@@ -144,6 +144,8 @@ class Diagnosis:
         if self.options.front:
             points = self.ranking(first, self.front_points(first))
             found["front"] = {"members": points, **correlations(points)}
+            if len(points) > 2:  # of fewer there is no order
+                draw_retrained_front(points, found["front"]["by_score"], self.task.metric, self.folder / "front")
         draw_ranking(members, found["ranking"]["by_score"], self.task.metric, self.folder / "ranking")
         draw_controls({name: scores for name, scores in controls.items()}, self.task.metric, self.folder / "controls")
         write_json(self.folder / "diagnosis.json", found)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from adasearch.canvas import FAINT, INK, plot_axes, save_figure
 from adasearch.formats import format_count
@@ -49,9 +49,28 @@ def ranking_figure(members: Sequence[dict[str, Any]], correlation: dict[str, Any
         [100 * member["supernet_score"] for member in members], [100 * member["retrained_score"] for member in members],
         s=[20 + 90 * size / max(sizes) for size in sizes], color=SEARCHED, alpha=0.75, edgecolor="white", zorder=3,
     )  # fmt: skip
-    axes.set_xlabel(f"{metric} with the supernet's weights, points", size=9, color=INK)
+    axes.set_xlabel(f"{metric} with the supernet's weights, points (area: multiply-accumulates)", size=9, color=INK)
     axes.set_ylabel(f"{metric} after retraining, points", size=9, color=INK)
-    axes.text(0.99, 0.02, "area: multiply-accumulates", transform=axes.transAxes, ha="right", size=8, color=CONTROL)
+    return figure
+
+
+def retrained_front_figure(points: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str) -> Figure:
+    """Points of one training's front by cost: what they score with the supernet's weights, and after each was trained."""
+    cost = "latency_ms" if all("latency_ms" in point for point in points) else "macs"
+    ordered = sorted(points, key=lambda point: point[cost])
+    figure, axes = plot_axes(f"{len(points)} points of one front: Spearman {format_rank(correlation)}", (7.2, 4.8))
+    for name, label, colour in (
+        ("retrained_score", "after retraining", FRONT), ("supernet_score", "with the supernet's weights, validation texts", CONTROL),
+    ):  # fmt: skip
+        scores = [100 * point[name] for point in ordered]
+        axes.plot([point[cost] for point in ordered], scores, color=colour, linewidth=1.4, marker="o", markersize=6, label=label, zorder=3)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if cost == "latency_ms" else format_count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(COST_NAMES[cost], size=9, color=INK)
+    axes.set_ylabel(f"{metric}, points", size=9, color=INK)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
@@ -86,6 +105,11 @@ def controls_figure(groups: dict[str, list[float]], metric: str) -> Figure:
 def draw_ranking(members: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str, path: Path) -> list[Path]:
     """Write ``ranking_figure`` as ``path``.svg and .png."""
     return save_figure(ranking_figure(members, correlation, metric), path)
+
+
+def draw_retrained_front(points: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str, path: Path) -> list[Path]:
+    """Write ``retrained_front_figure`` as ``path``.svg and .png."""
+    return save_figure(retrained_front_figure(points, correlation, metric), path)
 
 
 def draw_controls(groups: dict[str, list[float]], metric: str, path: Path) -> list[Path]:

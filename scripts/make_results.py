@@ -26,6 +26,7 @@ the pairs' recipe after looks at held-out scores too (LOG.md says which). Speed 
 given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios between rows
 are worth more than the milliseconds, which depend on the machine and on what else it does.
 """
+FEWEST_RANKED = 5  # members of which a rank correlation says anything
 THEMES = {  # heading -> patterns of the results' names, in this order
     "Students and their teachers": ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo"),
     "What the search is worth": ("diagnosis_*", "pairs*", "ablation*", "warm*"),
@@ -135,7 +136,10 @@ def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{key} {found[key]}" for key in ("space", "batch_size", "seq_len", "steps", "threads") if key in found)
     lines = [f"### {name}", "", f"{found['what'][:1].upper()}{found['what'][1:]}{f' ({settings})' if settings else ''}.", ""]
     lines += next(make for key, make in TABLES.items() if key in found)(found)
-    for kind in ("", "_similarity", "/controls", "/ranking"):
+    kinds = ["", "_similarity", "/controls", "/front"]
+    if len(found.get("ranking", {}).get("members", ())) >= FEWEST_RANKED:
+        kinds.append("/ranking")
+    for kind in kinds:
         if (RESULTS / "figures" / f"{name}{kind}.png").exists():
             lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
     return [*lines, "", machine(found), ""]
@@ -174,7 +178,7 @@ def diagnosis_table(found: dict[str, Any]) -> list[str]:
         both = (number(alike[who]["both"], ".0f", 100, "%") for who in ("searched", "chance"))
         lines.append("Equal edges with equal operations in two seeds' cells: {}, of random members {}.".format(*both))
     for where, what in (("ranking", "random members"), ("front", "points of the front")):
-        if len(found.get(where, {}).get("members", ())) > 2:
+        if len(found.get(where, {}).get("members", ())) >= FEWEST_RANKED:
             ranks = (f"{number(found[where][by]['spearman']['value'], '.2f')} by {by[3:]}" for by in ("by_score", "by_loss", "by_macs"))
             lines.append(f"Spearman over {len(found[where]['members'])} {what}, before and after training: {', '.join(ranks)}.")
     lines.append("Entropy left in the gates: " + ", ".join(f"{key} {100 * value:.0f}%" for key, value in entropy.items()) + ".")

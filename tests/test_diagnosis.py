@@ -25,7 +25,7 @@ from adasearch.diagnosis_run import Diagnosis, DiagnosisConfig, diagnose
 from adasearch.errors import ConfigError, ModelError
 from adasearch.member_cost import architecture_cost
 from adasearch.progress import Progress
-from adasearch.search_plots import controls_figure, ranking_figure
+from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
 from adasearch.strategies import STRATEGIES
 
 
@@ -227,3 +227,9 @@ def test_figures_show_what_was_found() -> None:
     assert "Spearman none" in ranking_figure(members, rank_correlation([1, 1, 1], [1, 2, 3]), "accuracy").axes[0].get_title(loc="left")
     bars = controls_figure({"searched": [0.8, 0.9], "random": [0.7], "conv3_stack": []}, "accuracy").axes[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([85, 70])
+    front = retrained_front_figure([*reversed(members)], rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 5, 4]), "accuracy").axes[0]
+    retrained, before = (line.get_xydata() for line in front.get_lines()[:2])
+    np.testing.assert_allclose(retrained, [[m["macs"], 100 * m["retrained_score"]] for m in members])
+    np.testing.assert_allclose(before, [[m["macs"], 100 * m["supernet_score"]] for m in members])
+    timed = retrained_front_figure([{**m, "latency_ms": 1 / m["macs"]} for m in members], rank_correlation([1, 2, 3], [1, 2, 3]), "accuracy")
+    assert timed.axes[0].get_xlabel() == "predicted milliseconds a call"
