@@ -28,6 +28,7 @@ from adasearch.measure import GRAPH_RUNTIMES, count_macs, count_params, set_thre
 from adasearch.model_inputs import check_positions, positions_of
 from adasearch.progress import Progress
 from adasearch.references import make_reference, reference_label
+from adasearch.runtime_base import require_model
 from adasearch.runtimes import (
     ONNX_FILES,
     RUNTIMES,
@@ -92,7 +93,8 @@ def bench_folders(
     ways = choose_ways(config)
     references = config.references if config.reference else []
     check_bench(config)
-    check_models(models)
+    for model in models:
+        require_model(model, "models")
     if not models and not references:
         raise ConfigError("models: nothing to time; name one or more folders, or let references be true")
     shapes = [(batch, length) for length in config.seq_lengths for batch in config.batch_sizes]
@@ -126,13 +128,6 @@ def bench_folders(
             }
             for key, (subject, name, precision) in taken.items()
         ]  # fmt: skip
-
-
-def check_models(models: Sequence[Path]) -> None:
-    """Raise ``ConfigError`` for a folder that holds no model."""
-    for folder in models:
-        if not (Path(folder) / "config.json").is_file():
-            raise ConfigError(f"models: {folder} is no model folder (config.json is missing); choices: runs/<name> of a finished run, a model's folder")
 
 
 def _cut(lengths: Sequence[int], subjects: Sequence[Subject], progress: Progress) -> np.ndarray:

@@ -21,7 +21,7 @@ from adasearch.deploy import load_deployed
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.model_inputs import positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
-from adasearch.runtime_base import answers_questions, require_head
+from adasearch.runtime_base import answers_questions, require_head, require_model
 from adasearch.runtimes import Runtime, choose_runtime, load_runtime
 
 Arrays = dict[str, np.ndarray]
@@ -158,8 +158,7 @@ def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str 
     """What can be checked before anything is loaded. Raises ``ConfigError``, which calls the folder ``setting``."""
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; choices: 1 or more")
-    if not (Path(model_dir) / "config.json").is_file():
-        raise ConfigError(f"{setting}: {model_dir} is no model folder (no config.json); choices: runs/<name> of a finished run, a model's folder")
+    require_model(Path(model_dir), setting)
     require_head(Path(model_dir))
     choose_runtime(runtime)
 

@@ -22,6 +22,7 @@ from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
 from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run
 from adasearch.settings import to_dict
+from adasearch.task_config import folder_name
 from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
@@ -148,4 +149,4 @@ def begin_encoders(
 
 def run_folder(config: EncoderRunConfig, slug: str) -> Path:
     """Where a run lies: ``output_dir``, else ``runs/<method>-<task>``."""
-    return Path(config.output_dir or Path("runs") / f"{slug}-{config.task.replace('/', '--').replace(':', '-')}")
+    return Path(config.output_dir or Path("runs") / f"{slug}-{folder_name(config.task)}")

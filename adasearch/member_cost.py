@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from adasearch.architecture import Architecture, Macro, Space
 from adasearch.cost import Cost, FixedAxis
 from adasearch.operations import OPERATIONS, WIDTH, Operation
 from adasearch.student import AdasearchConfig
+
+Place = TypeVar("Place")  # of an edge
+Choice = TypeVar("Choice")  # of an operation
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,22 @@ def learned_operations(space: Space) -> frozenset[str]:
     """The operations of a space that have weights to learn: those that multiply."""
     names = [name for name in space.operations if name != "none"]
     return frozenset(name for name, cost in operation_costs(names, max(space.widths), space.macro, 8).items() if cost.macs > 0)
+
+
+def with_learned(
+    picked: dict[Place, Choice], learned: Sequence[Choice], least: int, probability: Callable[[Place, Choice], float]
+) -> dict[Place, Choice]:
+    """A node's operations by edge, with ``least`` of them such that learn, or all where it has fewer edges.
+
+    Those are changed first whose likeliest operation that learns comes nearest to the one that was picked.
+    """
+    free = [place for place, choice in picked.items() if choice not in learned]
+    missing = min(least, len(picked)) - (len(picked) - len(free))
+    if missing <= 0:
+        return picked
+    best = {place: max(learned, key=lambda choice: probability(place, choice)) for place in free}
+    changed = sorted(free, key=lambda place: probability(place, picked[place]) / max(probability(place, best[place]), 1e-12))[:missing]
+    return picked | {place: best[place] for place in changed}
 
 
 def operation_costs(names: list[str], width: int, macro: Macro, length: float) -> dict[str, Cost]:

@@ -18,14 +18,14 @@ conditions between choices.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from adasearch.architecture import Architecture, CellChoice, Edge, Space
-from adasearch.member_cost import learned_operations
+from adasearch.member_cost import learned_operations, with_learned
 
 Sample = Mapping[str, str]  # label of an open choice -> its value
 
@@ -119,8 +119,11 @@ class Learned:
         return self._repaired(drawn, seed)
 
     def _repaired(self, sample: dict[str, str], seed: int) -> Architecture:
+        space = self.choices.space
+        learned = [name for name in space.operations if name in learned_operations(space) and name not in space.never_derived]
         for labels in self._kept(sample):
-            sample |= self._with_weights({label: self.choices.value(sample, label) for label in labels})
+            picked = {label: self.choices.value(sample, label) for label in labels}
+            sample |= with_learned(picked, learned, space.learned_per_node, self._p)
         return self.choices.architecture(sample, seed)
 
     def _kept(self, sample: Sample) -> Iterator[list[str]]:
@@ -129,20 +132,6 @@ class Learned:
         for cell, node in itertools.product(range(1 if space.share_cells else space.cells[1]), range(space.nodes)):
             sources = sources_of(choices.value(sample, choices.edges(cell, node)))
             yield [choices.operation(cell, node, source) for source in sources]
-
-    def _with_weights(self, picked: dict[str, str]) -> dict[str, str]:
-        """A node's operations with enough that learn: the likeliest changes, as ``CellGates`` makes them."""
-        learned, space = learned_operations(self.choices.space), self.choices.space
-        free = [label for label, name in picked.items() if name not in learned]
-        missing = min(space.learned_per_node, len(picked)) - (len(picked) - len(free))
-        if missing <= 0:
-            return picked
-        best = {label: self._best(label, learned) for label in free}
-        changed = sorted(free, key=lambda label: self._p(label, picked[label]) / max(self._p(label, best[label]), 1e-12))[:missing]
-        return picked | {label: best[label] for label in changed}
-
-    def _best(self, label: str, among: Collection[str]) -> str:
-        return max((value for value in self.choices.every[label] if value in among), key=lambda value: self._p(label, value))
 
     def _p(self, label: str, value: str) -> float:
         values = self.choices.every[label]

@@ -37,6 +37,7 @@ from adasearch.strategies import find_strategy
 from adasearch.student import AdasearchConfig
 from adasearch.supernet import Supernet
 from adasearch.systems import Trained, Trainer, run_search
+from adasearch.task_config import folder_name
 from adasearch.tasks import Task, load_task
 from adasearch.teacher import tables_of
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
@@ -174,7 +175,7 @@ def retrain(config: RunConfig, progress: Progress | None = None) -> Path:
 
 def run_folder(config: RunConfig) -> Path:
     """Where a run lies: ``output_dir``, else ``runs/<task>``."""
-    return Path(config.output_dir or Path("runs") / config.task.replace("/", "--").replace(":", "-"))
+    return Path(config.output_dir or Path("runs") / folder_name(config.task))
 
 
 def _open(config: RunConfig, progress: Progress) -> Run:

@@ -22,7 +22,7 @@ from adasearch.metrics import choose_metrics, is_skewed
 from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.run_files import model_in
-from adasearch.runtime_base import answers_questions, require_head
+from adasearch.runtime_base import answers_questions, require_head, require_model
 from adasearch.runtimes import Runtime, count_labels
 from adasearch.texts import Split
 
@@ -83,9 +83,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
         raise ConfigError(f"path: {path}: no such folder; choices: runs/<name>, or a model's folder")
     run_dir = next((place for place in (path, *path.resolve().parents[:2]) if (place / "run.json").is_file()), None)
     model_dir = Path(model_in(path))
-    if not (model_dir / "config.json").is_file():
-        choices = "choices: runs/<name> of a finished run, or a model's folder"
-        raise ConfigError(f"path: {model_dir} is no model folder (no config.json); {choices}")
+    require_model(model_dir, "path")
     require_head(model_dir)
     adasearch.register_student()
     try:

@@ -113,13 +113,15 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
     config = BenchConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(BenchConfig)})
     check_bench(config)
-    from adasearch.bench import bench_folders, check_models
+    from adasearch.bench import bench_folders
     from adasearch.bench_ratios import format_bench
     from adasearch.run_files import model_in
+    from adasearch.runtime_base import require_model
     from adasearch.streams import lengths_of_task
 
     models = [Path(model_in(model)) for model in settings.models]
-    check_models(models)
+    for model in models:
+        require_model(model, "models")  # before the lengths of its task are looked for
     lengths = lengths_of_task(models[0], settings.lengths_from, progress)
     rows = bench_folders(models, config, progress, lengths)
     return json.dumps(rows, indent=2) if settings.json else format_bench(rows)

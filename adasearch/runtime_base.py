@@ -129,6 +129,12 @@ def load_classifier(model_dir: Path) -> PreTrainedModel:
     return model.eval()
 
 
+def require_model(folder: Path, setting: str) -> None:
+    """Raise ``ConfigError``, which names the setting, for a folder that holds no model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"{setting}: {folder} is no model folder (no config.json); choices: runs/<name> of a finished run, a model's folder")
+
+
 def require_head(model_dir: Path) -> None:
     """Raise ``ModelError`` where a folder's model was saved without a head for classes or answers: one would be made at random."""
     names = _read_config(model_dir).get("architectures") or []

@@ -17,7 +17,7 @@ from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of, inclusion
 from adasearch.latency import LatencyModel
-from adasearch.member_cost import CostTable, frame_cost, learned_operations
+from adasearch.member_cost import CostTable, frame_cost, learned_operations, with_learned
 from adasearch.operations import WIDTH
 from adasearch.student import AdasearchConfig, Trunk
 
@@ -152,14 +152,9 @@ class CellGates(nn.Module):
         return tuple(Edge(self.pairs[row][1], self.space.operations[choice]) for row, choice in sorted(picked.items()))
 
     def _with_weights(self, picked: dict[int, int], p_RN: Tensor) -> dict[int, int]:
-        """The same with operations that learn on as many of a node's edges as the space asks: the likeliest changes."""
-        free = [row for row, choice in picked.items() if not self.learns[choice]]
-        missing = min(self.space.learned_per_node, len(picked)) - (len(picked) - len(free))
-        if missing <= 0:
-            return picked
-        best = {row: int(p_RN[row].where(self.learns, -1.0).argmax()) for row in picked}
-        changed = sorted(free, key=lambda row: float(p_RN[row, picked[row]] / p_RN[row, best[row]].clamp_min(1e-12)))[:missing]
-        return {row: best[row] if row in changed else choice for row, choice in picked.items()}
+        """The same with operations that learn on as many of a node's edges as the space asks."""
+        learned = self.learns.nonzero().flatten().tolist()
+        return with_learned(picked, learned, self.space.learned_per_node, lambda row, choice: float(p_RN[row, choice]))
 
 
 class Supernet(nn.Module):

@@ -9,13 +9,18 @@ from adasearch.errors import ConfigError
 from adasearch.settings import check_choice, check_range
 
 
+def folder_name(task: str) -> str:
+    """A task's name as that of a folder: a hub's id without its slash and colon."""
+    return task.replace("/", "--").replace(":", "-")
+
+
 @dataclass
 class TaskConfig:
     """Where the examples come from and what their columns mean.
 
     Args:
-        task: a preset (demo, sst2, mrpc, qqp, mnli, qnli, rte, cola, stsb, squad), a hub data set id (``owner/name`` or
-            ``owner/name:configuration``), or the name to give the files below.
+        task: a preset (demo, sst2, mrpc, qqp, mnli, qnli, rte, cola, stsb, snli, imdb, rotten_tomatoes, ag_news, squad), a hub data
+            set id (``owner/name`` or ``owner/name:configuration``), or the name to give the files below.
         data_dir: a folder with ``<task>/{train,validation,test}.parquet`` to read a preset from instead of the hub;
             ``unlabeled.parquet`` beside them is learned from where no ``unlabeled_file`` is named.
         train_file: training examples, csv, tsv, jsonl or parquet.

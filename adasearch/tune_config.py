@@ -10,6 +10,7 @@ from typing import Any
 from adasearch.config import RunConfig, validate
 from adasearch.errors import ConfigError
 from adasearch.settings import check_choice, check_range, cores_here, to_dict
+from adasearch.task_config import folder_name
 
 OBJECTIVES = ("score", "latency_ms", "macs", "params")
 LIMITS = {"latency_ms": "latency_limit_ms", "macs": "macs_limit", "params": "params_limit"}  # cost -> the setting that bounds it
@@ -67,7 +68,7 @@ class TuneConfig(RunConfig):
     @property
     def folder(self) -> Path:
         """Where the study lies: ``output_dir``, or ``studies/<task>``."""
-        return Path(self.output_dir or Path("studies") / self.task.replace("/", "--").replace(":", "-"))
+        return Path(self.output_dir or Path("studies") / folder_name(self.task))
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ class PredictSettings(StudentSettings):
         text_column: column of the text, or of the first text of a pair.
         text_pair_column: column of the second text of a pair.
         batch_size: texts a step.
-        runtime: torch, onnxruntime or another that `adasearch env` lists; auto takes what was saved with the student,
+        runtime: torch, torch_compile, onnxruntime, openvino or one of yours; auto takes what was saved with the student,
             else onnxruntime where it is installed and the student was exported.
         precision: of the weights in that runtime; what was saved with the student, else fp32, when absent.
         threads: threads of the runtime; what was saved with the student, else all cores, when absent.

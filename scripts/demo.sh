@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Purpose:  from a bare machine to a searched, trained, exported and timed student. Arguments go to `adasearch run demo`.
 # Time:     at most 15 minutes, of which about one to install (once).
-# Hardware: two CPU cores, 4 GB of memory, 2 GB of disk; no accelerator, and no network but the package index.
+# Hardware: two CPU cores, 6 GB of memory, 2 GB of disk (several more with a CUDA build of torch); no accelerator, and no network but the package index.
 # Expected: runs/demo/report.md, whose table is printed at the end; the student is at least 10 times as fast as its teacher.
 # Settings: PYTHON=python3.12 makes the environment with that one, VENV=path puts it there (.venv).
 set -euo pipefail

@@ -5,7 +5,7 @@
 
 Beside a run's settings: --search_seeds 1 2 3, --members 20 (random ones at the searched one's cost, which rank and are controls),
 --front 8. Each training has a folder of its own, so that the same command goes on after a kill. Writes
-<output_dir>/diagnosis/<strategy>/ and results/runs/diagnosis_<task>.json with its figures. Time: (3 searches + 20 + 9 trainings)
+<output_dir>/diagnosis/<strategy>/ and results/runs/diagnosis_<task>.json (for strategies other than gumbel diagnosis_<task>_<strategy>.json) with its figures. Time: (3 searches + 20 + 9 trainings)
 of the run's steps; on 2 cores at 1,500 steps of 128 about an afternoon.
 """
 

@@ -7,7 +7,8 @@
 #           DATA_DIR=runs/glue/data. Elsewhere UNLABELED names a file of them (for sst2 IMDB's training texts: column "text").
 # Time:     on two cores, the teacher's fine-tuning included: sst2 about an hour and a half, mrpc about 40 minutes, rte about an hour.
 # Hardware: two CPU cores, 8 GB of memory.
-# Expected: runs/<task>/report.md as in results/README.md, within the spread over seeds. Those tables were searched without finalists.
+# Expected: runs/<task>/report.md as in results/README.md, within the spread over seeds. sst2's table was searched without finalists,
+#           by the command that stands there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_WAIT_POLICY=PASSIVE
