@@ -11,9 +11,10 @@ from adasearch.budget import Budget
 from adasearch.cofi_config import CofiConfig
 from adasearch.encoder_latency import EncoderLatencyTable
 from adasearch.encoder_latency_bench import build_encoder_table, shape_of
+from adasearch.encoder_parts import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.errors import ConfigError
-from adasearch.latency import Lengths, knots_for, length_histogram
+from adasearch.latency import Deployment, Lengths, knots_for, length_histogram
 from adasearch.latency_bench import deployment_here
 from adasearch.structure import Axes, GateValues
 
@@ -30,12 +31,25 @@ def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLate
     here = deployment_here(asked.runtime, asked.threads, asked.batch_size)
     unpruned = problem.whole_config
     path = Path(asked.table) if asked.table else problem.cache / "encoder-latency.json"
-    if asked.table is None and not path.exists():
-        return build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress), lengths
+    if asked.table is None:
+        # one that an earlier start has left, refused for something else, may be of other settings
+        if not path.exists() or not _fits(path, here, unpruned, lengths):
+            build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress)
     table = EncoderLatencyTable.load(path)
     table.check(here, shape_of(unpruned), str(path))
     table.at(lengths)
     return table, lengths
+
+
+def _fits(path: Path, here: Deployment, unpruned: EncoderConfig, lengths: Lengths) -> bool:
+    """Whether a table was measured so, of such an encoder, at such lengths."""
+    try:
+        table = EncoderLatencyTable.load(path)
+        table.check(here, shape_of(unpruned), str(path))
+        table.at(lengths)
+    except ConfigError:
+        return False
+    return True
 
 
 def check_budgets(config: CofiConfig, problem: EncoderProblem, targets: Sequence[tuple[str, float]]) -> None:

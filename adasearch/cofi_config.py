@@ -77,7 +77,7 @@ class CofiConfig(EncoderRunConfig):
         finetune_learning_rate: for the smaller model.
         finetune_schedule: of that: constant, as published, or linear.
         gate_learning_rate: for the gates' log alpha and the multipliers; constant, no weight decay.
-        warmup: share of a phase in which the weights' learning rate rises.
+        warmup: share of a phase in which the weights' learning rate rises; a constant one does not.
         weight_decay: AdamW's, on matrices.
         clip_norm: largest gradient norm of the weights.
         train_embeddings: learn the embeddings too; the published code keeps them.

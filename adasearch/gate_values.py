@@ -64,7 +64,7 @@ class GateValues:
         def sublayer(gate_N: Tensor | None, elements: list[Tensor] | None) -> tuple[Tensor | None, list[Tensor] | None]:
             if gate_N is None and elements is None:
                 return None, None
-            ones = torch.ones(layers) if gate_N is None else gate_N.detach()
+            ones = elements[0].new_ones(layers) if gate_N is None else gate_N.detach()
             items = [None] * layers if elements is None else elements
             is_left = [is_open(gate, item) for gate, item in zip(ones, items)]
             left_N = torch.tensor(is_left, dtype=ones.dtype, device=ones.device)

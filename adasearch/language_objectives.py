@@ -61,7 +61,9 @@ class _SoftenedKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> Tensor:
-        gradient_SV, total = torch.empty_like(student_SV), student_SV.new_zeros((), dtype=torch.float32)
+        # in float16 most of a small gradient would be 0 before the loss's scale could save it; bf16 has float32's range
+        kept = torch.float32 if student_SV.dtype == torch.float16 else student_SV.dtype
+        gradient_SV, total = torch.empty_like(student_SV, dtype=kept), student_SV.new_zeros((), dtype=torch.float32)
         count = max(1, len(student_SV))
         for start in range(0, len(student_SV), KL_ROWS):
             rows = slice(start, start + KL_ROWS)
@@ -71,13 +73,14 @@ class _SoftenedKL(torch.autograd.Function):
             total += (p_RV * (other_RV - own_RV)).sum()
             gradient_SV[rows] = (own_RV.exp_() - p_RV).mul_(temperature / count)
         ctx.save_for_backward(gradient_SV)
+        ctx.dtype = student_SV.dtype
         return total * temperature**2 / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         (gradient_SV,) = ctx.saved_tensors
-        return gradient_SV * slope, None, None
+        return (gradient_SV * slope).to(ctx.dtype), None, None
 
 
 def shift_right(labels_BL: Tensor, start_token_id: int, pad_token_id: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What a student is taught: gold labels, the teacher's logits, the knowledge its hidden levels hold.
 
-Every loss is given per example, (B,), so that examples without a gold label learn from the teacher alone.
+Every loss is given per example, (B,), so that examples without a gold label learn from the teacher alone, and is computed in float32:
+under autocast a processor takes log_softmax in bf16, where a small divergence came out wrong by several times itself, or negative.
 Dimensions: B batch, C labels, P levels, D width.
 """
 
@@ -28,7 +29,7 @@ def known(labels: Tensor) -> Tensor:
 
 def task_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     """Loss against gold labels (B,): cross-entropy, binary cross-entropy or squared error; 0 where unknown."""
-    is_known = known(labels)
+    is_known, logits = known(labels), logits.float()
     if problem_type == "single_label":
         return F.cross_entropy(logits, labels.where(is_known, 0), reduction="none") * is_known
     labels = labels.nan_to_num(0.0).to(logits.dtype)
@@ -43,6 +44,7 @@ def kl_loss(student: Tensor, teacher: Tensor, problem_type: str, temperature: fl
 
     Multi-label: the mean over labels of the binary divergence. Regression: squared error.
     """
+    student, teacher = student.float(), teacher.float()
     if problem_type == "regression":
         return (student - teacher).square().mean(-1)
     student, teacher = student / temperature, teacher / temperature
@@ -61,6 +63,7 @@ def mse_loss(student: Tensor, teacher: Tensor, problem_type: str, temperature: f
 
     A softmax does not see a shift of all logits, so theirs are centred first.
     """
+    student, teacher = student.float(), teacher.float()
     if problem_type == "single_label":
         student, teacher = student - student.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True)
     return (student - teacher).square().mean(-1)

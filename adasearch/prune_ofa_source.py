@@ -51,7 +51,7 @@ class Source:
         """What lock begins with, and the names of the layers with zeros. Errors as ``sparse``."""
         model, names = self.sparse(seed)
         if self.config.teach.start == "teacher":
-            add_task_vector(model, self.problem.pretrained(seed), self.problem.dense(), names)
+            add_task_vector(model, self.problem.pretrained(seed), self.problem.dense().cpu(), names)
         return model, names
 
     def sparse(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
@@ -137,6 +137,10 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
         )
     if source.is_student and problem.is_asked:
         raise ConfigError(f"sparse_model: {config.sparse_model} is a searched student, which answers no questions; choices: an encoder")
+    if source.is_student and (labels := AutoConfig.from_pretrained(source.path).num_labels) != problem.task.num_labels:
+        raise ConfigError(f"sparse_model: {config.sparse_model} has {labels} labels, {problem.task.name} has {problem.task.num_labels}; choices: its own task")
+    if config.baselines:
+        problem.dense()  # of a kind that cannot be read it says so here, not after all training
     check_storage(config.format, config.compression)
     model, names = source.sparse(config.seed)
     source = dataclasses.replace(source, sparsity=mean_sparsity(model, names))

@@ -167,4 +167,4 @@ class PruneOfaTaskConfig(EncoderRunConfig):
         check_range("direct_more_steps", self.direct_more_steps, 0, 1e9)
         Pattern.parse(self.pattern).check(self.sparsity)
         if not self.teach.teacher_weight and not self.teach.gold_weight:
-            raise ConfigError("teach.teacher_weight, teach.gold_weight: both are 0, so nothing is learned; choices: one above 0")
+            raise ConfigError("teach.teacher_weight, teach.gold_weight: both are 0, so nothing says what the answers are; choices: one above 0")

@@ -25,7 +25,7 @@ from adasearch.accelerator import use_threads
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.fit import fit
-from adasearch.language import language_logits
+from adasearch.language import Seq2SeqPairs, TokenBlocks, language_logits
 from adasearch.language_task import LanguageTask, load_language_task
 from adasearch.low_bit import load_low_bit, pack_model
 from adasearch.low_bit_size import file_size, size_table, size_totals
@@ -37,7 +37,7 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import begin_run, check_folder, check_reopening, note_stage, stage_facts
+from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, note_stage, stage_facts
 from adasearch.settings import to_dict
 
 # model_type -> class, and what its dropouts are called
@@ -145,9 +145,16 @@ def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
     task = load_language_task(config, model_config, tokenizer, cache=cache_of(config, folder), progress=progress)
     teacher = load_language_model(config.model)
+    data = {name: {"examples": len(part), **_fingerprints(part)} for name, part in task.splits.items()}
+    check_same_data(folder / "run.json", data)
     this = QuantRun(config, folder, model_config, task, teacher.to(accelerator.device).eval(), accelerator, progress)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data)
     return this
+
+
+def _fingerprints(part: TokenBlocks | Seq2SeqPairs) -> dict[str, str]:
+    stores = {"texts": part.tokens} if isinstance(part, TokenBlocks) else {"texts": part.tokens, "targets": part.targets}
+    return {name: fingerprint(store.ids, store.offsets) for name, store in stores.items()}
 
 
 def _check_quantizer(config: QuantGptConfig, model_config: PretrainedConfig) -> None:

@@ -205,5 +205,7 @@ class LossAware(WeightQuantizer):
 
     @torch.no_grad()
     def _remember(self, scale: Tensor, gradient: Tensor) -> None:
+        if not gradient.isfinite().all():  # a step that a loss scale overflowed is not made, and must not be remembered for good
+            return
         self.second_moment.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
         self.start.copy_(scale)

@@ -96,7 +96,7 @@ def _change(split: str, before: dict[str, Any] | None, now: dict[str, Any] | Non
     counts = [str(facts["examples"]) if facts else "none" for facts in (before, now)]
     if counts[0] != counts[1]:
         return f"{split}: {counts[0]} -> {counts[1]} examples"
-    others = [name for name in ("texts", "labels") if before[name] != now[name]]
+    others = [name for name in now if before.get(name) != now[name]]
     return f"{split}: other {' and '.join(others)}, {counts[0]} examples"
 
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from adasearch.accelerator import make_accelerator
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.errors import ConfigError, ModelError, one_line
-from adasearch.files import read_json, write_folder, write_json
+from adasearch.files import fingerprint, read_json, write_folder, write_json
 from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_language import MaskedBlocks, Masking
@@ -34,7 +34,7 @@ from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPrepa
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.run_files import begin_run, check_folder, check_reopening, model_in, note_stage
+from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, model_in, note_stage
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -108,24 +108,27 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
 def run_folder(config: SparsePretrainingConfig) -> Path:
     """Where a run is written."""
     kind = str(Pattern.parse(config.pattern)).replace(":", "-of-")
-    return Path(config.output_dir or Path("runs") / f"prune-ofa-{Path(config.model).name}-{config.sparsity:g}-{kind}")
+    return Path(config.output_dir or Path("runs") / f"prune-ofa-{Path(config.teacher or config.model).name}-{config.sparsity:g}-{kind}")
 
 
 def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> PretrainingRun:
     """Check all that can be checked, then make or reopen the run's folder."""
     check_trackers(config)
     cache = Path(config.cache_dir) if config.cache_dir else folder / "cache"
-    source = config.model
+    source = config.teacher or config.model
     if source == "demo":
         source = str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
-    tokenizer = _tokenizer(config.teacher or source)
+    tokenizer = _tokenizer(source)
     masking = Masking.of(tokenizer, config.mask_share, config.seed)
-    model, is_new = load_masked_model(config.teacher or source)
+    model, is_new = load_masked_model(source)
     _check_start(config, model)
     _check_model(config, model, is_new, tokenizer)
     train, validation = load_blocks(config, tokenizer, cache=cache, progress=progress)
     accelerator = make_accelerator(config)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision)
+    blocks = {"train": train, "validation": validation}
+    data = {name: {"examples": len(part), "texts": fingerprint(part.tokens.ids, part.tokens.offsets)} for name, part in blocks.items()}
+    check_same_data(folder / "run.json", data)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data)
     start_trackers(config, folder, accelerator)
     return PretrainingRun(config, folder, source, tokenizer, train, validation, masking, accelerator, progress)
 
@@ -185,7 +188,7 @@ def _prepare_teacher(this: PretrainingRun) -> None:
     """``teacher/``: the model given as one, the model as it is, or the model after further training on the text."""
     config, start = this.config, time.monotonic()
     torch.manual_seed(config.seed)  # of a new head
-    model, is_new = _learner(this, config.teacher or this.source)
+    model, is_new = _learner(this, this.source)
     before = this.score(model.to(this.accelerator.device))
     facts: dict[str, Any] = {"validation_before": before, "head": "new" if is_new else "trained", "steps": 0, "seconds": 0.0}
     if not config.teacher and config.teacher_steps:
@@ -264,7 +267,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
     weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
     layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
     return {
-        "model": config.model, "model_type": sparse.config.model_type, "class": type(sparse).__name__,
+        "model": config.teacher or config.model, "model_type": sparse.config.model_type, "class": type(sparse).__name__,
         "sparsity": mean_sparsity(sparse), "sparsity_asked": config.sparsity, "pattern": config.pattern, "scope": config.scope,
         "sparsity_by_layer": sparsity_of(sparse), "layers": layers,
         "params": sum(p.numel() for p in sparse.parameters()), "params_encoder_linear": sum(layer["weights"] for layer in layers.values()),

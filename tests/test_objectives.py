@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from adasearch.config import DistillConfig
-from adasearch.objectives import DISTILLATION_LOSSES, Distillation, known, probe_weights, task_loss, teacher_level
+from adasearch.objectives import DISTILLATION_LOSSES, Distillation, kl_loss, known, probe_weights, task_loss, teacher_level
 
 B, C, D = 5, 3, 4
 PROBLEMS = ("single_label", "multi_label", "regression")
@@ -202,3 +202,23 @@ def test_without_levels_the_final_logits_have_the_whole_share() -> None:
     for levels, batch in (([], {"probe_logits": probes}), ([torch.randn(B, D)], {})):
         assert torch.equal(distillation()(logits, levels, {"teacher_logits": teacher, **batch})["kd"], whole)
     assert len(distillation(probe_weight=0.0).probes) == 0 and len(distillation(deepest=3).probes) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_small_divergence_is_exact_under_autocast(dtype: torch.dtype) -> None:
+    teacher = torch.randn(256, 2)
+    student = (teacher + 0.02 * torch.randn(256, 2)).to(dtype).requires_grad_()
+    one, two = (logits.detach().double() / 2 for logits in (student, teacher))
+    exact = 4 * (two.softmax(-1) * (two.log_softmax(-1) - one.log_softmax(-1))).sum(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kl_loss(student, teacher, "single_label", 2.0)
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=0)  # in bf16 it was off by up to 0.02, and negative on the mean
+    found.mean().backward()
+    expected = 2 * (one.softmax(-1) - two.softmax(-1)) / 256
+    torch.testing.assert_close(student.grad.double(), expected, atol=1e-6 if dtype == torch.float32 else 1e-4, rtol=1e-2)
+
+
+def test_labels_of_a_regression_keep_their_digits_under_autocast() -> None:
+    logits = torch.tensor([[1999.0], [4.25]], dtype=torch.bfloat16)
+    found = task_loss(logits, torch.tensor([1999.0, 4.28]), "regression")
+    torch.testing.assert_close(found, torch.tensor([(2000 - 1999.0) ** 2, 0.03**2]), rtol=1e-4, atol=0)  # bf16 has 2000 next to 1999

@@ -429,6 +429,20 @@ def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
     config.sparsity = 0.9
     with pytest.raises(ConfigError, match="sparsity was 0.85, is 0.9"):
         pretrain_sparse(config)
+    config.sparsity = 0.85
+    (run / "report.json").unlink()  # as if it had been killed before its end
+    text = Path(config.train_file)
+    text.write_text(text.read_text().replace("good", "bad"))
+    with pytest.raises(ConfigError, match=r"run: the data have changed since \(train: other texts"):
+        pretrain_sparse(config)
+
+
+def test_a_warm_up_leaves_the_rewound_rate_near_its_peak() -> None:
+    given = {"corpora": ["wikitext2"], "prune_start": 0.0, "prune_end": 0.9, "prune_until": 0.95}
+    SparsePretrainingConfig(**given, warmup=0.05).check()
+    SparsePretrainingConfig(**given, warmup=0.1, rewind=False).check()
+    with pytest.raises(ConfigError, match=r"warmup: 0.1 is more than half of the steps outside of pruning \(0.1\)"):
+        SparsePretrainingConfig(**given, warmup=0.1).check()
 
 
 @pytest.mark.filterwarnings("ignore")
