@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.errors import DataError, one_line
-from adasearch.tables import SHOWN_ROWS, SURROGATE, no_column
+from adasearch.tables import LONGEST_FIELD, SHOWN_ROWS, SURROGATE, no_column
 
 STANDARD_STREAM = Path("-")
 CHUNK_ROWS = 8192  # enough for batches of nearly equal lengths; few enough that little is lost by a kill
 CHUNK_CHARACTERS = 8_000_000  # so that a chunk of long texts stays small as well
-LONGEST_FIELD = 2**31 - 1  # the csv module stops at 131,072 characters unless told otherwise; a C long on Windows
 BOM = b"\xef\xbb\xbf"
 
 Values = dict[str, Any]

@@ -121,21 +121,22 @@ class TextClassifier:
         return logits_NC, cut
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[Sequence[int]], int]:
-        """Word pieces of every text, and how many texts fill the limit."""
+        """Word pieces of every text, and how many texts were cut."""
         if not len(texts):
             return [], 0
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:  # a tokenizer written in Python
             second = list(pairs) if pairs is not None else None
             ids = self.tokenizer(list(texts), second, truncation=True, max_length=self.limit)["input_ids"]
+            cut = sum(len(row) >= self.limit for row in ids)  # it does not say; one that fits exactly is counted, too
         else:  # what the call above does too, without offsets and lists nobody asks for: in 2/5 of the time
             backend.no_padding()
             backend.no_truncation() if self.limit > 2**31 else backend.enable_truncation(
                 self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
             )
             found = backend.encode_batch_fast(list(texts) if pairs is None else list(zip(texts, pairs)))
-            ids = [encoding.ids for encoding in found]
-        return ids, sum(len(row) >= self.limit for row in ids)
+            ids, cut = [encoding.ids for encoding in found], sum(bool(encoding.overflowing) for encoding in found)
+        return ids, cut
 
     def _batches(self, ids: list[Sequence[int]]) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
@@ -144,12 +145,13 @@ class TextClassifier:
         is_left = self.tokenizer.padding_side == "left"
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            width = len(ids[rows[0]])
+            width = max(1, len(ids[rows[0]]))  # an empty text without special tokens has none: it is read as one padding piece
             ids_BL = np.full((len(rows), width), pad, dtype=np.int64)
             mask_BL = np.zeros_like(ids_BL)
             for line, row in enumerate(rows):
                 real = slice(width - len(ids[row]), width) if is_left else slice(0, len(ids[row]))
                 ids_BL[line, real], mask_BL[line, real] = ids[row], 1
+                mask_BL[line, -1 if is_left else 0] = 1
             types_BL = segment_ids(torch.from_numpy(ids_BL), self.tokenizer).numpy() if self._takes_types else None
             yield rows, {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
 

@@ -5,6 +5,7 @@ Dimensions: B batch, L tokens, C labels.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -179,6 +180,8 @@ def save_student(
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
         if tokenizer is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions_of(model.config) or tokenizer.model_max_length)
             tokenizer.save_pretrained(partial)
         bundle_modelling(modelling_modules(model), partial / MODELLING_FILE)
         module = MODELLING_FILE.removesuffix(".py")

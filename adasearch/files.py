@@ -36,10 +36,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # there may be no folder for it to lie in
             partial.unlink()
-        raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
+        _refuse(path, error)
+        raise
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -50,9 +51,18 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         partial.mkdir(parents=True)
         write(partial)
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
+        _refuse(path, error)
+        raise
+
+
+def _refuse(path: Path, error: BaseException) -> None:
+    """Raise ``TrainingError`` for a disk that took no more, as Python, torch's and safetensors' writers say it."""
+    is_writer = isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or "inline_container" in str(error)
+    if is_writer:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path}: cannot be written ({reason}); what was saved before is intact") from error
 
 
 def write_text(path: Path, text: str) -> None:

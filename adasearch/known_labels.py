@@ -66,11 +66,20 @@ def read_examples(path: Path, setting: str, problem_type: str, names: tuple[str,
     split = _texts(table, columns)
     is_numbered = not any(name.strip("+-").replace(".", "", 1).isdigit() for name in names)
     schema = Schema(problem_type, names, has_gold=True, is_numbered=is_numbered)
+    classes = table.class_names.get(columns.label, ())
+    if set(classes) == set(names):  # numbers that carry names, in an order of their own
+        table.columns[columns.label] = [_named(value, classes) for value in table.columns[columns.label]]
     split.labels = read_labels(table, columns.label, schema, may_be_missing=False)
     split = _good(table, split)
     if not is_known(split.labels).any():
         raise DataError(f"{path}: column {columns.label!r}: no example has a label")
     return split
+
+
+def _named(value: Any, classes: Sequence[str]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_named(one, classes) for one in value]
+    return classes[value] if isinstance(value, int) and 0 <= value < len(classes) else value
 
 
 def _texts(table: Table, columns: Columns) -> Split:
@@ -79,4 +88,4 @@ def _texts(table: Table, columns: Columns) -> Split:
 
 
 def _good(table: Table, split: Split) -> Split:
-    return split.select(table.good_rows(skip_bad_rows=False, notes=[]))
+    return split.select(table.good_rows(skip_bad_rows=False, notes=[], advice="Mend them"))

@@ -148,7 +148,7 @@ class _Work:
     def _say(self, counts: dict[str, int]) -> None:
         if counts["cut"]:
             self.progress.warning(
-                f"{counts['cut']} of {counts['rows']} texts fill all {self.answerer.limit} word pieces; what lay beyond was cut"
+                f"{counts['cut']} of {counts['rows']} texts are longer than {self.answerer.limit} word pieces; what lay beyond was cut"
             )
         if isinstance(self.answerer, Cascade):
             share = counts["escalated"] / max(counts["rows"], 1)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import adasearch
+from adasearch.classifier import check_pairs
 from adasearch.errors import ConfigError
 from adasearch.finished import FinishedRun, find_run
 from adasearch.fit import fit
@@ -20,6 +21,7 @@ from adasearch.methods.distill import Distill
 from adasearch.metrics import choose_metrics
 from adasearch.progress import Progress
 from adasearch.prune import Pruned, Refit, load_student_and_tokenizer, prune_vocabulary, scorer
+from adasearch.runtime_base import trained_on_pairs
 from adasearch.tasks import Task
 from adasearch.tokens import TokenStore
 from adasearch.vocabulary import retokenise
@@ -57,6 +59,7 @@ def prune_student(
     task = run.task(data_dir) if needs_task else None
     evaluate = None
     if validation_file is not None:
+        check_pairs(trained_on_pairs(student_dir), columns.pair is not None, "text_pair_column")
         adasearch.register_student()
         kind, names = labels_of(AutoConfig.from_pretrained(student_dir, local_files_only=True))
         split = read_examples(Path(validation_file), "validation_file", kind, names, columns)

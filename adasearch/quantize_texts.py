@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import adasearch
+from adasearch.classifier import check_pairs
 from adasearch.errors import ConfigError, DataError, ModelError, one_line
 from adasearch.finished import FinishedRun
 from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
@@ -22,7 +23,7 @@ from adasearch.metrics import choose_metrics, is_skewed
 from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.run_files import model_in
-from adasearch.runtime_base import answers_questions, require_head, require_model
+from adasearch.runtime_base import answers_questions, require_head, require_model, trained_on_pairs
 from adasearch.runtimes import Runtime, count_labels
 from adasearch.texts import Split
 
@@ -139,6 +140,8 @@ def _splits(
             )
     columns = Columns(config.text_column, config.text_pair_column, config.label_column)
     given = config.calibration_file
+    if given is not None or config.validation_file is not None:
+        check_pairs(trained_on_pairs(model_dir), columns.pair is not None, "text_pair_column")
     calibration = task.train if given is None else read_texts(Path(given), "calibration_file", columns)
     count = min(len(calibration), config.calibration_texts)
     if count < FEWEST_TEXTS:

@@ -6,7 +6,7 @@ Nothing is trained and nothing written; what is made of the answers is ``scoring
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from transformers import AutoConfig
 
 import adasearch
 from adasearch.answers_file import QuestionAnswerer, is_reader, question_columns
-from adasearch.classifier import TextClassifier, check_pairs, check_settings
+from adasearch.chunks import CHUNK_ROWS
+from adasearch.classifier import Tell, TextClassifier, check_pairs, check_settings
 from adasearch.errors import ConfigError
 from adasearch.finished import find_run
 from adasearch.formats import align_columns, format_score, metric_name
@@ -26,8 +27,8 @@ from adasearch.progress import Progress
 from adasearch.questions import COLUMNS, Questions, read_question_table, read_rows
 from adasearch.run_files import model_in
 from adasearch.runtime_base import trained_on_pairs
-from adasearch.scoring import Difference, Interval, Judged, ModelScore, Scoreboard, judge
-from adasearch.squad_metrics import METRICS_OF_QUESTIONS, squad_points
+from adasearch.scoring import LEVEL, Difference, Interval, Judged, ModelScore, Scoreboard, judge
+from adasearch.squad_metrics import EXACT, METRICS_OF_QUESTIONS, squad_points
 from adasearch.texts import Split
 
 MOST_LABELS = 20  # printed; JSON has all
@@ -85,24 +86,34 @@ def score_models(
     if not isinstance(examples, Questions):
         kind, names = _known(folders[0])
         orders = [_order(folder, kind, names) for folder in folders]
+        for folder in folders:
+            check_pairs(trained_on_pairs(folder), examples.pairs is not None, "text_pair_column")
     judged, served = [], []
     for number, (model, folder) in enumerate(zip(models, folders)):
         if isinstance(examples, Questions):
             reader = QuestionAnswerer(folder, **settings)
             progress.stage(f"score {model}", total=len(examples))
-            spans = reader.answer(examples.texts, examples.contexts, progress.step)
-            points = squad_points([answer.text for answer in spans.answers], examples.answers)
+            spans = [reader.answer(*texts, tell) for texts, tell in _chunks(examples, progress)]
+            points = squad_points([answer.text for part in spans for answer in part.answers], examples.answers)
             judged.append(Judged(str(model), points={name: np.array(values) for name, values in points.items()}))
-            served.append(Served(reader.runtime.name, reader.runtime.precision, spans.cut))
+            served.append(Served(reader.runtime.name, reader.runtime.precision, sum(part.cut for part in spans)))
             continue
-        check_pairs(trained_on_pairs(folder), examples.pairs is not None, "text_pair_column")
         classifier = TextClassifier(folder, **settings)
         progress.stage(f"score {model}", total=len(examples))
-        answers, order = classifier.answer(examples.texts, examples.pairs, progress.step), orders[number]
-        shares_NC = None if answers.probabilities_NC is None else answers.probabilities_NC[:, order]
-        judged.append(Judged(str(model), answers.logits_NC[:, order], shares_NC))
-        served.append(Served(classifier.runtime.name, classifier.runtime.precision, answers.cut))
-    return Evaluation(source, judge(judged, metrics, examples.labels, names), tuple(served))
+        parts = [classifier.answer(*texts, tell) for texts, tell in _chunks(examples, progress)]
+        logits_NC = np.concatenate([part.logits_NC for part in parts])[:, orders[number]]
+        shares_NC = np.concatenate([part.probabilities_NC for part in parts])[:, orders[number]] if classifier.labels else None
+        judged.append(Judged(str(model), logits_NC, shares_NC))
+        served.append(Served(classifier.runtime.name, classifier.runtime.precision, sum(part.cut for part in parts)))
+    return Evaluation(source, judge(judged, metrics, examples.labels, names, progress=progress), tuple(served))
+
+
+def _chunks(examples: Split, progress: Progress) -> Iterator[tuple[tuple[list[str], list[str] | None], Tell]]:
+    """Texts, and pairs, of as many examples as are tokenised at once, and whom to tell how many of them are done."""
+    for start in range(0, len(examples), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        pairs = None if examples.pairs is None else examples.pairs[rows]
+        yield (examples.texts[rows], pairs), lambda done, start=start: progress.step(start + done)
 
 
 def _known(folder: Path) -> tuple[str, tuple[str, ...]]:
@@ -126,6 +137,8 @@ def _examples(
 ) -> tuple[str, Split, tuple[str, ...]]:
     """Where the examples come from, they themselves, and the metrics, of which the first counts."""
     if input_file is None:
+        if named := [name for name, value in vars(columns).items() if value != getattr(Columns, name)]:
+            raise ConfigError(f"input_file: none given, so there is no column {getattr(columns, named[0])!r} to read; choices: a file of labelled examples")
         _, run = find_run(model)
         if run is None:
             raise ConfigError(f"input_file: none given, and {model} lies in no run's folder; choices: a file of labelled examples")
@@ -134,6 +147,8 @@ def _examples(
         if isinstance(task.held_out, Questions):
             return source, task.held_out, _question_metrics(metric)
         return source, task.held_out, choose_metrics(task.problem_type, task.num_labels, own=task.metrics, asked=metric)
+    if data_dir is not None:
+        raise ConfigError("data_dir: says where a run's own examples lie, and an input_file is given; choices: one of the two")
     path = Path(input_file)
     if is_reader(folder):
         question, context = question_columns(columns.text, columns.pair)
@@ -164,7 +179,7 @@ def format_evaluation(found: Evaluation) -> str:
         lines.append([model.name, f"{how.runtime} {how.precision}", *cells, *error])
     parts = [f"{board.examples:,} examples: {found.source}; in brackets what other examples of their kind may give (95%)", align_columns(lines)]
     parts += [_sentence(first, difference, board.metric) for difference in board.differences]
-    cut = [f"{how.cut} texts are longer than {model.name} reads" for model, how in zip(board.models, found.served) if how.cut]
+    cut = [f"longer than {model.name} reads: {how.cut} texts" for model, how in zip(board.models, found.served) if how.cut]
     parts += ["; ".join(cut)] if cut else []
     if first.labels:
         worst = sorted(first.labels, key=lambda label: label.f1)[:MOST_LABELS]
@@ -191,7 +206,10 @@ def _sentence(first: ModelScore, difference: Difference, metric: str) -> str:
         f"{first.name} and {difference.other} have the same {metric_name(metric)}"
     )  # fmt: skip
     bounds = f"{format_score(low, metric)} to {format_score(high, metric)}"
-    text += f" ({bounds}): " + ("more than chance explains" if low > 0 or high < 0 else "chance alone may do that")
+    # where the score counts right answers the exact test decides: of few examples that part two models the bootstrap is too sure
+    is_exact = difference.p_value is not None and metric in ("accuracy", EXACT)
+    is_sure = difference.p_value < 1 - LEVEL if is_exact else low > 0 or high < 0
+    text += f" ({bounds}): " + ("more than chance explains" if is_sure else "chance alone may do that")
     if difference.only_first is not None:
         text += f"; {difference.only_first} examples are right in the first alone, {difference.only_other} in the other alone"
     if difference.p_value is not None:

@@ -1,15 +1,17 @@
 """Scores of finished models on labelled examples, and what chance may have added to each: intervals, paired differences, errors.
 
-Intervals are the percentiles of bootstrap resamples of the examples (Efron and Tibshirani 1993, chapter 13); all models are
-resampled together, so that a difference has an interval of its own, narrower than those of its two sides. They speak of other
-examples of the same kind, not of other seeds of a training.
+Intervals are percentiles of bootstrap resamples of the examples (Efron and Tibshirani 1993, chapter 13), moved so that the resamples'
+mean is the score: a resample lacks rare labels, and its macro F1 with them. All models are resampled together, so that a
+difference has an interval of its own, narrower than those of its two sides. They speak of other examples of the same kind, not of
+other seeds of a training.
 Dimensions: N examples, C labels, M metrics, R resamples.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +20,11 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from adasearch.calibration import expected_calibration_error
 from adasearch.metrics import METRICS, is_known, score
+from adasearch.progress import Progress
 from adasearch.squad_metrics import EXACT
 
 LEVEL = 0.95
-MOST_RESAMPLES, FEWEST_RESAMPLES, WORK = 1_000, 200, 10_000_000  # fewer of many examples: ``WORK`` examples a model in all
+MOST_RESAMPLES, FEWEST_RESAMPLES, WORK = 1_000, 200, 10_000_000  # fewer of many examples: ``WORK`` decisions a model in all
 MOST_CONFUSIONS = 5
 
 
@@ -122,6 +125,7 @@ class Scoreboard:
 
 def judge(
     judged: Sequence[Judged], metrics: Sequence[str], labels: np.ndarray | None = None, names: Sequence[str] = (), seed: int = 0,
+    progress: Progress | None = None,
 ) -> Scoreboard:
     """Score every model on the same examples; the first metric counts, the first model is compared with the others.
 
@@ -137,12 +141,19 @@ def judge(
             Judged(m.name, m.logits_NC[known_N], None if m.probabilities_NC is None else m.probabilities_NC[known_N]) for m in judged
         ]
     count = len(judged[0])
-    drawn = list(_resamples(count, seed))
+    progress, resamples = progress or Progress(), _count_resamples(labels, count)
+    generator = np.random.default_rng((seed, 0x5C0E))
     values = [np.array(model.scores(np.arange(count), metrics, labels)) for model in judged]
-    resampled = [np.array([model.scores(rows, metrics, labels) for rows in drawn]) for model in judged]  # (R, M) each
+    drawn: list[list[list[float]]] = []
+    progress.stage("resample the examples", total=resamples)
+    for number in range(resamples):
+        rows = generator.integers(count, size=count)
+        drawn.append([model.scores(rows, metrics, labels) for model in judged])
+        progress.step(number + 1)
+    resampled = np.array(drawn).transpose(1, 0, 2)  # a model's are (R, M)
     models = tuple(
         ModelScore(
-            model.name, {name: _interval(value_M[m], value_RM[:, m]) for m, name in enumerate(metrics)},
+            model.name, {name: _interval(value_M[m], value_RM[:, m], _best(name)) for m, name in enumerate(metrics)},
             _calibration_error(model, labels), _label_scores(model, labels, names), _confusions(model, labels, names),
         )
         for model, value_M, value_RM in zip(judged, values, resampled)
@@ -154,16 +165,19 @@ def judge(
     return Scoreboard(count, metrics[0], models, differences)
 
 
-def _resamples(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of each resample, (N,), the same for every model."""
-    generator = np.random.default_rng((seed, 0x5C0E))
-    for _ in range(min(MOST_RESAMPLES, max(FEWEST_RESAMPLES, WORK // count))):
-        yield generator.integers(count, size=count)
+def _count_resamples(labels: np.ndarray | None, count: int) -> int:
+    decisions = count * (labels.shape[1] if labels is not None and labels.ndim == 2 else 1)
+    return min(MOST_RESAMPLES, max(FEWEST_RESAMPLES, WORK // decisions))
 
 
-def _interval(value: float, resampled_R: np.ndarray) -> Interval:
-    low, high = np.quantile(resampled_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(value), float(low), float(high))
+def _best(metric: str) -> float:
+    """What a metric can be at most: shares and correlations 1."""
+    return math.inf if metric in METRICS and not METRICS[metric].higher_is_better else 1.0
+
+
+def _interval(value: float, resampled_R: np.ndarray, most: float = math.inf) -> Interval:
+    low, high = np.quantile(resampled_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + value - resampled_R.mean()
+    return Interval(float(value), float(min(low, value)), float(max(value, min(high, most))))
 
 
 def _calibration_error(model: Judged, labels: np.ndarray | None) -> float | None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from adasearch.errors import ConfigError, DataError, one_line
 
+LONGEST_FIELD = 2**31 - 1  # the csv module stops at 131,072 characters unless told otherwise; a C long on Windows
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SHOWN_ROWS = 5  # in error messages
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold halves of characters; no tokenizer takes them
@@ -58,7 +59,7 @@ class Table:
                 self.reject(row, column, f"half a character (a lone surrogate) in {value[:40]!r}")
         return values
 
-    def good_rows(self, *, skip_bad_rows: bool, notes: list[str]) -> np.ndarray:
+    def good_rows(self, *, skip_bad_rows: bool, notes: list[str], advice: str = "Mend them, or leave them out with --skip_bad_rows") -> np.ndarray:
         """Indices of the rows that passed. Raises ``DataError`` with the number and the first of the others."""
         problems = sorted(self.broken + [(self.numbers[row], message) for row, message in self.bad.items()])
         if problems:
@@ -66,7 +67,7 @@ class Table:
             more = f"; and {len(problems) - SHOWN_ROWS} more" if len(problems) > SHOWN_ROWS else ""
             report = f"{self.where}: {len(problems)} bad row{'s' * (len(problems) > 1)}: {shown}{more}"
             if not skip_bad_rows:
-                raise DataError(f"{report}. Mend them, or leave them out with --skip_bad_rows")
+                raise DataError(f"{report}. {advice}")
             notes.append(f"left out: {report}")
         good = np.array([row for row in range(len(self.numbers)) if row not in self.bad], dtype=np.int64)
         if not len(good):
@@ -130,6 +131,7 @@ def read_text(path: Path) -> str:
 
 def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
     """With a header; a row's number is the line on which it begins, quoted line breaks counted."""
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []

@@ -105,6 +105,8 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
         task.notes.append(f"{copies} of {len(task.held_out)} held-out texts also stand in the training texts: they are known, not predicted")
     if config.unlabeled_file:
         task.unlabeled = _read_unlabeled(config, task)
+    if task.unlabeled is not None and (copies := count_copies(task.unlabeled, task.held_out)):
+        task.notes.append(f"{copies} of {len(task.held_out)} held-out texts also stand among those without labels: students learn what the teacher says of them")
     return task
 
 

@@ -115,6 +115,8 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
             f"teacher: {path!r} is a searched student, whose cells are no layers to learn from; choices: a transformer, such as 'demo',"
             " a hub name or runs/<name>/teacher"
         )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"teacher: {path!r} is an encoder with a decoder ({config.model_type}), whose levels cannot be probed; choices: an encoder")
     if is_finetuned and config.num_labels != task.num_labels:
         known = ", ".join(str(name) for name in (config.id2label or {}).values())
         raise ModelError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+import copy
+
 import torch
 from accelerate import Accelerator
 
@@ -78,7 +80,9 @@ def finetune(
 
     def save(partial: Path) -> None:
         teacher.model.save_pretrained(partial)
-        teacher.tokenizer.save_pretrained(partial)
+        tokenizer = copy.deepcopy(teacher.tokenizer)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_seq_length)  # served at the length it is scored at
+        tokenizer.save_pretrained(partial)
 
     if accelerator.is_main_process:
         with resting():

@@ -57,13 +57,15 @@ class Split:
 
 
 def split_sentences(texts: Iterable[str], *, shortest: int = 3, longest: int = 60) -> list[str]:
-    """Sentences of ``shortest`` to ``longest`` words, HTML line breaks taken for paragraph ends. Rules, no model."""
+    """Sentences of ``shortest`` to ``longest`` words, HTML line breaks taken for paragraph ends. Rules, no model.
+
+    A text without any such (a query, a list, prose without marks) is kept whole.
+    """
     sentences = []
     for text in texts:
-        for sentence in _SENTENCE_END.split(re.sub(r"(<br\s*/?>\s*)+", "\n", text)):
-            words = sentence.split()
-            if shortest <= len(words) <= longest:
-                sentences.append(" ".join(words))
+        parts = [part.split() for part in _SENTENCE_END.split(re.sub(r"(<br\s*/?>\s*)+", "\n", text))]
+        kept = [words for words in parts if shortest <= len(words) <= longest] or [text.split()]
+        sentences += [" ".join(words) for words in kept if words]
     return sentences
 
 

@@ -58,7 +58,7 @@ class ScoreSettings:
         text_pair_column: column of the second text of a pair.
         label_column: column of the label: the model's label names, or their numbers.
         data_dir: where a run's preset lies now, if it was moved.
-        metric: the metric that counts; the task's own when absent.
+        metric: the metric that counts; the task's own when absent, of a file the usual one of its kind.
         batch_size: texts a step.
         runtime: of all models, as in predict.
         precision: of all models, as in predict.

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,8 @@ from adasearch import cli
 from adasearch.answers_file import QuestionAnswerer
 from adasearch.classifier import TextClassifier
 from adasearch.errors import ConfigError, DataError
-from adasearch.score_models import format_evaluation, score_models
+from adasearch.score_models import Evaluation, Served, format_evaluation, score_models
+from adasearch.scoring import Judged, judge
 from adasearch.squad_metrics import squad_scores
 
 NAMES = ["neg", "neu", "pos"]
@@ -121,6 +123,44 @@ def test_readers_answer_questions(tmp_path: Path) -> None:
         score_models([tmp_path / "reader"], tmp_path / "questions.jsonl", metric="accuracy")
 
 
+def board_of(first: list[int], other: list[int], count: int) -> Evaluation:
+    """Two models of ``count`` examples, wrong on these."""
+    labels_N = np.arange(count) % 2
+    judged = []
+    for name, wrong in (("first", first), ("other", other)):
+        found_N = labels_N.copy()
+        found_N[wrong] = 1 - found_N[wrong]
+        judged.append(Judged(name, np.eye(2)[found_N]))
+    return Evaluation("a.csv", judge(judged, ["accuracy"], labels_N, ["no", "yes"]), (Served("torch", "fp32", 0),) * 2)
+
+
+def test_the_exact_test_decides_what_chance_explains() -> None:
+    few, many = board_of([], [1, 2, 3, 4], 200), board_of([], list(range(8)), 200)
+    assert few.board.differences[0].score.low > 0, "the bootstrap alone would be sure"
+    assert "chance alone may do that" in format_evaluation(few) and "p = 0.12" in format_evaluation(few)
+    assert "more than chance explains" in format_evaluation(many)
+
+
+def test_class_names_of_a_parquet_file_are_believed(place: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(place / "new.csv")
+    turned = ["pos", "neu", "neg"]
+    columns = {"text": table["text"].tolist(), "label": [turned.index(name) for name in table["label"]]}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=turned)})
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "new.parquet")
+    found = score_models([place / "one"], tmp_path / "new.parquet", runtime="torch")
+    assert found.board.models[0].scores["accuracy"].value == pytest.approx(by_hand(place / "one", table))
+
+
+def test_texts_are_answered_chunk_by_chunk_and_cut_ones_are_counted(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = score_models([place / "one"], place / "new.csv", runtime="torch")
+    monkeypatch.setattr("adasearch.score_models.CHUNK_ROWS", 50)
+    assert score_models([place / "one"], place / "new.csv", runtime="torch").board == whole.board
+    texts = ["film " * 14, "film " * 15, "good"]  # with two special tokens 16 and 17 of 16
+    pd.DataFrame({"text": texts, "label": ["neg", "neu", "pos"]}).to_csv(tmp_path / "long.csv", index=False)
+    found = score_models([place / "one"], tmp_path / "long.csv", runtime="torch")
+    assert found.served[0].cut == 1 and "reads: 1 texts" in format_evaluation(found)
+
+
 def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="models: none to score"):
         score_models([])
@@ -132,6 +172,13 @@ def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(place: Path, 
         score_models([place / "one"], place / "new.csv", label_column="stars")
     with pytest.raises(ConfigError, match="metric: 'bleu' cannot count"):
         score_models([place / "one"], place / "new.csv", metric="bleu")
+    with pytest.raises(ConfigError, match="input_file: none given, so there is no column 'stars' to read"):
+        score_models([place / "one"], label_column="stars")
+    with pytest.raises(ConfigError, match="data_dir: says where a run's own examples lie"):
+        score_models([place / "one"], place / "new.csv", data_dir="data")
+    (tmp_path / "bad.csv").write_text("text,label\ngood,best\n")
+    with pytest.raises(DataError, match=r"unknown label 'best'.*\. Mend them$"):
+        score_models([place / "one"], tmp_path / "bad.csv")
     pairs = make_classifier(tmp_path / "pairs", is_pair=True)
     with pytest.raises(ConfigError, match="text_pair_column: none given; the model was trained on pairs"):
         score_models([pairs], place / "new.csv")

@@ -115,3 +115,14 @@ def test_the_same_seed_gives_the_same_bounds() -> None:
     boards = [judge([Judged("one", says(flipped(labels_N, *range(30))))], ["accuracy"], labels_N, ["no", "yes"], seed) for seed in (1, 1, 2)]
     bounds = [(board.models[0].scores["accuracy"].low, board.models[0].scores["accuracy"].high) for board in boards]
     assert bounds[0] == bounds[1] != bounds[2]
+
+
+def test_an_interval_holds_its_score_where_resamples_lack_labels() -> None:
+    generator = np.random.default_rng(0)
+    labels_N = generator.integers(500, size=500)
+    found_N = np.where(generator.random(500) < 0.2, generator.integers(500, size=500), labels_N)
+    model = judge([Judged("one", says(found_N, 500))], ["f1_macro", "accuracy"], labels_N, [str(n) for n in range(500)]).models[0]
+    for score in model.scores.values():
+        assert score.low < score.value < score.high < 1
+    right = judge([Judged("one", says(labels_N, 500))], ["f1_macro"], labels_N, [str(n) for n in range(500)]).models[0]
+    assert right.scores["f1_macro"].high == 1
