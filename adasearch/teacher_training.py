@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
-
-import copy
 
 import torch
 from accelerate import Accelerator

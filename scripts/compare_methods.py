@@ -6,7 +6,7 @@ A task's runs are folders of its name: of `adasearch run` under --adabert, of `a
 model of every searched student, random member and CoFi target is exported and timed in turns, each in the fastest of --runtimes
 at fp32, one text a call, one thread. Equal latency: to every CoFi model the best searched student that takes no longer. Scores are
 the runs' own, on the same held-out examples, in the share of that run's dense model too, for the two may have had different ones.
-Writes results/runs/methods.json and results/figures/methods. Minutes.
+Writes results/runs/<name>.json and results/figures/<name>. Minutes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--seq_len", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--name", default="methods", help="of the results' files, where other tasks' stand already")
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
     return parser.parse_args()
 
@@ -133,13 +134,13 @@ def main() -> None:
     systems = [system for task in args.tasks for method, base in (("adabert", args.adabert), ("cofi", args.cofi)) for system in systems_of(base / task, method)]
     time_all(systems, args)
     pairs = equal_latency(systems)
-    write_json(args.results_dir / "runs" / "methods.json", {
+    write_json(args.results_dir / "runs" / f"{args.name}.json", {
         "command": script_command(), "commit": commit(),
         "what": f"AdaBERT students and CoFi models, each in its fastest runtime at fp32, 1 x {args.seq_len} word pieces",
         "threads": 1, "seq_len": args.seq_len, "equal_latency": pairs,
         "systems_timed": [{**system, "folders": list(map(str, system["folders"]))} for system in systems], "hardware": hardware(),
     })  # fmt: skip
-    save_figure(picture(systems), args.results_dir / "figures" / "methods")
+    save_figure(picture(systems), args.results_dir / "figures" / args.name)
     for pair in pairs:
         student = f"AdaBERT {100 * pair['adabert_score']:.1f} at {pair['adabert_latency_ms']:.2f} ms" if pair["adabert_score"] else "no student as fast"
         print(f"{pair['task']}  {pair['cofi']}: {100 * pair['score']:.1f} at {pair['latency_ms']:.2f} ms; {student}")

@@ -31,7 +31,7 @@ THEMES = {  # heading -> patterns of the results' names, in this order
     "Students and their teachers": ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo"),
     "What the search is worth": ("diagnosis_*", "pairs*", "ablation*", "warm*"),
     "Speed where it is deployed": ("sst2_runtimes", "latency"),
-    "Transformers cut to size": ("cofi_*", "earlybert_*", "methods"),
+    "Transformers cut to size": ("cofi_*", "earlybert_*", "methods*"),
     "Sparse once, then int8": ("prune_ofa*",),
     "Language models of few bits": ("quantgpt_*", "low_bit*"),
     "What searching costs, and many runs": ("search_cost", "nni", "tune", "sweep*"),

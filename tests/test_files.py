@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from adasearch.errors import TrainingError
 from adasearch.files import fingerprint, read_json, write_array, write_atomically, write_folder, write_json, write_text
@@ -34,6 +37,35 @@ def disk_full() -> None:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def overflow_torch(partial: Path) -> None:
+    """torch's writer on a disk that takes no more: it raises a RuntimeError."""
+    torch.save(torch.zeros(100_000), partial)
+
+
+def overflow_safetensors(partial: Path) -> None:
+    """safetensors' writer likewise, with an error of its own."""
+    partial = partial / "model.safetensors" if partial.is_dir() else partial
+    save_file({"weight": torch.zeros(100_000)}, partial)
+
+
+@pytest.mark.parametrize("overflow", [overflow_torch, overflow_safetensors])
+@pytest.mark.parametrize("write", [write_atomically, write_folder])
+def test_the_writers_of_others_say_a_full_disk_too(overflow: Callable[[Path], None], write: Callable[..., None], tmp_path: Path) -> None:
+    def limited(partial: Path) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is an error then, not the end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        try:
+            overflow(partial / "model.pt" if partial.is_dir() and overflow is overflow_torch else partial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+
+    with pytest.raises(TrainingError, match="out: cannot be written .*what was saved before is intact"):
+        write(tmp_path / "out", limited)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_classifier import TEXTS, make_classifier
+from tokenizers import processors
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from adasearch import chunks, predict
@@ -191,7 +192,7 @@ def test_long_texts_are_cut_and_counted_and_the_longest_come_first(student: Path
     source = write(tmp_path / "in.txt", pd.DataFrame({"text": ["bad", "very " * 40, "good"]}))
     heard = Heard()
     predict_file(student, source, tmp_path / "out.csv", batch_size=2, runtime="torch", progress=heard)
-    assert heard.done == [2, 3] and "1 of 3 texts fill all 16 word pieces" in heard.warnings[0]
+    assert heard.done == [2, 3] and "1 of 3 texts are longer than 16 word pieces" in heard.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -478,6 +479,15 @@ def test_a_broken_model_is_an_error_not_a_prediction(student: Path, tmp_path: Pa
     source = write(tmp_path / "in.txt", pd.DataFrame({"text": TEXTS}))
     with pytest.raises(ModelError, match="logits are not finite"):
         predict_file(student, source, tmp_path / "out.csv", runtime="torch")
+
+
+def test_a_text_without_any_piece_is_a_text(student: Path) -> None:
+    """A tokenizer without special tokens has nothing to say of an empty text."""
+    classifier = TextClassifier(student, runtime="torch")
+    classifier.tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    alone, beside = classifier.answer(["", ""]), classifier.answer(["", "a good film"])
+    np.testing.assert_allclose(alone.logits_NC[0], beside.logits_NC[0], atol=1e-5)
+    assert np.isfinite(alone.logits_NC).all()
 
 
 def test_the_tokenizer_is_the_one_transformers_calls(student: Path) -> None:

@@ -432,7 +432,8 @@ def test_sentences_by_hand() -> None:
     text = 'Mr. Smith saw J. R. Doe there. "A fine day!" he said<br /><br />Then no more of it? Yes. <br>One last line'
     first, rest = "Mr. Smith saw J. R. Doe there.", ['"A fine day!"', "Then no more of it?", "One last line"]
     assert split_sentences([text]) == [first, *rest]
-    assert split_sentences(["w " * 60, "w " * 61, "two words."]) == [" ".join("w" * 60)]
+    assert split_sentences(["w " * 60 + "\n" + "w " * 61, "Two words. Three more words."]) == [" ".join("w" * 60), "Three more words."]
+    assert split_sentences(["w " * 61, "two words", " "]) == [" ".join("w" * 61), "two words"], "texts without a sentence are kept whole"
 
 
 @pytest.fixture
@@ -489,3 +490,8 @@ def test_tokenizer_that_cannot_do_it(tmp_path: Path, tokenizer: PreTrainedTokeni
 
     with pytest.raises(ModelError, match="ByT5Tokenizer.* has no fast version"):  # bytes, in plain Python
         tokenize(Split(["the"]), ByT5Tokenizer(), 16, cache=tmp_path, name="train")
+
+
+def test_a_field_of_any_length_is_read(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text(f'text,label\n"{"word " * 40_000}",yes\n', encoding="utf-8")  # the csv module alone stops at 131,072
+    assert len(read_table(tmp_path / "long.csv", "train_file").columns["text"][0]) == 200_000

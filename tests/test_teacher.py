@@ -18,6 +18,7 @@ from tiny_task import WORDS, rows, write_teacher
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
+    BartConfig,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -154,6 +155,14 @@ def test_a_decoder_is_told_the_tokenizers_padding(tmp_path: Path, encoder: Path)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(path)
     with pytest.raises(ModelError, match="teacher: .*decoder': its tokenizer has no padding token"):
+        load_teacher(path, task_with("a", "b"), is_finetuned=False)
+
+
+def test_an_encoder_with_a_decoder_is_refused_before_it_is_tuned(tmp_path: Path, encoder: Path) -> None:
+    path = str(tmp_path / "bart")
+    BartConfig(vocab_size=len(WORDS), d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(path)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(path)
+    with pytest.raises(ModelError, match="teacher: .*bart' is an encoder with a decoder .bart., whose levels cannot be probed"):
         load_teacher(path, task_with("a", "b"), is_finetuned=False)
 
 
