@@ -1,6 +1,6 @@
 """What a student is taught: gold labels, the teacher's logits, the knowledge its hidden levels hold.
 
-Every loss is given per example, (B,), so that examples without a gold label learn from the teacher alone, and is computed in float32:
+Every loss is given per example, (B,), so that examples without a gold label learn from the teacher alone, and is computed in float32 at least:
 under autocast a processor takes log_softmax in bf16, where a small divergence came out wrong by several times itself, or negative.
 Dimensions: B batch, C labels, P levels, D width.
 """
@@ -20,6 +20,11 @@ from adasearch.registry import Registry
 DISTILLATION_LOSSES: Registry[Callable[..., Tensor]] = Registry("distillation loss")
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """bf16 and fp16 as float32; anything else as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
 def known(labels: Tensor) -> Tensor:
     """Which examples have a gold label, (B,) bool; unknown is -100 or NaN."""
     if labels.is_floating_point():
@@ -29,7 +34,7 @@ def known(labels: Tensor) -> Tensor:
 
 def task_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
     """Loss against gold labels (B,): cross-entropy, binary cross-entropy or squared error; 0 where unknown."""
-    is_known, logits = known(labels), logits.float()
+    is_known, logits = known(labels), whole(logits)
     if problem_type == "single_label":
         return F.cross_entropy(logits, labels.where(is_known, 0), reduction="none") * is_known
     labels = labels.nan_to_num(0.0).to(logits.dtype)
@@ -44,7 +49,7 @@ def kl_loss(student: Tensor, teacher: Tensor, problem_type: str, temperature: fl
 
     Multi-label: the mean over labels of the binary divergence. Regression: squared error.
     """
-    student, teacher = student.float(), teacher.float()
+    student, teacher = whole(student), whole(teacher)
     if problem_type == "regression":
         return (student - teacher).square().mean(-1)
     student, teacher = student / temperature, teacher / temperature
@@ -63,7 +68,7 @@ def mse_loss(student: Tensor, teacher: Tensor, problem_type: str, temperature: f
 
     A softmax does not see a shift of all logits, so theirs are centred first.
     """
-    student, teacher = student.float(), teacher.float()
+    student, teacher = whole(student), whole(teacher)
     if problem_type == "single_label":
         student, teacher = student - student.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True)
     return (student - teacher).square().mean(-1)

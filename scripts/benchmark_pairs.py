@@ -117,7 +117,7 @@ def main() -> None:
         "what": "one fixed cell with and without an operation between the two texts, at equal MACs and equal training",
         "command": script_command(),
         "commit": commit(), "task": arguments.task, "metric": task.metric, "seeds": arguments.seeds, "settings": settings,
-        "held_out": len(task.held_out), "systems": rows, "hardware": hardware(),
+        "held_out": len(task.held_out), "cells": rows, "hardware": hardware(),
     }  # fmt: skip
     root = Path(__file__).resolve().parent.parent
     write_json(Path(arguments.result or root / "results" / "runs" / f"pairs_{arguments.task}.json"), found)

@@ -188,7 +188,7 @@ def diagnosis_table(found: dict[str, Any]) -> list[str]:
 def pairs_table(found: dict[str, Any]) -> list[str]:
     """What each operation between two texts is worth."""
     lines = [f"| one cell, equal MACs | width | {found['metric']} | ahead of two inputs | ahead of one joint sequence |", "|---|---|---|---|---|"]
-    for row in found["systems"]:
+    for row in found["cells"]:
         gains = (spread(row[f"gain_over_{base}"]["mean"], row[f"gain_over_{base}"]["sd"]) for base in ("two_inputs", "joint"))
         lines.append("| " + " | ".join([row["system"].replace("_", " "), str(row["width"]), f"{100 * row['mean']:.1f}", *gains]) + " |")
     return lines
@@ -284,7 +284,7 @@ def low_bit_table(found: dict[str, Any]) -> list[str]:
 TABLES = {  # what only one form of result has, and the table made of it
     "full_precision": low_bit_table, "equal_latency": methods_table, "models": cofi_table, "summary": ticket_table,
     "points_lost": sparse_table, "ratios": ratio_table, "status": sweep_table, "controls": diagnosis_table, "left_out": ablation_table,
-    "systems": pairs_table, "postgres": study_table, "workers": study_table,
+    "cells": pairs_table, "postgres": study_table, "workers": study_table,
 }  # fmt: skip
 
 
