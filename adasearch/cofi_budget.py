@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -30,26 +31,21 @@ def open_table(config: CofiConfig, problem: EncoderProblem) -> tuple[EncoderLate
     lengths = length_histogram(asked.lengths or problem.train.tokens.lengths)
     here = deployment_here(asked.runtime, asked.threads, asked.batch_size)
     unpruned = problem.whole_config
-    path = Path(asked.table) if asked.table else problem.cache / "encoder-latency.json"
-    if asked.table is None:
-        # one that an earlier start has left, refused for something else, may be of other settings
-        if not path.exists() or not _fits(path, here, unpruned, lengths):
-            build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress)
+    if asked.table:
+        return _read_table(Path(asked.table), here, unpruned, lengths), lengths
+    path = problem.cache / "encoder-latency.json"
+    if path.exists():
+        with suppress(ConfigError):  # left by an earlier start of other settings, which was refused for something else
+            return _read_table(path, here, unpruned, lengths), lengths
+    return build_encoder_table(unpruned, knots_for(lengths), output=path, deployment=here, networks=asked.networks, progress=problem.progress), lengths
+
+
+def _read_table(path: Path, here: Deployment, unpruned: EncoderConfig, lengths: Lengths) -> EncoderLatencyTable:
+    """A table that was measured so, of such an encoder, at such lengths. Raises ``ConfigError`` for any other."""
     table = EncoderLatencyTable.load(path)
     table.check(here, shape_of(unpruned), str(path))
     table.at(lengths)
-    return table, lengths
-
-
-def _fits(path: Path, here: Deployment, unpruned: EncoderConfig, lengths: Lengths) -> bool:
-    """Whether a table was measured so, of such an encoder, at such lengths."""
-    try:
-        table = EncoderLatencyTable.load(path)
-        table.check(here, shape_of(unpruned), str(path))
-        table.at(lengths)
-    except ConfigError:
-        return False
-    return True
+    return table
 
 
 def check_budgets(config: CofiConfig, problem: EncoderProblem, targets: Sequence[tuple[str, float]]) -> None:

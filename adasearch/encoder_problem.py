@@ -8,7 +8,6 @@ Dimensions: N examples, B batch, L tokens, C labels.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.fit_config import steps_of
 from adasearch.metrics import agreement, score
-from adasearch.model_inputs import check_positions, check_vocabulary, segment_ids
+from adasearch.model_inputs import check_positions, check_vocabulary, limited_tokenizer, segment_ids
 from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
@@ -108,9 +107,7 @@ class EncoderProblem:
     @property
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """A copy of the tokenizer for the models made here: who serves one cuts texts where it was trained and scored."""
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, self.longest)
-        return tokenizer
+        return limited_tokenizer(self.tokenizer, self.longest)
 
     def steps(self, epochs: float, batch_size: int) -> int:
         """Steps of so many epochs of the training texts."""

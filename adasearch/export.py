@@ -5,7 +5,6 @@ Dimensions: B batch, L tokens, C labels.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import shutil
@@ -19,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.bundle import bundle_modelling, modelling_modules
 from adasearch.errors import ModelError, TrainingError, one_line
-from adasearch.files import read_json, write_json, write_text
+from adasearch.files import read_json, refuse_full_disk, write_json, write_text
 from adasearch.graph_runtimes import VOCABULARY_KEY
-from adasearch.model_inputs import positions_of
+from adasearch.model_inputs import limited_tokenizer, positions_of
 from adasearch.runtime_base import require_onnx
 from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier
 from adasearch.trace import Logits, example_inputs, input_names, trace
@@ -180,9 +179,7 @@ def save_student(
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
         if tokenizer is not None:
-            tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.model_max_length = min(tokenizer.model_max_length, positions_of(model.config) or tokenizer.model_max_length)
-            tokenizer.save_pretrained(partial)
+            limited_tokenizer(tokenizer, positions_of(model.config)).save_pretrained(partial)
         bundle_modelling(modelling_modules(model), partial / MODELLING_FILE)
         module = MODELLING_FILE.removesuffix(".py")
         auto_map = {"AutoConfig": f"{module}.{type(model.config).__name__}",
@@ -198,13 +195,9 @@ def save_student(
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except Exception as error:  # safetensors and tokenizers say "(os error 28)" in exceptions of their own
-        if not isinstance(error, OSError) and "os error" not in str(error):
-            raise
-        raise TrainingError(
-            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); "
-            "what was saved before is intact"
-        ) from error
+    except Exception as error:
+        refuse_full_disk(folder, error)
+        raise
     finally:
         if old.exists() and not folder.exists():  # the second rename failed
             os.replace(old, folder)

@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):  # there may be no folder for it to lie in
             partial.unlink()
-        _refuse(path, error)
+        refuse_full_disk(path, error)
         raise
 
 
@@ -53,14 +53,16 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(partial, path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        _refuse(path, error)
+        refuse_full_disk(path, error)
         raise
 
 
-def _refuse(path: Path, error: BaseException) -> None:
-    """Raise ``TrainingError`` for a disk that took no more, as Python, torch's and safetensors' writers say it."""
-    is_writer = isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or "inline_container" in str(error)
-    if is_writer:
+def refuse_full_disk(path: Path, error: BaseException) -> None:
+    """Raise ``TrainingError`` where an error means that the disk took no more; else return.
+
+    Python raises OSError; safetensors and tokenizers say "os error 28", torch names its inline_container, in exceptions of their own.
+    """
+    if isinstance(error, OSError) or "os error" in str(error) or "inline_container" in str(error):
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise TrainingError(f"{path}: cannot be written ({reason}); what was saved before is intact") from error
 

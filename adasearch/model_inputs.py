@@ -5,6 +5,8 @@ Dimensions: B batch, L tokens.
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -39,6 +41,13 @@ def positions_of(config: PreTrainedConfig) -> int | None:
         return None
     is_counted = config.model_type in COUNTS_FROM_PADDING
     return rows - (config.pad_token_id + 1 if is_counted else getattr(config, "position_offset", 0))
+
+
+def limited_tokenizer(tokenizer: PreTrainedTokenizerBase, most: int | None) -> PreTrainedTokenizerBase:
+    """A copy to be saved beside a model, which cuts texts at ``most`` word pieces where it did not cut them earlier; None: as it is."""
+    limited = copy.deepcopy(tokenizer)
+    limited.model_max_length = min(limited.model_max_length, most or limited.model_max_length)
+    return limited
 
 
 def check_positions(setting: str, length: int, name: str, config: PreTrainedConfig) -> None:

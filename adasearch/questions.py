@@ -76,6 +76,13 @@ def refuse_questions(config: TaskConfig, verb: str) -> None:
         )
 
 
+def question_metrics(asked: str | None) -> tuple[str, ...]:
+    """F1 and exact match, the one that was asked for first: it counts. Raises ``ConfigError`` for another."""
+    if asked is not None and asked not in METRICS_OF_QUESTIONS:
+        raise ConfigError(f"metric: {asked!r} cannot count in question answering; choices: {', '.join(METRICS_OF_QUESTIONS)}")
+    return tuple(dict.fromkeys([asked or METRICS_OF_QUESTIONS[0], *METRICS_OF_QUESTIONS]))
+
+
 def read_questions(config: TaskConfig, seed: int, notes: list[str]) -> tuple[str, dict[str, Questions]]:
     """Name and splits ("train", "validation", "test" where there is one) of what the settings ask for.
 
@@ -85,8 +92,7 @@ def read_questions(config: TaskConfig, seed: int, notes: list[str]) -> tuple[str
     for name in ("soft_label_columns", "unlabeled_file"):
         if getattr(config, name):
             raise ConfigError(f"{name}: not for question answering; leave it out")
-    if config.metric is not None and config.metric not in METRICS_OF_QUESTIONS:
-        raise ConfigError(f"metric: {config.metric!r} cannot count in question answering; choices: {', '.join(METRICS_OF_QUESTIONS)}")
+    question_metrics(config.metric)
     name, tables, is_published = _tables(config)
     skip = config.skip_bad_rows or is_published
     splits, columns = {}, _columns(config)

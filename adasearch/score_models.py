@@ -24,11 +24,11 @@ from adasearch.formats import align_columns, format_score, metric_name
 from adasearch.known_labels import Columns, labels_of, places_of, read_examples
 from adasearch.metrics import choose_metrics, is_skewed
 from adasearch.progress import Progress
-from adasearch.questions import COLUMNS, Questions, read_question_table, read_rows
+from adasearch.questions import COLUMNS, Questions, question_metrics, read_question_table, read_rows
 from adasearch.run_files import model_in
 from adasearch.runtime_base import trained_on_pairs
 from adasearch.scoring import LEVEL, Difference, Interval, Judged, ModelScore, Scoreboard, judge
-from adasearch.squad_metrics import EXACT, METRICS_OF_QUESTIONS, squad_points
+from adasearch.squad_metrics import EXACT, squad_points
 from adasearch.texts import Split
 
 MOST_LABELS = 20  # printed; JSON has all
@@ -145,7 +145,7 @@ def _examples(
         task = run.task(data_dir)
         source = f"the {'validation' if task.test is None else 'test'} examples of {run.folder}"
         if isinstance(task.held_out, Questions):
-            return source, task.held_out, _question_metrics(metric)
+            return source, task.held_out, question_metrics(metric)
         return source, task.held_out, choose_metrics(task.problem_type, task.num_labels, own=task.metrics, asked=metric)
     if data_dir is not None:
         raise ConfigError("data_dir: says where a run's own examples lie, and an input_file is given; choices: one of the two")
@@ -155,17 +155,11 @@ def _examples(
         answers = COLUMNS["label_column"] if columns.label == Columns.label else columns.label
         named = dict(zip(COLUMNS, (question, context, answers)))
         table = read_question_table(path, "input_file")
-        return str(path), read_rows(table, named, needs_starts=False, skip_bad_rows=False, notes=[]), _question_metrics(metric)
+        return str(path), read_rows(table, named, needs_starts=False, skip_bad_rows=False, notes=[]), question_metrics(metric)
     kind, names = _known(folder)
     check_pairs(trained_on_pairs(folder), columns.pair is not None, "text_pair_column")
     examples = read_examples(path, "input_file", kind, names, columns)
     return str(path), examples, choose_metrics(kind, len(names), asked=metric, skewed=is_skewed(examples.labels))
-
-
-def _question_metrics(asked: str | None) -> tuple[str, ...]:
-    if asked is not None and asked not in METRICS_OF_QUESTIONS:
-        raise ConfigError(f"metric: {asked!r} cannot count in question answering; choices: {', '.join(METRICS_OF_QUESTIONS)}")
-    return tuple(dict.fromkeys([asked or METRICS_OF_QUESTIONS[0], *METRICS_OF_QUESTIONS]))
 
 
 def format_evaluation(found: Evaluation) -> str:

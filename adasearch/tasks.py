@@ -22,10 +22,9 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint
 from adasearch.labels import Schema, check_learnable, drop_single, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
-from adasearch.questions import PROBLEM_TYPE, asks_questions, read_questions
+from adasearch.questions import PROBLEM_TYPE, asks_questions, question_metrics, read_questions
 from adasearch.settings import check_choice
 from adasearch.sources import Source, find_preset, find_source
-from adasearch.squad_metrics import METRICS_OF_QUESTIONS
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
 from adasearch.task_config import TaskConfig
 from adasearch.texts import Split
@@ -113,8 +112,7 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
 def _question_task(config: TaskConfig, seed: int) -> Task:
     notes: list[str] = []
     name, splits = read_questions(config, seed, notes)
-    metrics = tuple(dict.fromkeys([config.metric or METRICS_OF_QUESTIONS[0], *METRICS_OF_QUESTIONS]))
-    return Task(name, PROBLEM_TYPE, ("start", "end"), metrics, **splits, notes=notes)
+    return Task(name, PROBLEM_TYPE, ("start", "end"), question_metrics(config.metric), **splits, notes=notes)
 
 
 def _load_demo(config: TaskConfig, cache: Path | None) -> Task:

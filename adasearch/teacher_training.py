@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from adasearch.fit_config import FitConfig, steps_of
 from adasearch.methods.distill import Finetune
 from adasearch.methods.reading import FinetuneReader
 from adasearch.metrics import score
+from adasearch.model_inputs import limited_tokenizer
 from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
 from adasearch.reader import Reader, score_reader
@@ -79,9 +79,7 @@ def finetune(
 
     def save(partial: Path) -> None:
         teacher.model.save_pretrained(partial)
-        tokenizer = copy.deepcopy(teacher.tokenizer)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_seq_length)  # served at the length it is scored at
-        tokenizer.save_pretrained(partial)
+        limited_tokenizer(teacher.tokenizer, config.max_seq_length).save_pretrained(partial)  # served at the length it is scored at
 
     if accelerator.is_main_process:
         with resting():
