@@ -54,6 +54,8 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "from_hugging_face": "adasearch.encoder:from_hugging_face",
     "GateValues": "adasearch.structure:GateValues",
     "StructureGates": "adasearch.hard_concrete:StructureGates",
+    "compress_cofi": "adasearch.cofi_run:compress_cofi",
+    "CofiConfig": "adasearch.cofi_config:CofiConfig",
     "compress_earlybert": "adasearch.earlybert_run:compress_earlybert",
     "EarlyBertConfig": "adasearch.encoder_config:EarlyBertConfig",
     "SparseModel": "adasearch.sparse_files:SparseModel",

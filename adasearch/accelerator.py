@@ -19,8 +19,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, as malloc.h numb
 BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be worth its rounding
 
 
-def make_accelerator(config: RunConfig | EncoderRunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig | EncoderRunConfig, begun: str | None = None) -> Accelerator:
     """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it.
+
+    ``begun``: the precision that a run goes on with, which a busier moment or another machine would measure differently.
 
     Raises ``ConfigError`` for more threads than cores.
     """
@@ -30,7 +32,8 @@ def make_accelerator(config: RunConfig | EncoderRunConfig) -> Accelerator:
     precision = config.mixed_precision
     if precision == "auto":
         on_cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        precision = "bf16" if on_cpu and agree(_bf16_gain()) > BF16_GAIN else "no"
+        is_faster = on_cpu and (begun == "bf16" if begun else agree(_bf16_gain()) > BF16_GAIN)
+        precision = "bf16" if is_faster else "no"
     return Accelerator(cpu=config.cpu, mixed_precision=precision)
 
 

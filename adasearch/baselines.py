@@ -27,6 +27,8 @@ from adasearch.errors import ConfigError, DataError
 FOLDS = 3
 STRENGTHS = (0.25, 1.0, 4.0, 16.0)  # C of the logistic regression; Ridge's alpha is 1 / C
 RARE_FROM = 1_000  # with so many texts, terms that only one of them has are left out; with fewer they are worth keeping
+MEMORY_BYTES = 4 << 30  # that fitting may take: of many labels the most frequent terms alone are kept
+BYTES_PER_COEFFICIENT = 32 * 8  # the solver's: its last ten steps and gradients, and copies
 CHOICE_TEXTS = 20_000  # so many texts, drawn by the seed, decide on the strength; all are used to fit
 ABSENT_SCORE = -1e4  # score of a label that no training text has
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -35,12 +37,13 @@ Texts = Sequence[str] | Sequence[tuple[str, str]]
 class PairTfidf(TransformerMixin, BaseEstimator):
     """Pairs of texts -> (N, 4V): the TF-IDF vectors a and b of either, a * b and |a - b|. One vocabulary for both."""
 
-    def __init__(self, min_df: int = 1):
+    def __init__(self, min_df: int = 1, max_features: int | None = None):
         self.min_df = min_df
+        self.max_features = max_features
 
     def fit(self, pairs: Sequence[tuple[str, str]], y: Any = None) -> PairTfidf:
         """Learn the vocabulary and the weights of its terms from all texts of all pairs."""
-        self.vectorizer_ = _vectorizer(self.min_df).fit([text for pair in pairs for text in pair])
+        self.vectorizer_ = _vectorizer(self.min_df, self.max_features).fit([text for pair in pairs for text in pair])
         return self
 
     def transform(self, pairs: Sequence[tuple[str, str]]) -> sparse.csr_matrix:
@@ -49,8 +52,13 @@ class PairTfidf(TransformerMixin, BaseEstimator):
         return sparse.hstack([a_NV, b_NV, a_NV.multiply(b_NV), abs(a_NV - b_NV)], format="csr")
 
 
-def _vectorizer(min_df: int) -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, dtype=np.float64)
+def _vectorizer(min_df: int, max_features: int | None) -> TfidfVectorizer:
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_df, max_features=max_features, dtype=np.float64)
+
+
+def most_terms(num_labels: int, is_pair: bool) -> int:
+    """So many terms fit into ``MEMORY_BYTES``: two labels never come near, at a thousand it is 16,777. V of a pair is four times as many."""
+    return max(1, MEMORY_BYTES // (BYTES_PER_COEFFICIENT * num_labels * (4 if is_pair else 1)))
 
 
 @dataclass(frozen=True)
@@ -166,12 +174,14 @@ def tfidf_baseline(
         num_labels = {"single_label": lambda: int(labels.max()) + 1, "multi_label": lambda: labels.shape[1]}.get(
             problem_type, lambda: 1
         )()
-    min_df = 2 if len(inputs) >= RARE_FROM else 1
-    vectorizer = _vectorizer(min_df) if pairs is None else PairTfidf(min_df)
+    kept = 2 if len(inputs) >= RARE_FROM else 1, most_terms(num_labels, is_pair=pairs is not None)
+    vectorizer = _vectorizer(*kept) if pairs is None else PairTfidf(*kept)
     try:
         features_NV = vectorizer.fit_transform(inputs)
     except ValueError as error:  # "empty vocabulary"
         raise DataError(f"tfidf: no terms in {len(inputs)} texts ({' '.join(str(error).split())})") from error
+    terms = vectorizer if pairs is None else vectorizer.vectorizer_
+    terms.vocabulary_ = {term: int(place) for term, place in terms.vocabulary_.items()}  # numpy's would treble the pickle
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits of a baseline do not matter
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")

@@ -76,6 +76,12 @@ def negative_log_likelihood(logits_NC: np.ndarray, labels: np.ndarray, temperatu
     return float(-log_softmax(scaled_NC, axis=1)[np.arange(len(labels)), labels].mean())
 
 
+def may_calibrate(labels: np.ndarray) -> bool:
+    """Whether there are probabilities to calibrate, and examples enough: classes or sets of classes, 20 of them."""
+    is_class = labels.ndim == 2 or np.issubdtype(labels.dtype, np.integer)
+    return bool(is_class and is_known(labels).sum() >= FEWEST_EXAMPLES)
+
+
 def fit_temperature(logits_NC: np.ndarray, labels: np.ndarray) -> float:
     """The temperature of least negative log-likelihood, between 0.05 and 20; examples without a label are left out.
 

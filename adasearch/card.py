@@ -62,8 +62,8 @@ from tokenizers import Tokenizer
 
 session = onnxruntime.InferenceSession({graph})
 encoded = Tokenizer.from_file({tokenizer}).encode("...")
-inputs = {{"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}}
-(logits,) = session.run(None, inputs)
+known = {{"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}}
+(logits,) = session.run(None, {{wanted.name: np.array([known[wanted.name]]) for wanted in session.get_inputs()}})
 """),
     ]  # fmt: skip
 

@@ -141,7 +141,7 @@ class Cascade:
         predictions: list[Any] = list(first.predictions)
         for row in rows:
             predictions[row] = self.labels[logits_NC[row].argmax()]
-        return Answers(predictions, shares_NC, logits_NC, first.cut, unsure_N)
+        return Answers(predictions, shares_NC, logits_NC, first.is_cut_N, unsure_N)
 
     def _unsure(self, shares_NC: np.ndarray) -> np.ndarray:
         confidence_N = shares_NC.max(axis=1, initial=0)

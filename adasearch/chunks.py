@@ -165,7 +165,11 @@ def _csv_reader(path: Path) -> Any:
 
 
 def _header(reader: Any) -> list[str]:
-    header = next((row for row in reader if row), None)
+    try:
+        header = next((row for row in reader if row), None)
+    except csv.Error as error:
+        hint = ": lone carriage returns end its lines; save it with line feeds" if "new-line" in str(error) else ""
+        raise ValueError(f"its header cannot be read ({error}){hint}") from error
     if header is None:
         raise ValueError("it is empty; a header with the columns' names is expected")
     names = [name.strip() for name in header]
@@ -202,7 +206,7 @@ def _read_jsonl(path: Path, texts: Sequence[str]) -> Iterator[Row]:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
             yield Row(number, {}, f"no JSON ({getattr(error, 'msg', error)})")
             continue
         is_object = isinstance(values, dict)

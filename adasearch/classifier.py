@@ -34,14 +34,27 @@ class Answers:
 
     Attributes: ``predictions`` a label each, labels above one half joined by ``|`` in multi-label tasks, the score in
     regression; ``probabilities_NC`` None in regression; ``is_escalated_N`` whom the teacher answered, None without one;
-    ``cut`` how many texts were longer than the model reads.
+    ``is_cut_N`` which texts were longer than the model reads.
     """
 
     predictions: list[str] | list[float]
     probabilities_NC: np.ndarray | None
     logits_NC: np.ndarray
-    cut: int
+    is_cut_N: np.ndarray
     is_escalated_N: np.ndarray | None = None
+
+    @property
+    def cut(self) -> int:
+        """How many texts were longer than the model reads."""
+        return int(self.is_cut_N.sum())
+
+    def part(self, rows: slice) -> Answers:
+        """What is said of some of the texts."""
+        shares, who = self.probabilities_NC, self.is_escalated_N
+        return Answers(
+            self.predictions[rows], None if shares is None else shares[rows], self.logits_NC[rows], self.is_cut_N[rows],
+            None if who is None else who[rows],
+        )  # fmt: skip
 
 
 class TextClassifier:
@@ -85,30 +98,29 @@ class TextClassifier:
 
     def answer(self, texts: Sequence[str], pairs: Sequence[str] | None = None, tell: Tell | None = None) -> Answers:
         """What the model says of each text or pair of texts, in their order."""
-        logits_NC, cut = self.logits(texts, pairs, tell)
-        return self.interpret(logits_NC, cut)
+        return self.interpret(*self.logits(texts, pairs, tell))
 
-    def interpret(self, logits_NC: np.ndarray, cut: int = 0) -> Answers:
+    def interpret(self, logits_NC: np.ndarray, is_cut_N: np.ndarray) -> Answers:
         """Logits as predictions and calibrated probabilities. The temperature moves no prediction."""
         if not self.labels:
-            return Answers(shortest(logits_NC[:, 0]), None, logits_NC, cut)
+            return Answers(shortest(logits_NC[:, 0]), None, logits_NC, is_cut_N)
         shares_NC = probabilities(logits_NC, is_multi_label=self.is_multi_label, temperature=self.temperature)
         if self.is_multi_label:
             named = ["|".join(name for name, logit in zip(self.labels, row) if logit > 0) for row in logits_NC]
         else:
             named = [self.labels[index] for index in logits_NC.argmax(-1)]
-        return Answers(named, shares_NC, logits_NC, cut)
+        return Answers(named, shares_NC, logits_NC, is_cut_N)
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, tell: Tell | None = None
-    ) -> tuple[np.ndarray, int]:
-        """Logits (N, C) float32, and how many texts were cut. Batches are of texts of nearly the same length.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, C) float32, and which texts were cut, (N,). Batches are of texts of nearly the same length.
 
         Raises ``ModelError`` when a logit is not finite: its argmax would pass for a prediction; ``ConfigError`` for pairs where
         the model was trained on single texts, and the other way round.
         """
         check_pairs(self.is_pair, pairs is not None)
-        ids, cut = self._encode(texts, pairs)
+        ids, is_cut_N = self._encode(texts, pairs)
         logits_NC = np.zeros((len(ids), max(len(self.labels), 1)), dtype=np.float32)
         done = 0
         for rows, batch in self._batches(ids):
@@ -118,25 +130,25 @@ class TextClassifier:
                 tell(done)
         if not np.isfinite(logits_NC).all():
             raise ModelError(f"{self.runtime.name}: the model's logits are not finite; it is damaged, or its precision is too low")
-        return logits_NC, cut
+        return logits_NC, is_cut_N
 
-    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[Sequence[int]], int]:
-        """Word pieces of every text, and how many texts were cut."""
+    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[Sequence[int]], np.ndarray]:
+        """Word pieces of every text, and which texts were cut."""
         if not len(texts):
-            return [], 0
+            return [], np.zeros(0, dtype=bool)
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:  # a tokenizer written in Python
             second = list(pairs) if pairs is not None else None
             ids = self.tokenizer(list(texts), second, truncation=True, max_length=self.limit)["input_ids"]
-            cut = sum(len(row) >= self.limit for row in ids)  # it does not say; one that fits exactly is counted, too
+            is_cut = [len(row) >= self.limit for row in ids]  # it does not say; one that fits exactly is counted, too
         else:  # what the call above does too, without offsets and lists nobody asks for: in 2/5 of the time
             backend.no_padding()
             backend.no_truncation() if self.limit > 2**31 else backend.enable_truncation(
                 self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
             )
             found = backend.encode_batch_fast(list(texts) if pairs is None else list(zip(texts, pairs)))
-            ids, cut = [encoding.ids for encoding in found], sum(bool(encoding.overflowing) for encoding in found)
-        return ids, cut
+            ids, is_cut = [encoding.ids for encoding in found], [bool(encoding.overflowing) for encoding in found]
+        return ids, np.array(is_cut)
 
     def _batches(self, ids: list[Sequence[int]]) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""

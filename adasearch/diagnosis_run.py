@@ -38,7 +38,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import FREE, check, run_folder
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_same_data, check_reopening, commit
+from adasearch.run_files import begin_run, begun_precision, check_same_data, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking, draw_retrained_front
@@ -113,7 +113,7 @@ class Diagnosis:
     @cached_property
     def accelerator(self) -> Accelerator:
         """The device and precision of everything."""
-        return make_accelerator(self.config)
+        return make_accelerator(self.config, begun_precision(self.folder))
 
     @cached_property
     def problem(self) -> Problem:

@@ -20,7 +20,7 @@ from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run
+from adasearch.run_files import begin_run, begun_precision, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
 from adasearch.tasks import Task, load_task
@@ -142,7 +142,7 @@ def begin_encoders(
     check_same_data(folder / "run.json", task.data)
     for note in task.notes:
         progress.message(note)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, begun_precision(folder))
     problem = load_problem(config, task, folder, accelerator, progress, with_teacher)
     return EncoderRun(config, about, folder, task, accelerator, progress), problem
 

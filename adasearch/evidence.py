@@ -47,7 +47,8 @@ def kept_logits(run: Run, forward: Forward, examples: Examples, name: str, model
 def confusion(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Counts of (gold label, predicted label) by kind of system, with the ``labels`` of rows and columns.
 
-    Of more than ``MOST_CLASSES`` labels the ones that take part in most errors keep a row; the rest share the last.
+    Of more than ``MOST_CLASSES`` labels the ones that take part in most errors keep a row; the rest share the last, and how many
+    examples of theirs are right is under ``others_right`` by kind: in their common cell stand those that were taken for another of them, too.
     """
     known_N = labels_N != UNKNOWN
     matrices = {}
@@ -55,16 +56,17 @@ def confusion(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, names: Seq
         counts_CC = np.zeros((len(names), len(names)), np.int64)
         np.add.at(counts_CC, (labels_N[known_N], np.asarray(logits_NC)[known_N].argmax(1)), 1)
         matrices[kind] = counts_CC
-    shown = list(names)
+    shown, right = list(names), {}
     if len(names) > MOST_CLASSES:
         errors_CC = sum(counts - np.diag(np.diag(counts)) for counts in matrices.values())
         worst = np.sort(np.argsort(-(errors_CC.sum(0) + errors_CC.sum(1)), kind="stable")[: MOST_CLASSES - 1])
         group_C = np.full(len(names), len(worst))  # old class -> row
         group_C[worst] = np.arange(len(worst))
         fold = np.eye(len(worst) + 1, dtype=np.int64)[group_C]
+        right = {kind: int(np.diag(counts)[group_C == len(worst)].sum()) for kind, counts in matrices.items()}
         matrices = {kind: fold.T @ counts @ fold for kind, counts in matrices.items()}
         shown = [names[index] for index in worst] + [OTHERS]
-    return {"labels": shown, **{kind: counts.tolist() for kind, counts in matrices.items()}}
+    return {"labels": shown, **{kind: counts.tolist() for kind, counts in matrices.items()}, **({"others_right": right} if right else {})}
 
 
 def disagreements(

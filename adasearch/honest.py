@@ -13,16 +13,17 @@ import numpy as np
 
 from adasearch.architecture import Architecture
 from adasearch.baselines import TfidfBaseline, tfidf_baseline
-from adasearch.calibration import FEWEST_EXAMPLES, Calibration, calibrate
+from adasearch.calibration import Calibration, calibrate, may_calibrate
 from adasearch.card import model_card
 from adasearch.deploy import load_deployment
+from adasearch.errors import DataError
 from adasearch.evidence import cascade, confusion, disagreements, kept_logits
 from adasearch.files import read_json, write_text
 from adasearch.honest_rows import timed_systems
 from adasearch.inspect_run import inspect
 from adasearch.latency_target import compare_run
 from adasearch.measure import hardware
-from adasearch.metrics import is_known, is_skewed, majority_baseline, score
+from adasearch.metrics import is_skewed, majority_baseline, score
 from adasearch.outputs import Forward
 from adasearch.prepare import Problem
 from adasearch.report import Report
@@ -108,7 +109,7 @@ def _student_logits(run: Run, student: Trained, forward: Forward, examples: Exam
 def calibrate_student(run: Run | EncoderRun, problem: Problem | EncoderProblem, student: Scorer) -> Calibration | None:
     """The temperature that makes the student's probabilities honest, left in its folder, where the task has any."""
     labels = problem.validation.labels
-    if problem.task.problem_type == "regression" or is_known(labels).sum() < FEWEST_EXAMPLES:
+    if not may_calibrate(labels):
         return None
     calibration = calibrate(student(problem.validation, "validation"), labels, "validation")
     calibration.save(run.folder / "student")
@@ -133,13 +134,18 @@ def evidence_fields(
 
 
 def _tfidf(run: Run, problem: Problem) -> TfidfBaseline | None:
+    """The plain baseline, where it was asked for; texts that it finds nothing in are a note, not the end of a run that is trained."""
     if "tfidf" not in run.config.controls:
         return None
     run.progress.stage("fit TF-IDF")
     train, task = problem.task.train, problem.task
-    return tfidf_baseline(
-        train.texts, train.labels, pairs=train.pairs, problem_type=task.problem_type, num_labels=task.num_labels, seed=run.config.seed
-    )
+    try:
+        return tfidf_baseline(
+            train.texts, train.labels, pairs=train.pairs, problem_type=task.problem_type, num_labels=task.num_labels, seed=run.config.seed
+        )
+    except DataError as error:
+        problem.notes.append(f"{error}; this report is without that baseline")
+        return None
 
 
 def majority_of(problem: Problem | EncoderProblem) -> dict[str, float]:

@@ -262,16 +262,20 @@ def deployments_table(report: Report) -> Table | None:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix: rows of (gold label, counts with their share of the row, recall)."""
+    """A confusion matrix: rows of (gold label, counts with their share of the row, recall). ``is_folded``: the last row is of many labels."""
 
     who: str
     labels: list[str]
     rows: list[tuple[str, list[tuple[int, float]], float | None]]
+    is_folded: bool = False
 
 
 def confusion_tables(report: Report) -> list[Matrix]:
-    """A matrix for student and teacher, as far as there are any."""
-    labels = report.confusion.get("labels") or []
+    """A matrix for student and teacher, as far as there are any.
+
+    The row that stands for many labels tells how many of its texts got their own, which its counts alone do not say.
+    """
+    labels, others_right = report.confusion.get("labels") or [], report.confusion.get("others_right") or {}
     found = []
     for kind, who in (("student", "Student"), ("teacher", "Teacher")):
         if kind not in report.confusion or not labels:
@@ -280,6 +284,8 @@ def confusion_tables(report: Report) -> list[Matrix]:
         for index, counts in enumerate(report.confusion[kind]):
             total = sum(counts)
             shares = [(count, count / total if total else 0.0) for count in counts]
-            rows.append((labels[index], shares, counts[index] / total if total else None))
-        found.append(Matrix(who, labels, rows))
+            is_many = kind in others_right and index == len(labels) - 1
+            right = others_right[kind] if is_many else counts[index]
+            rows.append((labels[index], shares, right / total if total else None))
+        found.append(Matrix(who, labels, rows, kind in others_right))
     return found

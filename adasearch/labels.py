@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from adasearch.tables import SHOWN_ROWS, Table
 from adasearch.task_config import TaskConfig
 from adasearch.texts import Split
 
-SOFT_SUM_TOLERANCE = 1e-3  # probabilities written with three digits still pass
+SOFT_SUM_TOLERANCE = 1e-3
+FEWEST_DIGITS = 2  # what is written with fewer is no rounded probability
 SHOWN_NAMES = 20  # in error messages
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")  # "007" stays a name
 
@@ -120,7 +121,7 @@ def read_labels(table: Table, column: str, schema: Schema, *, may_be_missing: bo
 def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
     """Probabilities (N, C) float32: finite, from 0, and in single-label tasks with sum 1.
 
-    Raises ``DataError`` where most rows have less: not they are wrong, but the choice of columns.
+    Rounding moves a sum by up to half a unit of the last digit for each label; what is off by no more is divided by its sum. Raises ``DataError`` where most rows have less: not they are wrong, but the choice of columns.
     """
     soft_NC = np.zeros((len(table.numbers), len(schema.soft_columns)), dtype=np.float32)
     for c, column in enumerate(schema.soft_columns):
@@ -134,15 +135,25 @@ def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
                 table.reject(row, column, f"soft label {value!r} is not a probability; choices: 0 to 1")
     if schema.problem_type == "single_label":
         sums_N = soft_NC.sum(axis=1)
-        short = np.flatnonzero(sums_N < 1 - SOFT_SUM_TOLERANCE)
+        tolerance = max(SOFT_SUM_TOLERANCE, len(schema.soft_columns) * _half_unit(table, schema.soft_columns))
+        short = np.flatnonzero(sums_N < 1 - tolerance)
         if len(short) > len(sums_N) / 2:
             raise DataError(
                 f"{table.where}: soft_label_columns: {', '.join(schema.soft_columns)}: in {len(short)} of {len(sums_N)} rows they sum to less"
                 f" than 1 ({table.unit} {table.numbers[short[0]]}: {sums_N[short[0]]:.4g}); is a label's column missing in soft_label_columns?"
             )
-        for row in np.flatnonzero(~(np.abs(sums_N - 1) <= SOFT_SUM_TOLERANCE)):
+        for row in np.flatnonzero(~(np.abs(sums_N - 1) <= tolerance)):
             table.reject(int(row), "+".join(schema.soft_columns), f"the soft labels sum to {sums_N[row]:.4g}, not 1")
+        rounded_N = (np.abs(sums_N - 1) > SOFT_SUM_TOLERANCE) & (np.abs(sums_N - 1) <= tolerance)
+        soft_NC[rounded_N] /= sums_N[rounded_N, None]
     return soft_NC
+
+
+def _half_unit(table: Table, columns: Sequence[str]) -> float:
+    """Half of the last digit that the columns' numbers are written with, as far as it shows: 0.005 of 0.93, 0.05 and 0.9."""
+    texts = (str(value).strip().lower() for column in columns for value in table.columns[column])
+    digits = max((17 if "e" in text else len(text.partition(".")[2]) for text in texts), default=0)
+    return 0.5 * 10.0 ** -max(digits, FEWEST_DIGITS)
 
 
 def _match_soft(

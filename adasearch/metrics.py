@@ -73,8 +73,12 @@ def f1(predictions_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 @_metric("f1_macro", "single_label", "multi_label")
 def f1_macro(predictions_NC: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of the classes' F1, each class weighing the same."""
-    return sk.f1_score(labels, _decisions(predictions_NC, labels), average="macro", zero_division=0)
+    """Mean of the classes' F1, each class weighing the same; one that is neither there nor predicted has none and does not count.
+
+    0 where no class has one.
+    """
+    found = sk.f1_score(labels, _decisions(predictions_NC, labels), average="macro", zero_division=np.nan)
+    return 0.0 if np.isnan(found) else found
 
 
 @_metric("f1_micro", "multi_label")
@@ -172,12 +176,13 @@ def choose_metrics(
 ) -> tuple[str, ...]:
     """The metrics to report, the one that counts first: the one asked for, else the task's own, else the usual.
 
-    F1 is added where the classes are skewed. Raises ``ConfigError`` when ``asked`` is unknown, does not fit the
+    F1 is added where the classes are skewed: the classes' mean, since that of class 1, which is what GLUE's ``own`` mean by F1, may be
+    of the frequent one and flatter more than accuracy does. Raises ``ConfigError`` when ``asked`` is unknown, does not fit the
     problem, or is an error to be made small (scores are compared as "higher is better").
     """
     names = list(own or USUAL_METRICS[problem_type])
     if skewed and problem_type == "single_label":
-        names.append("f1" if num_labels == 2 else "f1_macro")
+        names.append("f1" if own and num_labels == 2 else "f1_macro")
     if asked is not None:
         choices = [n for n in METRICS if METRICS[n].fits(problem_type, num_labels) and METRICS[n].higher_is_better]
         if asked not in choices:

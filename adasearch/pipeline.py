@@ -28,7 +28,7 @@ from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
-from adasearch.run_files import begin_run, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run, stage_facts
+from adasearch.run_files import begin_run, begun_precision, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run, stage_facts
 from adasearch.settings import to_dict
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
@@ -187,7 +187,7 @@ def _open(config: RunConfig, progress: Progress) -> Run:
         task, space = check(config)
         for note in task.notes:
             progress.message(note)
-    return Run(config, folder, task, space, progress, make_accelerator(config))
+    return Run(config, folder, task, space, progress, make_accelerator(config, begun_precision(folder)))
 
 
 def _prepare(this: Run) -> Problem:

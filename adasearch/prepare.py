@@ -21,10 +21,15 @@ from adasearch.comparison import TEXTS
 from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import main_first
+from adasearch.errors import ConfigError
+from adasearch.files import read_json, write_json
 from adasearch.lesson import lesson_rows, teach, transfer_stores
 from adasearch.model_inputs import check_positions, check_vocabulary
+from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.near_copies import near_copies
+from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
+from adasearch.run_files import check_same_data, differences
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
@@ -34,6 +39,7 @@ from adasearch.texts import tokenize
 from adasearch.tokens import Examples, TokenStore
 from adasearch.vocabulary import pieces_of, start_rows
 
+LOOKED_AT = 1_000  # validation examples, to see whether a teacher knows its task
 MOST_COPIES = 0.25  # of the texts that are taken for near copies of the compared ones; more where these are many themselves
 
 
@@ -134,11 +140,14 @@ def prepare(
     """Teacher, tokens, transfer set and the teacher's word on all of it. Every piece is made once and kept.
 
     ``begin`` is called before anything is learned, when nothing is left to refuse here: it may refuse more, and note the settings.
-    Raises ``ModelError`` or ``ConfigError``, before anything is trained, when teacher, tokenizer and settings do not fit each other.
+    Raises ``ModelError`` or ``ConfigError``, before anything is trained, when teacher, tokenizer and settings do not fit each other, or
+    the folder holds what another teacher or other data left.
     """
     config = dataclasses.replace(config, seed=config.seed_of_data)
     start = _start(config, task, folder, progress)
     begin(start)
+    with main_first():
+        _note_source(config, task, folder)
     return _learn(config, task, start, folder, accelerator, progress)
 
 
@@ -176,6 +185,21 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
     return Start(teacher, tokenizer, labelled, validation, held_out, notes, needs)
 
 
+def _note_source(config: RunConfig, task: Task, folder: Path) -> None:
+    """Note whose word the cache holds, before it holds any; studies and diagnoses have no run.json that would keep another's out.
+
+    Raises ``ConfigError`` where it was begun with another teacher or other data.
+    """
+    path = folder / "cache" / "source.json"
+    source = {"teacher": config.teacher, "finetune": dataclasses.asdict(config.finetune), "max_seq_length": config.max_seq_length, "seed": config.seed}
+    if path.exists():
+        check_same_data(path, task.data)
+        if what := differences(read_json(path), source):
+            raise ConfigError(f"output_dir: {folder} holds the word of another teacher ({what}); choices: another --output_dir, or delete it")
+        return
+    write_json(path, {**source, "data": task.data})
+
+
 def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:
     """The teacher fine-tuned where it needs it, and its word on all texts."""
     cache, has_teacher, teacher, notes = folder / "cache", config.teacher != "none", start.teacher, start.notes
@@ -185,6 +209,8 @@ def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerato
     with main_first():
         teacher.model.eval().requires_grad_(False).to(accelerator.device)
         word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
+        if has_teacher and not any(cache.glob("teacher-*.npy")):  # it has said nothing yet
+            _warn_of_poor(task, teacher, validation, accelerator, progress)
         extra = transfer_stores(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
         known = teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
         teacher_validation, teacher_held_out = validation, held_out
@@ -216,6 +242,21 @@ def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerato
         notes,
         labelled,
     )
+
+
+def _warn_of_poor(task: Task, teacher: Teacher, validation: Examples, accelerator: Accelerator, progress: Progress) -> None:
+    """Say that a teacher is no better than the constant answer before it labels all texts: its outputs may stand in another order."""
+    some = validation.select(np.flatnonzero(is_known(validation.labels))[:LOOKED_AT])
+    if not len(some):
+        return
+    (logits_NC,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), some, accelerator)
+    reached = score([task.metric], logits_NC, some.labels)[task.metric]
+    constant = majority_baseline(task.train.labels, some.labels, [task.metric])[task.metric]
+    if reached <= constant:
+        progress.warning(
+            f"the teacher is no better than the constant answer on {len(some)} validation examples (100 x {task.metric}: {100 * reached:.1f},"
+            f" {100 * constant:.1f}); are its outputs in the order {', '.join(task.label_names[:10])}? Students will learn what it says"
+        )
 
 
 def teacher_path(config: RunConfig, cache: Path) -> str:

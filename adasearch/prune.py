@@ -149,13 +149,17 @@ def scorer(split: Split, metric: str) -> Evaluate:
     """A function that scores a student on labelled texts."""
 
     def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-        accelerator, store = Accelerator(), encode(split, tokenizer, model.config.max_position_embeddings)
-        model.eval().to(accelerator.device)
-        examples = Examples(store, tokenizer.pad_token_id)
-        (logits_NC,) = outputs_of(lambda ids, mask: (model(ids, mask).logits,), examples, accelerator)
-        return score([metric], logits_NC, split.labels)[metric]
+        return score([metric], logits_of(model, tokenizer, split), split.labels)[metric]
 
     return evaluate
+
+
+def logits_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> np.ndarray:
+    """What a student says of texts, (N, C)."""
+    accelerator, store = Accelerator(), encode(split, tokenizer, model.config.max_position_embeddings)
+    model.eval().to(accelerator.device)
+    examples = Examples(store, tokenizer.pad_token_id)
+    return outputs_of(lambda ids, mask: (model(ids, mask).logits,), examples, accelerator)[0]
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenStore:

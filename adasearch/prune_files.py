@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import adasearch
+from adasearch.calibration import calibrate, load_calibration, may_calibrate
 from adasearch.classifier import check_pairs
 from adasearch.errors import ConfigError
 from adasearch.finished import FinishedRun, find_run
@@ -20,9 +21,10 @@ from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.methods.distill import Distill
 from adasearch.metrics import choose_metrics
 from adasearch.progress import Progress
-from adasearch.prune import Pruned, Refit, load_student_and_tokenizer, prune_vocabulary, scorer
+from adasearch.prune import Pruned, Refit, load_student_and_tokenizer, logits_of, prune_vocabulary, scorer
 from adasearch.runtime_base import trained_on_pairs
 from adasearch.tasks import Task
+from adasearch.texts import Split
 from adasearch.tokens import TokenStore
 from adasearch.vocabulary import retokenise
 
@@ -57,21 +59,31 @@ def prune_student(
     texts, labelled = _counted(run, texts_file, columns)
     needs_task = refit_steps or (validation_file is None and run is not None)
     task = run.task(data_dir) if needs_task else None
-    evaluate = None
+    split, metric = None, ""
     if validation_file is not None:
         check_pairs(trained_on_pairs(student_dir), columns.pair is not None, "text_pair_column")
         adasearch.register_student()
         kind, names = labels_of(AutoConfig.from_pretrained(student_dir, local_files_only=True))
         split = read_examples(Path(validation_file), "validation_file", kind, names, columns)
         metric = task.metric if task is not None else choose_metrics(kind, len(names))[0]
-        evaluate = scorer(split, metric)
     elif task is not None:
-        evaluate = scorer(task.validation, task.metric)
+        split, metric = task.validation, task.metric
+    evaluate = None if split is None else scorer(split, metric)
     refit = _refit(run, task, student_dir, refit_steps, seed, progress) if refit_steps else None
-    return prune_vocabulary(
+    found = prune_vocabulary(
         student_dir, texts, output_dir=output_dir, labelled=labelled, size=size, sizes=sizes, min_count=min_count,
         max_drop=max_drop, evaluate=evaluate, refit=refit, progress=progress,
     )  # fmt: skip
+    _calibrate(student_dir, found.folder, split)
+    return found
+
+
+def _calibrate(student_dir: Path, pruned: Path, split: Split | None) -> None:
+    """The pruned student's temperature, by the examples it was scored on; where these are too few the one that the whole student had."""
+    if split is not None and may_calibrate(split.labels):
+        calibrate(logits_of(*load_student_and_tokenizer(pruned), split), split.labels, "validation").save(pruned)
+    elif (before := load_calibration(student_dir)) is not None:
+        before.save(pruned)
 
 
 def _counted(

@@ -6,6 +6,7 @@ examples and timed in turns, and the fastest that loses no more than was allowed
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -158,7 +159,7 @@ def _keep_score(
     found = _score(material, material.validation.logits_of(OnnxRuntime(graph, config.threads)))
     if _keeps(found, reference, config):
         return []
-    graph.replace(whole)
+    shutil.copyfile(graph, whole)  # no rename: scratch may lie on another file system
     progress.stage(f"int8 loses {100 * (reference.score - found):.2f} points: which operations hurt", total=len(names))
     few = next(batch for _, batch in material.calibration.batches())
     exact_BC = OnnxRuntime(leave_out(whole, scratch / "none.onnx", names), config.threads)(**few)

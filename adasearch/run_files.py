@@ -149,6 +149,12 @@ def begin_run(folder: Path, settings: dict[str, Any], precision: str, **facts: A
     write_json(path, about)
 
 
+def begun_precision(folder: Path) -> str | None:
+    """What a run computes in, as it was measured when the run was begun; None where there is none, or an older version's."""
+    path = folder / "run.json"
+    return read_json(path).get("precision") if path.exists() else None
+
+
 def note_stage(folder: Path, stage: str, **facts: Any) -> None:
     """Write into run.json that a stage is done, and what is known of it."""
     state = read_json(folder / "run.json")

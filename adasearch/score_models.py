@@ -27,8 +27,8 @@ from adasearch.progress import Progress
 from adasearch.questions import COLUMNS, Questions, question_metrics, read_question_table, read_rows
 from adasearch.run_files import model_in
 from adasearch.runtime_base import trained_on_pairs
-from adasearch.scoring import LEVEL, Difference, Interval, Judged, ModelScore, Scoreboard, judge
-from adasearch.squad_metrics import EXACT, squad_points
+from adasearch.scoring import COUNTED, LEVEL, Difference, Interval, Judged, ModelScore, Scoreboard, judge
+from adasearch.squad_metrics import squad_points
 from adasearch.texts import Split
 
 MOST_LABELS = 20  # printed; JSON has all
@@ -176,14 +176,25 @@ def format_evaluation(found: Evaluation) -> str:
     cut = [f"longer than {model.name} reads: {how.cut} texts" for model, how in zip(board.models, found.served) if how.cut]
     parts += ["; ".join(cut)] if cut else []
     if first.labels:
-        worst = sorted(first.labels, key=lambda label: label.f1)[:MOST_LABELS]
-        shown = [label for label in first.labels if label in worst]
-        rows = [[l.label, f"{l.examples:,}", *(f"{100 * share:.1f}" for share in (l.precision, l.recall, l.f1))] for l in shown]
-        title = first.name if len(shown) == len(first.labels) else f"{first.name}, the {len(shown)} labels of {len(first.labels)} with the lowest F1"
-        parts.append(align_columns([[title, "examples", "precision", "recall", "F1"], *rows]))
+        parts += _label_table(first)
     if first.confusions:
         parts.append("most often taken for another: " + "; ".join(f"{c.gold} for {c.predicted} ({c.count})" for c in first.confusions))
     return "\n\n".join(parts)
+
+
+def _label_table(model: ModelScore) -> list[str]:
+    """Every label that has an example, or the worst of many, and how many have none."""
+    there = [label for label in model.labels if label.examples]
+    worst = sorted(there, key=lambda label: label.f1)[:MOST_LABELS]
+    shown = [label for label in there if label in worst]
+    rows = [
+        [label.label, f"{label.examples:,}", *("-" if share is None else f"{100 * share:.1f}" for share in (label.precision, label.recall, label.f1))]
+        for label in shown
+    ]
+    title = model.name if len(shown) == len(there) else f"{model.name}, the {len(shown)} labels of {len(there)} with the lowest F1"
+    table = align_columns([[title, "examples", "precision", "recall", "F1"], *rows])
+    absent = len(model.labels) - len(there)
+    return [table, *([f"without an example: {absent} of {len(model.labels)} labels"] if absent else [])]
 
 
 def _interval(score: Interval, metric: str) -> str:
@@ -201,7 +212,7 @@ def _sentence(first: ModelScore, difference: Difference, metric: str) -> str:
     )  # fmt: skip
     bounds = f"{format_score(low, metric)} to {format_score(high, metric)}"
     # where the score counts right answers the exact test decides: of few examples that part two models the bootstrap is too sure
-    is_exact = difference.p_value is not None and metric in ("accuracy", EXACT)
+    is_exact = difference.p_value is not None and metric in COUNTED
     is_sure = difference.p_value < 1 - LEVEL if is_exact else low > 0 or high < 0
     text += f" ({bounds}): " + ("more than chance explains" if is_sure else "chance alone may do that")
     if difference.only_first is not None:

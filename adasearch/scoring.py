@@ -1,6 +1,6 @@
 """Scores of finished models on labelled examples, and what chance may have added to each: intervals, paired differences, errors.
 
-Intervals are percentiles of bootstrap resamples of the examples (Efron and Tibshirani 1993, chapter 13), moved so that the resamples'
+The interval of a share of right answers is Wilson's (1927). Others are percentiles of bootstrap resamples of the examples (Efron and Tibshirani 1993, chapter 13), moved so that the resamples'
 mean is the score: a resample lacks rare labels, and its macro F1 with them. All models are resampled together, so that a
 difference has an interval of its own, narrower than those of its two sides. They speak of other examples of the same kind, not of
 other seeds of a training.
@@ -26,6 +26,8 @@ from adasearch.squad_metrics import EXACT
 LEVEL = 0.95
 MOST_RESAMPLES, FEWEST_RESAMPLES, WORK = 1_000, 200, 10_000_000  # fewer of many examples: ``WORK`` decisions a model in all
 MOST_CONFUSIONS = 5
+COUNTED = ("accuracy", EXACT)  # shares of examples that are right, each or not
+CORRELATIONS = ("matthews_correlation", "pearson", "spearmanr")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number measured on examples, and the bounds of its 95% bootstrap interval."""
+    """A number measured on examples, and the bounds of its 95% interval: Wilson's (1927) where it counts right answers, else a bootstrap's."""
 
     value: float
     low: float
@@ -69,13 +71,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label: how many examples have it, and how well it is found, as shares."""
+    """One label: how many examples have it, and how well it is found, as shares; None where there is nothing to find, or nothing found."""
 
     label: str
     examples: int
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def judge(
     resampled = np.array(drawn).transpose(1, 0, 2)  # a model's are (R, M)
     models = tuple(
         ModelScore(
-            model.name, {name: _interval(value_M[m], value_RM[:, m], _best(name)) for m, name in enumerate(metrics)},
+            model.name, {name: _score_interval(name, value_M[m], value_RM[:, m], count) for m, name in enumerate(metrics)},
             _calibration_error(model, labels), _label_scores(model, labels, names), _confusions(model, labels, names),
         )
         for model, value_M, value_RM in zip(judged, values, resampled)
@@ -170,14 +172,22 @@ def _count_resamples(labels: np.ndarray | None, count: int) -> int:
     return min(MOST_RESAMPLES, max(FEWEST_RESAMPLES, WORK // decisions))
 
 
-def _best(metric: str) -> float:
-    """What a metric can be at most: shares and correlations 1."""
-    return math.inf if metric in METRICS and not METRICS[metric].higher_is_better else 1.0
+def _score_interval(metric: str, value: float, resampled_R: np.ndarray, count: int) -> Interval:
+    if metric in COUNTED:  # of few examples, or all of them right, a bootstrap is too sure: it has never seen a wrong one
+        bounds = stats.binomtest(round(value * count), count).proportion_ci(LEVEL, method="wilson")
+        return Interval(float(value), float(bounds.low), float(bounds.high))
+    return _interval(value, resampled_R, *_range(metric))
 
 
-def _interval(value: float, resampled_R: np.ndarray, most: float = math.inf) -> Interval:
+def _range(metric: str) -> tuple[float, float]:
+    """What a metric can be at least and at most: shares 0 and 1, correlations from -1, errors without an end."""
+    is_error = metric in METRICS and not METRICS[metric].higher_is_better
+    return -1.0 if metric in CORRELATIONS else 0.0, math.inf if is_error else 1.0
+
+
+def _interval(value: float, resampled_R: np.ndarray, least: float = -math.inf, most: float = math.inf) -> Interval:
     low, high = np.quantile(resampled_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + value - resampled_R.mean()
-    return Interval(float(value), float(min(low, value)), float(max(value, min(high, most))))
+    return Interval(float(value), float(min(max(low, least), value)), float(max(value, min(high, most))))
 
 
 def _calibration_error(model: Judged, labels: np.ndarray | None) -> float | None:
@@ -188,8 +198,9 @@ def _label_scores(model: Judged, labels: np.ndarray | None, names: Sequence[str]
     if labels is None or model.is_right(labels) is None:
         return ()
     found = model.logits_NC > 0 if labels.ndim == 2 else model.logits_NC.argmax(axis=1)
-    columns = precision_recall_fscore_support(labels, found, labels=range(len(names)), zero_division=0)
-    return tuple(LabelScore(name, int(n), float(p), float(r), float(f)) for name, p, r, f, n in zip(names, *columns))
+    *shares, counts = precision_recall_fscore_support(labels, found, labels=range(len(names)), zero_division=np.nan)
+    known = ([None if np.isnan(share) else float(share) for share in column] for column in shares)
+    return tuple(LabelScore(name, int(n), p, r, f) for name, n, p, r, f in zip(names, counts, *known))
 
 
 def _confusions(model: Judged, labels: np.ndarray | None, names: Sequence[str]) -> tuple[Confusion, ...]:

@@ -34,7 +34,7 @@ from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPrepa
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, model_in, note_stage
+from adasearch.run_files import begin_run, begun_precision, check_folder, check_reopening, check_same_data, model_in, note_stage
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -124,7 +124,7 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     _check_start(config, model)
     _check_model(config, model, is_new, tokenizer)
     train, validation = load_blocks(config, tokenizer, cache=cache, progress=progress)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, begun_precision(folder))
     blocks = {"train": train, "validation": validation}
     data = {name: {"examples": len(part), "texts": fingerprint(part.tokens.ids, part.tokens.offsets)} for name, part in blocks.items()}
     check_same_data(folder / "run.json", data)

@@ -59,25 +59,34 @@ class SpeedRow:
     unverified: tuple[str, ...] = ()
 
 
-def measured_rows(report: Report, task: str | None = None) -> list[SpeedRow]:
-    """The systems of a run: references, teacher, student, controls. ``task`` is the name in the table."""
+def measured_rows(report: Report, task: str | None = None, metric: str | None = None) -> list[SpeedRow]:
+    """The systems of a run: references, teacher, student, controls. ``task`` is the name in the table, ``metric`` the one that is shown;
+    the run's own when absent."""
     bert = next((s for s in report.systems if s.kind == "reference" and s.name.startswith("BERT-base")), None)
     teacher = report.find("teacher")
     place = {kind: index for index, kind in enumerate(KIND_ORDER)}
     ordered = sorted(report.systems, key=lambda system: place.get(system.kind, len(place)))
-    return [_measured_row(report, system, bert, teacher, task or report.task) for system in ordered]
+    return [_measured_row(report, system, bert, teacher, task or report.task, metric or report.metric) for system in ordered]
 
 
-def _measured_row(report: Report, system: System, bert: System | None, teacher: System | None, task: str) -> SpeedRow:
+def _metric_shown(report: Report) -> str:
+    """The metric of the published rows, where the run has it for every system that is scored: others could not be set beside them."""
+    published = read_json(PUBLISHED_FILE)["metrics"].get(report.task)
+    is_known = published is not None and all(published in system.metrics for system in report.systems if system.score_mean is not None)
+    return published if is_known else report.metric
+
+
+def _measured_row(report: Report, system: System, bert: System | None, teacher: System | None, task: str, metric: str) -> SpeedRow:
     is_student = system.kind == "student"
     operations = report.search.get("operations") or {}
     shape = f"{system.batch_size} x {system.seq_len}" if system.seq_len else f"{system.batch_size} text, raw"
     timed = f"{system.runtime} {system.precision}, {shape}, {format_threads(system.threads)}"
     # a share of a squared error says nothing: less is better
-    compares = teacher is not None and report.metric not in ERRORS_OF_MEASUREMENT
+    compares = teacher is not None and metric not in ERRORS_OF_MEASUREMENT
+    score, score_sd = _score(system, report, metric)
     return SpeedRow(
-        task=task, system=system.name, source=MEASURED, metric=report.metric, score=system.score_mean,
-        score_sd=system.score_sd, teacher_share=quotient(system.score_mean, teacher.score_mean) if compares else None,
+        task=task, system=system.name, source=MEASURED, metric=metric, score=score, score_sd=score_sd,
+        teacher_share=quotient(score, _score(teacher, report, metric)[0]) if compares else None,
         params=system.params, smaller_than_bert=_times(bert, system, "params"),
         smaller_than_teacher=_times(teacher, system, "params"), latency_ms=system.latency_ms_p50,
         faster_than_bert=_times(bert, system, "latency_ms_p50"),
@@ -86,6 +95,14 @@ def _measured_row(report: Report, system: System, bert: System | None, teacher: 
         cell=", ".join(f"{count} {name}" for name, count in operations.items()) if is_student else "",
         how=timed if system.latency_ms_p50 else "", seeds=len(system.scores) or None,
     )  # fmt: skip
+
+
+def _score(system: System, report: Report, metric: str) -> tuple[float | None, float | None]:
+    """Mean and standard deviation over the seeds."""
+    if metric == report.metric:
+        return system.score_mean, system.score_sd
+    found = system.metrics.get(metric, {})
+    return found.get("mean"), found.get("sd")
 
 
 def _times(other: System | None, system: System, name: str) -> float | None:
@@ -144,7 +161,7 @@ def collect_rows(runs: Sequence[Path], published: bool = True) -> list[SpeedRow]
             if report.task == task:
                 folder = path.parent.name if path.name == "report.json" else path.stem
                 is_plain = tasks.count(task) == 1 or folder == task
-                rows += measured_rows(report, task if is_plain else f"{task} ({folder})")
+                rows += measured_rows(report, task if is_plain else f"{task} ({folder})", _metric_shown(report) if published else None)
         rows += published_rows([task]) if published else []
     return rows
 
@@ -231,7 +248,7 @@ def _notes(rows: Sequence[SpeedRow]) -> tuple[str, ...]:
         sources = read_json(PUBLISHED_FILE)["sources"].values()
         known = "; ".join(source["text"] for source in sources if source["is_verified"])
         notes.append(
-            "Published, not measured here: scores on the GLUE test sets, ours are on the development sets, so a "
+            "Published, not measured here: scores on the GLUE test sets, ours are on the runs' held-out examples, so a "
             "difference of a point means nothing; speed is relative to BERT-base on the publications' own machines; "
             "% of teacher is of the published BERT-base."
         )

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.errors import ConfigError, DataError, one_line
+from adasearch.task_config import SUFFIXES
 
 LONGEST_FIELD = 2**31 - 1  # the csv module stops at 131,072 characters unless told otherwise; a C long on Windows
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SHOWN_ROWS = 5  # in error messages
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold halves of characters; no tokenizer takes them
 
@@ -173,6 +173,9 @@ def _read_jsonl(text: str, where: str) -> Table:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             broken.append((number, f"no JSON ({error.msg}, character {error.pos + 1})"))
+            continue
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
+            broken.append((number, f"no JSON ({one_line(error, 100)})"))
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from adasearch.errors import ConfigError
 from adasearch.settings import check_choice, check_range
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # of files of examples
+
 
 def folder_name(task: str) -> str:
-    """A task's name as that of a folder: a hub's id without its slash and colon."""
+    """A task's name as that of a folder: a hub's id without its slash and colon, a file's name without its suffix."""
+    if Path(task).suffix.lower() in SUFFIXES:
+        return Path(task).stem
     return task.replace("/", "--").replace(":", "-")
 
 

@@ -116,6 +116,10 @@ def _question_task(config: TaskConfig, seed: int) -> Task:
 
 
 def _load_demo(config: TaskConfig, cache: Path | None) -> Task:
+    """The demo's own data. Raises ``ConfigError`` for settings of other data, which would be passed over."""
+    given = [name for name in ("validation_file", "test_file", "soft_label_columns", "problem_type") if getattr(config, name)]
+    if given:
+        raise ConfigError(f"task: the demo brings its own data, for which there is no {', no '.join(given)}; choices: leave it out, or --train_file FILE")
     assets = None if config.demo_assets is None else Path(config.demo_assets)
     with tempfile.TemporaryDirectory() as scratch:
         reviews = fetch_demo_reviews(Path(scratch) if cache is None else cache, assets)
@@ -198,11 +202,15 @@ def _split(table: Table, source: Source, schema: Schema | None, split: str, skip
 
 
 def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
-    """Training and held-out examples: 10% by a seed, of each class where there are classes (at least one of two)."""
+    """Training and held-out examples: 10% by a seed, of each class where there are classes (at least one of two).
+
+    Examples without a gold label stay: there is nothing to score in them.
+    """
     generator = np.random.default_rng(seed)
-    groups = [np.arange(len(train))]
+    known = np.flatnonzero(is_known(train.labels))
+    groups = [known]
     if train.labels.dtype == np.int64:
-        groups = [np.flatnonzero(train.labels == label) for label in np.unique(train.labels)]
+        groups = [known[train.labels[known] == label] for label in np.unique(train.labels[known])]
     shuffled = [generator.permutation(group) for group in groups]
     sizes = [max(round(HELD_OUT_SHARE * len(group)), 1) if len(group) > 1 else 0 for group in groups]
     held = np.sort(np.concatenate([group[:size] for group, size in zip(shuffled, sizes)]))

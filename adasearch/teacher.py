@@ -6,6 +6,7 @@ Dimensions: N texts, B batch, L tokens, D hidden, P levels (embeddings and every
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,13 +59,29 @@ class Teacher:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, **self.token_types(input_ids)).logits
 
     def logits_and_features(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and each level's vector (B, P, D): the tokens' mean of the embeddings, a layer's first token."""
+        """Logits (B, C) and each level's vector (B, P, D): the tokens' mean of the embeddings, a layer's first token, or its last
+        one where a token sees only what stands before it."""
         output = self.model(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **self.token_types(input_ids)
         )
         mask_BL1 = attention_mask[:, :, None].to(output.hidden_states[0].dtype)
         mean_BD = (output.hidden_states[0] * mask_BL1).sum(1) / mask_BL1.sum(1)
-        return output.logits, torch.stack([mean_BD, *(hidden[:, 0] for hidden in output.hidden_states[1:])], 1)
+        places_BL = attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        read_B = places_BL.argmax(1) if self.is_causal else torch.zeros_like(places_BL[:, 0])
+        rows_B = torch.arange(len(read_B), device=read_B.device)
+        return output.logits, torch.stack([mean_BD, *(hidden[rows_B, read_B] for hidden in output.hidden_states[1:])], 1)
+
+    @cached_property
+    @torch.no_grad()
+    def is_causal(self) -> bool:
+        """Whether the first token knows nothing of the second, as in GPT-2; asked of the model, since no setting says so of all."""
+        first, second, other = [index for index in range(4) if index != self.tokenizer.pad_token_id][:3]
+        ids_BL = torch.tensor([[first, second], [first, other]], device=self.model.device)
+        was_training = self.model.training
+        output = self.model.eval()(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL), output_hidden_states=True, **self.token_types(ids_BL))
+        self.model.train(was_training)
+        known_BD = output.hidden_states[-1][:, 0]
+        return torch.allclose(known_BD[0], known_BD[1], rtol=1e-5, atol=1e-6)
 
     def outputs(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and the probes' logits (B, P, C)."""

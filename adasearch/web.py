@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Body, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -22,6 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from adasearch.cascade import Cascade
 from adasearch.classifier import Answers, TextClassifier, check_pairs, shortest
 from adasearch.errors import ConfigError
+from adasearch.tables import SURROGATE
 from adasearch.web_page import PAGE
 
 LOG = logging.getLogger(__name__)
@@ -106,15 +108,7 @@ class Batcher:
         for job in jobs:
             part = slice(start, start := start + len(job.texts))
             if not job.answers.done():  # its client may have gone away
-                job.answers.set_result(_part(answers, part))
-
-
-def _part(answers: Answers, part: slice) -> Answers:
-    shares, who = answers.probabilities_NC, answers.is_escalated_N
-    return Answers(
-        answers.predictions[part], None if shares is None else shares[part], answers.logits_NC[part], answers.cut,
-        None if who is None else who[part],
-    )  # fmt: skip
+                job.answers.set_result(answers.part(part))
 
 
 def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits: Limits | None = None) -> FastAPI:
@@ -166,14 +160,18 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
 
 
 def as_json(answers: Answers, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """One object a text: ``label``, ``probabilities`` by label (in regression ``score``), in a cascade ``answered_by``."""
+    """One object a text: ``label``, ``probabilities`` by label (in regression ``score``), in a cascade ``answered_by``; of a text
+    of which only the beginning was read ``cut``."""
     if answers.probabilities_NC is None:
-        return [{"score": score} for score in answers.predictions]
-    columns_CN = [shortest(answers.probabilities_NC[:, c]) for c in range(len(labels))]
-    rows = [
-        {"label": label, "probabilities": dict(zip(labels, shares))}
-        for label, *shares in zip(answers.predictions, *columns_CN)
-    ]
+        rows: list[dict[str, Any]] = [{"score": score} for score in answers.predictions]
+    else:
+        columns_CN = [shortest(answers.probabilities_NC[:, c]) for c in range(len(labels))]
+        rows = [
+            {"label": label, "probabilities": dict(zip(labels, shares))}
+            for label, *shares in zip(answers.predictions, *columns_CN)
+        ]
+    for row in np.flatnonzero(answers.is_cut_N):
+        rows[row]["cut"] = True
     if answers.is_escalated_N is not None:
         for row, is_escalated in zip(rows, answers.is_escalated_N):
             row["answered_by"] = "teacher" if is_escalated else "student"
@@ -192,12 +190,12 @@ def _check(texts: list[str], pairs: list[str] | None, limits: Limits) -> None:
         for index, text in enumerate(column):
             if len(text) > limits.characters:
                 raise HTTPException(413, f"{name}[{index}]: {len(text)} characters; at most {limits.characters} a text")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if SURROGATE.search(text):
                 raise HTTPException(422, f"{name}[{index}]: half a character (a lone surrogate)")
 
 
 class BodyLimit:
-    """ASGI middleware that refuses a larger body before it is read, or while, where its length was not announced."""
+    """ASGI middleware that refuses a larger body before it is read, or while, where its length was not announced; and one that is no UTF-8."""
 
     def __init__(self, app: Callable[..., Any], largest: int):
         self.app, self.largest = app, largest
@@ -221,6 +219,12 @@ class BodyLimit:
                 return
             body += message.get("body", b"")
             is_whole = not message.get("more_body", False)
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            refusal = JSONResponse({"detail": f"body: byte {error.start} (0x{body[error.start]:02x}) is not UTF-8; send the request in UTF-8"}, 422)
+            await refusal(scope, receive, send)
+            return
         told = False
 
         async def replay() -> dict[str, Any]:

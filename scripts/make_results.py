@@ -25,6 +25,20 @@ look: the space's sizes and SST-2's target were set after looks at SST-2's valid
 the pairs' recipe after looks at held-out scores too (LOG.md says which). Speed is one text of the
 given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios between rows
 are worth more than the milliseconds, which depend on the machine and on what else it does.
+A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large and prune_ofa read
+files of settings that were changed later; LOG.md says which tables are older than which fix).
+
+To repeat them from nothing, in the project's root, with a task's files at hand or from the hub:
+
+    mkdir -p DIR/mrpc
+    python -c "from datasets import load_dataset as load; [part.to_parquet(f'DIR/mrpc/{name}.parquet') for name, part in load('nyu-mll/glue', 'mrpc').items()]"
+    python scripts/prepare_tasks.py --data_dir DIR --tasks mrpc    # runs/glue/: data with examples to choose by, a teacher
+    DATA_DIR=runs/glue/data TEACHERS=runs/glue/teachers bash scripts/reproduce_adabert_glue.sh mrpc
+    adasearch table runs/mrpc
+
+(rte wants snli and mrpc beside it, sst2 imdb: texts without labels, and snli for rte's teacher.) Of the commands below,
+`runs/latency-adasearch.json` is what `adasearch bench --build_lut true --space adasearch --runtime onnxruntime --output FILE` writes,
+`runs/demo/cache/demo_model` what `bash scripts/demo.sh` leaves.
 """
 FEWEST_RANKED = 5  # members of which a rank correlation says anything
 THEMES = {  # heading -> patterns of the results' names, in this order
@@ -246,7 +260,8 @@ def methods_table(found: dict[str, Any]) -> list[str]:
         student = (number(pair["adabert_score"], ".1f", 100), number(pair["adabert_latency_ms"], ".2f"))
         cells = (pair["task"], pair["cofi"].removeprefix("CoFi "), f"{100 * pair['score']:.1f}", f"{pair['latency_ms']:.2f}", *student)
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, "", "AdaBERT stands for this project's searched students (space `adasearch`), which learned from texts without labels as well, whose"
+            " teacher labelled them; CoFi, as published, from the labelled ones alone."]  # fmt: skip
 
 
 def sparse_table(found: dict[str, Any]) -> list[str]:
@@ -258,11 +273,12 @@ def sparse_table(found: dict[str, Any]) -> list[str]:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for kind in kinds:
         first = rows[tasks[0], kind]
-        scores = [spread(rows[task, kind]["score_mean"], rows[task, kind]["score_sd"]) for task in tasks]
+        known = [rows.get((task, kind)) for task in tasks]
+        scores = ["–" if row is None else spread(row["score_mean"], row["score_sd"]) for row in known]
         sizes = [number(first["size_ratios"].get(name), ".1f") for name in ("nominal", "whole")]
         speed = [number(first["latency_ms_p50"], ".2f"), f"{first['runtime']} {first['precision']}, {first['batch_size']} × {first['seq_len']}"]
         zeros = number(first["encoder_sparsity"], ".1f", 100, "%")
-        cells = [kind.replace("_", " "), *scores, f"{100 * found['means'][kind]:.1f}", zeros, *sizes, *speed]
+        cells = [kind.replace("_", " "), *scores, number(found["means"].get(kind), ".1f", 100), zeros, *sizes, *speed]
         lines.append("| " + " | ".join(cells) + " |")
     time = found["time"]
     if time["saved_s"]:  # by more than one task
@@ -276,9 +292,20 @@ def low_bit_table(found: dict[str, Any]) -> list[str]:
     metric = found["metric"]
     lines = [f"| bits | system | {metric}, {found['split']} split |", "|---|---|---|", f"| 32 | full precision | {found['full_precision'][metric]:.2f} |"]
     for row in found["rows"]:
-        what = row["name"] if row["group"] == "systems" else f"QuantGPT, {row['name']}" if "LSQ" not in row["name"] else row["name"]
-        lines.append(f"| {row['bits']} | {what} | {row[metric]['mean']:.2f} ± {row[metric]['sd']:.2f} |")
+        lines.append(f"| {row['bits']} | {low_bit_name(row)} | {row[metric]['mean']:.2f} ± {row[metric]['sd']:.2f} |")
     return lines
+
+
+def low_bit_name(row: dict[str, Any]) -> str:
+    """What a row is; at 2 bits with how many levels, since a fourth is worth more than any other difference."""
+    name, has_two = row["name"], row["bits"].startswith("2-")
+    if "LSQ" in name:
+        return name if "three levels" in name or not has_two else "LSQ, four levels"
+    levels = "four levels, the default" if "four levels" in name else "three levels"
+    rest = name.replace("four levels at 2 bits", "").removeprefix("four levels, ")
+    if row["group"] == "systems":
+        return f"{name}, {levels}" if has_two and name == "QuantGPT" else name
+    return ", ".join(part for part in ("QuantGPT", levels, rest) if part)
 
 
 TABLES = {  # what only one form of result has, and the table made of it

@@ -84,7 +84,9 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
         }
         for task, report in reports.items() for system in report["systems"] if system["score_mean"] is not None
     ]  # fmt: skip
-    means = {kind: mean(row["score_mean"] for row in rows if row["kind"] == kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
+    of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in dict.fromkeys(row["kind"] for row in rows)}
+    # of kinds that every task has: a mean over other tasks cannot be set beside
+    means = {kind: mean(row["score_mean"] for row in found) for kind, found in of_kind.items() if len(found) == len(reports)}
     lost = {kind: 100 * (means["dense"] - value) for kind, value in means.items() if kind != "dense"}
     return {
         "command": script_command(), "commit": commit(),
@@ -109,12 +111,12 @@ def train_seconds(run: Path, kind: str) -> float | None:
 def time_of(rows: list[dict[str, Any]], stages: dict[str, Any], tasks: int) -> dict[str, Any]:
     """Seconds of training, the mean seed's, over all tasks: with one sparse model, with one for each task, and without any.
 
-    None where a part is not known.
+    None where a part is not known, of one task at least.
     """
 
     def of_kind(kind: str) -> float | None:
         known = [row["train_seconds"] for row in rows if row["kind"] == kind]
-        return None if not known or None in known else sum(known)
+        return None if len(known) != tasks or None in known else sum(known)
 
     parts = [stages.get(name, {}).get("seconds") for name in ("teacher", "sparse")]
     once = None if None in parts else sum(parts)

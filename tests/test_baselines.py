@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from adasearch.baselines import ABSENT_SCORE, STRENGTHS, PairTfidf, tfidf_baseline
+from adasearch import baselines
+from adasearch.baselines import ABSENT_SCORE, STRENGTHS, PairTfidf, most_terms, tfidf_baseline
 from adasearch.errors import ConfigError, DataError
+from adasearch.honest import _tfidf
+from adasearch.progress import Progress
 
 WORDS = {0: ["dull", "slow", "bad"], 1: ["bright", "quick", "good"], 2: ["plain", "even", "fair"]}
 
@@ -109,6 +113,17 @@ def test_rare_terms_are_dropped_from_large_sets_only() -> None:
         assert ("once7" in terms) == has_rare
 
 
+def test_of_many_labels_the_most_frequent_terms_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert most_terms(2, is_pair=False) > 8_000_000 and most_terms(1_000, is_pair=False) == 16_777 == 4 * most_terms(1_000, is_pair=True) + 1
+    labels = np.arange(90) % 3
+    texts = [f"{text} rare{index % 30}" for index, text in enumerate(make_texts(labels))]
+    monkeypatch.setattr(baselines, "MEMORY_BYTES", 3 * 5 * baselines.BYTES_PER_COEFFICIENT)
+    single, pair = tfidf_baseline(texts, labels), tfidf_baseline(texts, labels, pairs=texts)
+    terms = single.pipeline.named_steps["features"].get_feature_names_out()
+    assert len(terms) == 5 and not any(term.startswith("rare") for term in terms)
+    assert pair.pipeline.named_steps["model"].coef_.shape == (3, 4)
+
+
 def test_size_and_calls() -> None:
     labels = np.arange(40) % 2
     texts = make_texts(labels)
@@ -142,3 +157,11 @@ def test_errors(
     with pytest.raises(error, match=message.replace("?", r"\?")) as caught:
         tfidf_baseline(texts, np.array(labels), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trained_run_whose_texts_have_no_terms_is_reported_without_the_baseline() -> None:
+    train = SimpleNamespace(texts=["!", "?"] * 10, pairs=None, labels=np.arange(20) % 2)
+    problem = SimpleNamespace(task=SimpleNamespace(train=train, problem_type="single_label", num_labels=2), notes=[])
+    run = SimpleNamespace(config=SimpleNamespace(controls=["tfidf"], seed=1), progress=Progress())
+    assert _tfidf(run, problem) is None
+    assert problem.notes[0].startswith("tfidf: no terms in 20 texts") and problem.notes[0].endswith("; this report is without that baseline")

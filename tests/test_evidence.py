@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from reports import make_report, system
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from adasearch import evidence
 from adasearch.calibration import calibrate
+from adasearch.html_tables import confusion_tables
 from adasearch.progress import Progress
 from adasearch.texts import Split
 from adasearch.tokens import Examples, TokenStore
@@ -48,6 +50,24 @@ def test_many_labels_keep_those_with_most_errors_and_every_example() -> None:
     assert matrix.sum() == len(labels_N) and np.trace(matrix) == (~wrong_N).sum()
     row, column = (found["labels"].index(f"label {index}") for index in hard)
     assert matrix[row, column] == (wrong_N & (labels_N == 7)).sum() > 0
+    folded = np.array([name not in found["labels"] for name in (f"label {i}" for i in range(count))])
+    assert found["others_right"]["student"] == (folded[labels_N] & (logits_NC.argmax(1) == labels_N)).sum()
+
+
+def test_what_is_taken_for_another_of_the_folded_labels_is_not_right() -> None:
+    """Two of forty labels, far from the most confused, are taken for each other: their common cell is not their recall."""
+    count = evidence.MOST_CLASSES + 20
+    labels_N = np.repeat(np.arange(count), 4)
+    found_N = labels_N.copy()
+    for shown in range(0, evidence.MOST_CLASSES - 1):  # three errors each among those that keep a row
+        found_N[4 * shown : 4 * shown + 3] = (shown + 1) % (evidence.MOST_CLASSES - 1)
+    found_N[-4], found_N[-8] = count - 2, count - 1
+    found = evidence.confusion({"student": np.eye(count)[found_N]}, labels_N, [f"label {i}" for i in range(count)])
+    assert found["labels"][-1] == evidence.OTHERS and found["student"][-1][-1] == 4 * 21 and found["others_right"] == {"student": 4 * 21 - 2}
+    report = make_report(system("student", (0.9,)))
+    report.confusion = found
+    matrix = confusion_tables(report)[0]
+    assert matrix.is_folded and matrix.rows[-1][2] == pytest.approx((4 * 21 - 2) / (4 * 21))
 
 
 def test_disagreements_are_the_hand_worked_ones() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reports import make_report
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
 import adasearch
 from adasearch import bundle, export, trace
 from adasearch.architecture import Architecture, Edge, Macro
+from adasearch.card import usage
 from adasearch.errors import ConfigError, ModelError, TrainingError
 from adasearch.model_inputs import positions_of
 from adasearch.runtimes import OnnxRuntime
@@ -362,6 +364,19 @@ def test_a_saved_student_loads_bit_equal_with_and_without_adasearch(
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=tmp_path, env=environment)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+@pytest.mark.parametrize("make", [lambda: make_student(["conv3"]), make_bert], ids=["searched", "compressed"])
+def test_the_cards_program_for_onnxruntime_alone_runs_as_it_stands(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+    """A BERT's graph wants segment ids, too; a searched student's does not."""
+    folder = export.save_student(make(), make_tokenizer(), tmp_path / "student")
+    export.export_student(folder)
+    snippet = next(snippet for snippet in usage(str(folder), make_report()) if "onnxruntime alone" in snippet.title)
+    names: dict[str, object] = {}
+    exec(snippet.code, names)  # noqa: S102: the program that the card shows
+    text = AutoTokenizer.from_pretrained(folder)("...", return_tensors="pt")
+    expected = AutoModelForSequenceClassification.from_pretrained(folder).eval()(text["input_ids"], text["attention_mask"]).logits
+    np.testing.assert_allclose(names["logits"], expected.detach().numpy(), atol=1e-5)
 
 
 @contextmanager

@@ -48,6 +48,23 @@ def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
     assert not list(finished.rglob("checkpoint.pt")) and not list(finished.rglob("*.partial"))
 
 
+def test_a_teacher_whose_outputs_stand_in_another_order_is_noticed_before_it_labels(finished: Path, tmp_path: Path) -> None:
+    """Names as LABEL_0 tell no order: what it knows is then the wrong way round, and so is all that it would teach."""
+    model, tokenizer = (kind.from_pretrained(finished / "teacher") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    turned = model.classifier.weight.data.flip(0), model.classifier.bias.data.flip(0)
+    for name, (weight, bias) in {"as_it_is": (model.classifier.weight.data, model.classifier.bias.data), "turned": turned}.items():
+        model.classifier.weight.data, model.classifier.bias.data = weight.contiguous(), bias.contiguous()
+        model.config.id2label, model.config.label2id = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        heard: list[str] = []
+        progress = Progress()
+        progress.warning = heard.append
+        prepare_only(tiny_run(tmp_path, teacher=str(tmp_path / name), output_dir=str(tmp_path / f"run-{name}")), progress)
+        assert any("no better than the constant answer on 40 validation examples" in text for text in heard) == (name == "turned"), heard
+    assert "are its outputs in the order negative, positive?" in heard[0]
+
+
 def test_the_report_counts_the_held_out_examples_one_by_one(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     teacher, student = report["systems"][:2]

@@ -201,6 +201,8 @@ def test_long_texts_are_cut_and_counted_and_the_longest_come_first(student: Path
         ("in.csv", b"words\na\n", "text", "no column 'text'; columns: words"),
         ("in.doc", b"", "text", "cannot read '.doc'; choices: .csv, .tsv, .jsonl, .parquet, .txt"),
         ("in.csv", b"", "text", "is not a csv file"),
+        ("in.csv", b"text,label\ra,b\rc,d\r", "text", "lone carriage returns end its lines; save it with line feeds"),
+        ("in.csv", b'"text" ,label\na,b\n', "text", "its header cannot be read"),
         ("in.csv", b"text\n\xff\xfe\n", "text", "is not a csv file"),
         ("in.txt", b"\xff\xfe\n", "text", "is not a txt file"),
         ("in.parquet", b"PAR", "text", "is not a parquet file"),
@@ -496,8 +498,8 @@ def test_the_tokenizer_is_the_one_transformers_calls(student: Path) -> None:
     texts, pairs = [*TEXTS, "very " * 30, "a " * 12], [*PAIRS, "the end", "film " * 12]
     for second in (None, pairs):
         usual = PreTrainedTokenizerFast.from_pretrained(student)(texts, second, truncation=True, max_length=16)
-        ids, cut = classifier._encode(texts, second)
-        assert ids == usual["input_ids"] and cut == (2 if second else 1)
+        ids, is_cut_N = classifier._encode(texts, second)
+        assert ids == usual["input_ids"] and np.flatnonzero(is_cut_N).tolist() == ([len(TEXTS), len(TEXTS) + 1] if second else [len(TEXTS)])
         for rows, batch in classifier._batches(ids):
             for types, row in zip(batch["token_type_ids"], rows):
                 assert types[: len(ids[row])].tolist() == usual["token_type_ids"][row]

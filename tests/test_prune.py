@@ -29,6 +29,7 @@ from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.prune import SIZES, load_student_and_tokenizer, prune_vocabulary, scorer
 from adasearch.known_labels import Columns, read_examples
+from adasearch.calibration import calibrate, load_calibration
 from adasearch.prune_files import prune_student
 from adasearch.shrink import build_student
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
@@ -243,6 +244,20 @@ def test_a_refit_trains_the_cut_student_on_the_lesson(ran: tuple[Path, Problem],
     taught = torch.from_numpy(np.asarray(ran[1].labelled.teacher_logits)).softmax(-1)
     far, near = ((logits(found.folder, ran[1].task.train.texts).softmax(-1) - taught).abs().mean() for found in (plain, refitted))
     assert near < 0.7 * far
+
+
+def test_a_pruned_students_probabilities_stay_honest(ran: tuple[Path, Problem], student: Path, tmp_path: Path) -> None:
+    """Its temperature is its own where there are examples to fit it, and the whole student's where there are none."""
+    folder, problem = ran
+    found = prune_student(folder, tmp_path / "small", size=REQUIRED + 2)
+    split = problem.task.validation
+    own = calibrate(logits(found.folder, split.texts).numpy(), split.labels, "validation")
+    assert load_calibration(found.folder).temperature == pytest.approx(own.temperature, rel=1e-4)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the film was good\n", encoding="utf-8")
+    assert load_calibration(prune_student(student, tmp_path / "never", texts_file=texts).folder) is None
+    dataclasses.replace(own, temperature=2.5).save(student)
+    assert load_calibration(prune_student(student, tmp_path / "unseen", texts_file=texts).folder).temperature == 2.5
 
 
 def test_a_student_from_elsewhere_needs_the_users_files(ran: tuple[Path, Problem], student: Path, tmp_path: Path) -> None:

@@ -70,3 +70,19 @@ def test_the_dense_model_that_teaches_and_the_one_fine_tuned_alike_are_two(
     seconds = {row["kind"]: row["train_seconds"] for row in found["rows"]}
     assert seconds == {"dense": None, "sparse_int8": 6.5, "sparse": 4.5, "dense_finetuned": 8.5}
     assert found["time"]["lock_s"] == 4.5 and found["time"]["lock_and_int8_s"] == 6.5 and found["time"]["sparse_pretraining_s"] == 10.0
+
+
+def test_a_mean_is_of_all_tasks_or_of_none(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A system that one task has and another lacks has no mean to be set beside the others', and no time."""
+    typed = write_finished(tmp_path)
+    first = read_json(tmp_path / "runs" / "sst2" / "report.json")
+    rte = {**first, "systems": [{**row, "score_mean": row["score_mean"] - 0.2} for row in first["systems"] if row["kind"] != "dense"]}
+    write_json(tmp_path / "runs" / "rte" / "report.json", rte)
+    for name in ("sparse", "sparse_int8"):
+        write_json(tmp_path / "runs" / "rte" / "models" / f"{name}-1" / "facts.json", {"train_seconds": 2.0})
+    monkeypatch.setattr(sys, "argv", [*typed, "--tasks", "sst2", "rte"])
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout="abc"))
+    script.main()
+    found = read_json(tmp_path / "results.json")
+    assert found["means"] == pytest.approx({"dense": 0.8, "sparse_int8": 0.77, "sparse": 0.78})
+    assert found["time"]["lock_s"] == 6.5 and found["time"]["direct_s"] is None and found["time"]["saved_s"] == 10.0

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 
-from adasearch import cli
+from adasearch import accelerator, cli
+from adasearch.config import RunConfig
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.questions import Questions
 from adasearch.run_files import (
-    begin_run, check_folder, check_reopening, check_same_data, commit, differences, hand_over, model_in, note_stage, refuse_run, stage_facts,
+    begin_run, begun_precision, check_folder, check_reopening, check_same_data, commit, differences, hand_over, model_in, note_stage, refuse_run, stage_facts,
     typed_command,
 )  # fmt: skip
 from adasearch.tasks import Task
@@ -178,6 +180,17 @@ def test_a_run_is_begun_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "hardware": {"cores": 2}, "stages": {},
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == changed(seed=1)
+
+
+@pytest.mark.parametrize("begun_in", ["no", "bf16"])
+def test_a_run_goes_on_in_the_precision_that_was_measured_when_it_began(tmp_path: Path, begun_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(mixed_precision="auto", cpu=True, threads=1)
+    assert begun_precision(tmp_path) is None
+    begin_run(tmp_path, DEFAULTS, begun_in)
+    monkeypatch.setattr(accelerator, "_bf16_gain", lambda: {"no": 9.0, "bf16": 0.5}[begun_in])  # today it would be the other
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert accelerator.make_accelerator(config, begun_precision(tmp_path)).mixed_precision == begun_in
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_stage_keeps_what_was_noted_first(tmp_path: Path) -> None:

@@ -35,6 +35,29 @@ def test_the_interval_of_an_accuracy_is_the_binomials(count: int, wrong: int) ->
     assert found.low == pytest.approx(low, abs=0.15 * (high - low)) and found.high == pytest.approx(high, abs=0.15 * (high - low))
 
 
+@pytest.mark.parametrize(("count", "wrong"), [(25, 0), (25, 1), (25, 25)])
+def test_few_examples_leave_room_for_what_they_did_not_show(count: int, wrong: int) -> None:
+    """Wilson's interval by its formula: no bootstrap of right answers alone has ever seen a wrong one."""
+    labels_N = np.arange(count) % 2
+    found = judge([Judged("one", says(flipped(labels_N, *range(wrong))))], ["accuracy", "f1_macro"], labels_N, ["no", "yes"]).models[0].scores
+    z, share = stats.norm.ppf(0.975), 1 - wrong / count
+    middle, half = share + z**2 / (2 * count), z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    bounds = (found["accuracy"].low, found["accuracy"].high)
+    assert bounds == pytest.approx(((middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)))
+    assert bounds[1] - bounds[0] > 0.1 and found["f1_macro"].low >= 0
+
+
+def test_a_label_without_an_example_has_no_score() -> None:
+    """Neither the mean of the labels' F1 nor a label's own may take what cannot be measured for a failure."""
+    labels_N = np.array([0, 1] * 20)
+    found = judge([Judged("one", says(labels_N, 3))], ["f1_macro"], labels_N, ["a", "b", "absent"]).models[0]
+    assert found.scores["f1_macro"].value == 1.0
+    absent = found.labels[2]
+    assert (absent.examples, absent.precision, absent.recall, absent.f1) == (0, None, None, None)
+    wrong = judge([Judged("one", says(np.full(40, 2), 3))], ["f1_macro"], labels_N, ["a", "b", "absent"]).models[0].labels
+    assert (wrong[2].precision, wrong[2].recall, wrong[2].f1) == (0.0, None, 0.0) and wrong[0].precision is None
+
+
 def test_examples_are_resampled_for_all_models_together() -> None:
     labels_N = np.arange(300) % 2
     first, other = Judged("first", says(flipped(labels_N, *range(40)))), Judged("other", says(flipped(labels_N, *range(40), 100, 101, 102)))

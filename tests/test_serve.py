@@ -26,7 +26,7 @@ from adasearch.cascade import Cascade  # noqa: E402
 from adasearch.classifier import Answers, TextClassifier  # noqa: E402
 from adasearch.errors import ConfigError  # noqa: E402
 from adasearch.serve import facts_of, listen, serve  # noqa: E402
-from adasearch.web import Limits, create_app  # noqa: E402
+from adasearch.web import Limits, as_json, create_app  # noqa: E402
 
 LIMITS = Limits(texts=8, characters=50, body_bytes=2000)
 SECONDS = 60  # after which a test that waits has failed; none of them comes near
@@ -99,7 +99,9 @@ def test_the_page_needs_nothing_else(client: httpx.Client) -> None:
         ({"content": b'{"texts": ["a"'}, 422, "JSON decode error"),
         ({"content": b'{"texts": ["\\ud800"]}'}, 422, "texts[0]: half a character"),
         ({"content": b'{"texts": "\\ud800"}'}, 422, "texts: Input should be a valid"),
-        ({"content": b"\xff\xfe"}, 422, "expected: {"),
+        ({"content": b"\xff\xfe"}, 422, "body: byte 0 (0xff) is not UTF-8"),
+        ({"content": '{"texts": ["caf\u00e9"]}'.encode("latin-1")}, 422, "body: byte 15 (0xe9) is not UTF-8; send the request in UTF-8"),
+        ({"content": b"{"}, 422, "expected: {"),
         ({"json": {"texts": ["a" * 3000]}}, 413, "larger than 2000 bytes"),
         ({"content": iter([b'{"texts": ["'] + [b"a" * 500] * 5)}, 413, "larger than 2000 bytes"),  # no length announced
     ],
@@ -108,6 +110,12 @@ def test_bad_requests_are_told_what_is_wrong(client: httpx.Client, request_: dic
     reply = client.post("/predict", headers={"content-type": "application/json"}, **request_)
     assert (reply.status_code, says in reply.json()["detail"]) == (status, True), reply.text
     assert client.get("/predict").status_code == 405
+
+
+def test_a_text_that_was_cut_is_told_to_whom_it_belongs(model: TextClassifier) -> None:
+    answers = model.answer(["a film", "very " * 60, "good"])
+    assert ["cut" in row for row in as_json(answers, model.labels)] == [False, True, False] and answers.cut == 1
+    assert [answers.part(slice(start, start + 1)).cut for start in range(3)] == [0, 1, 0]
 
 
 class Slow:

@@ -123,6 +123,19 @@ def test_published_rows_are_those_of_the_tasks_there_are(tmp_path: Path) -> None
     assert {row.source for row in collect_rows([run], published=False)} == {MEASURED}
 
 
+def test_a_run_is_set_beside_published_rows_by_their_metric(tmp_path: Path) -> None:
+    """MRPC's are F1 scores; ours count accuracy first and have F1 as well."""
+    report = make_report("mrpc")
+    f1 = {"teacher": 0.86, "student": 0.83, "tfidf": 0.80}
+    systems = [replace(s, metrics={"accuracy": {"mean": s.score_mean, "sd": None}, "f1": {"mean": f1[s.kind], "sd": 0.01}}) if s.kind in f1 else s for s in report.systems]
+    run = write_run(tmp_path / "mrpc", replace(report, systems=systems, metrics=["accuracy", "f1"], majority={}))
+    rows = {row.system.split()[0]: row for row in collect_rows([run]) if row.source == MEASURED}
+    assert {row.metric for row in collect_rows([run])} == {"f1"}
+    assert (rows["student"].score, rows["student"].score_sd, rows["student"].teacher_share) == (0.83, 0.01, pytest.approx(0.83 / 0.86))
+    assert {row.metric for row in collect_rows([run], published=False)} == {"accuracy"}
+    assert {row.metric for row in collect_rows([write_run(tmp_path / "without", report)]) if row.source == MEASURED} == {"accuracy"}
+
+
 def read_markdown(text: str) -> list[dict[str, str]]:
     """Every line of every table of a Markdown text by its header, unescaped."""
     found, header = [], None

@@ -265,7 +265,28 @@ def test_bad_soft_labels_are_named(tmp_path: Path) -> None:
     assert "1 columns (x) for the 2 labels of column 'label' (x, y)" in _error(path, soft_label_columns=["x"])
 
 
+@pytest.mark.parametrize(("labels", "digits"), [(2, 2), (4, 3), (10, 3), (20, 3), (5, 2)])
+def test_rounded_probabilities_are_taken_and_made_whole(tmp_path: Path, labels: int, digits: int) -> None:
+    """Rounding moves the sum of many labels far; a row that is off by more is still refused."""
+    exact_NC = np.random.default_rng(labels).dirichlet(np.ones(labels), size=200)
+    names = [f"p_{index}" for index in range(labels)]
+    rows = [{"text": f"t{row}", **{name: f"{share:.{digits}f}" for name, share in zip(names, shares)}} for row, shares in enumerate(exact_NC)]
+    path = _write(pd.DataFrame(rows), tmp_path / "t.csv")
+    found_NC = _load(path, validation_file=path, soft_label_columns=names).train.soft_labels
+    np.testing.assert_allclose(found_NC.sum(1), 1, atol=1.1e-3)
+    np.testing.assert_allclose(found_NC, exact_NC, atol=10.0**-digits)
+    rows[0].update(dict.fromkeys(names, "0.1") | {names[0]: "0.2" if labels == 10 else "0.1"})
+    assert "1 bad row" in _error(_write(pd.DataFrame(rows), tmp_path / "off.csv"), soft_label_columns=names)
+
+
 # --- splits and sources ---
+
+
+def test_examples_without_a_gold_label_are_not_held_out(tmp_path: Path) -> None:
+    """There is nothing to score in them; the soft labels teach."""
+    rows = [{"text": f"t{i}", "label": ("neg", "pos")[i % 2] if i < 40 else None, "p_neg": 0.5, "p_pos": 0.5} for i in range(400)]
+    task = _load(_jsonl(tmp_path / "t.jsonl", rows), soft_label_columns=["p_neg", "p_pos"])
+    assert Counter(task.validation.labels.tolist()) == {0: 2, 1: 2} and len(task.train) == 396
 
 
 def test_held_out_examples_are_stratified_and_drawn_by_seed(tmp_path: Path) -> None:
@@ -350,6 +371,7 @@ def test_hub_that_cannot_be_reached_names_the_alternatives(task: str) -> None:
     [
         ({"task": "sst3"}, "task: 'sst3' is not known .did you mean 'sst2'.*choices: demo, sst2, .*--train_file"),
         ({"task": "data/absent.csv"}, "train_file: data/absent.csv: no such file"),
+        ({"task": "demo", "test_file": "t.csv", "problem_type": "regression"}, "for which there is no test_file, no problem_type; choices: leave it out"),
         ({}, "task: none named; begin with: adasearch run demo; or --train_file FILE"),
         ({"validation_file": "a.csv"}, "given without train_file"),
         ({"problem_type": "ranking"}, "problem_type: 'ranking' is not known; choices: single_label"),

@@ -182,6 +182,22 @@ def test_token_types_by_hand_and_as_the_tokenizer_gives_them(encoder: Path) -> N
     assert teacher_of(encoder, type_vocab_size=1).token_types(ids_BL) == {}
 
 
+def test_a_decoder_is_probed_where_it_has_read_the_whole_text(encoder: Path) -> None:
+    """The first token of a decoder is the same whatever follows; its head reads the last."""
+    bert = teacher_of(encoder)
+    settings = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=0, num_labels=2)
+    decoder = Teacher(GPT2ForSequenceClassification(settings).eval(), bert.tokenizer)
+    assert decoder.is_causal and not bert.is_causal
+    ids_BL, mask_BL = examples_of(bert, 5).tokens.pad(range(5), 0)
+    assert len(set(mask_BL.sum(1).tolist())) > 1  # of several lengths
+    with torch.no_grad():
+        logits_BC, features_BPD = decoder.logits_and_features(ids_BL, mask_BL)
+        for row in range(5):
+            output = decoder.model.transformer(input_ids=ids_BL[row : row + 1, : int(mask_BL[row].sum())], output_hidden_states=True)
+            torch.testing.assert_close(features_BPD[row, 1:], torch.stack([layer[0, -1] for layer in output.hidden_states[1:]]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(decoder.model.score(features_BPD[:, -1]), logits_BC)  # what the head itself reads
+
+
 def test_levels_are_those_of_each_text_alone(encoder: Path) -> None:
     """Padding must not enter the mean; the probes are linear maps of the levels."""
     teacher = teacher_of(encoder)

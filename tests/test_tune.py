@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from safetensors.torch import load_file
 from tiny import tiny_space
-from tiny_task import rows, tiny_run
+from tiny_task import rows, tiny_run, write_csv, write_teacher
 
 from adasearch.arguments import parse_settings
 from adasearch import latency_bench
@@ -330,6 +330,18 @@ def test_a_limit_stops_trials_before_their_students_are_trained(tmp_path: Path) 
     assert trial.state == TrialState.PRUNED and "above macs_limit 1" in trial.user_attrs["reason"]
     assert trial.user_attrs["macs"] > 1 and not (config.folder / "trials" / "0000" / "models").exists()
     assert "above macs_limit" in (config.folder / "tune.md").read_text()
+
+
+def test_a_study_that_was_stopped_while_it_prepared_takes_no_other_teacher_and_no_other_data(tmp_path: Path) -> None:
+    config = study_config(tmp_path)
+    open_study(config, Progress())  # the teacher has learned and spoken, no trial has begun
+    assert not (config.folder / "study.json").exists()
+    write_teacher(tmp_path / "other")
+    with pytest.raises(ConfigError, match="the word of another teacher .teacher was "):
+        tune(dataclasses.replace(config, teacher=str(tmp_path / "other")))
+    write_csv(Path(config.train_file), 90, seed=7)
+    with pytest.raises(ConfigError, match="the data have changed since"):
+        tune(config)
 
 
 def test_trials_begin_with_the_layers_of_the_teacher(tmp_path: Path) -> None:
