@@ -21,7 +21,7 @@ from adasearch.classifier import open_runtime, shortest
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.progress import Progress
-from adasearch.question_answering import PLACE, QUESTION, Frame, QuestionExamples, cut_windows
+from adasearch.question_answering import QUESTION, QuestionExamples, cut_windows
 from adasearch.question_config import ATTRIBUTE, QuestionConfig
 from adasearch.questions import COLUMNS, Questions
 from adasearch.runtime_base import answers_questions
@@ -82,10 +82,7 @@ class QuestionAnswerer:
         """The likeliest answer to each question in its context, in their order."""
         examples = cut_windows(Questions(list(questions), list(contexts)), self.tokenizer, self.windows)
         logits_T2 = self._logits(examples, tell)
-        frame = Frame.of(self.tokenizer)
-        asked = examples.windows_W5[:, PLACE] - len(frame.before) - len(frame.between)
-        cut = len(np.unique(examples.windows_W5[asked >= self.limit, QUESTION]))
-        return SpanAnswers(best_answers(logits_T2, examples, self.windows), cut)
+        return SpanAnswers(best_answers(logits_T2, examples, self.windows), examples.cut_questions)
 
     def _logits(self, examples: QuestionExamples, tell: Callable[[int], None] | None) -> np.ndarray:
         """(T, 2). ``tell`` hears of whole questions, so of as many as there are windows at most."""

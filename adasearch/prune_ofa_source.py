@@ -81,8 +81,16 @@ class Source:
     @property
     def pattern(self) -> str:
         """What may be zero together in it: the pattern that it is pruned to here, else that of the run that made it."""
+        return self._made("pattern")
+
+    @property
+    def scope(self) -> str:
+        """Whether every layer has the same share of zeros, or all together: found as ``pattern`` is."""
+        return self._made("scope")
+
+    def _made(self, setting: str) -> str:
         made = {} if self.config.sparsity else pretraining_run(Path(self.path)).get("config", {})
-        return made.get("pattern", self.config.pattern)
+        return made.get(setting, getattr(self.config, setting))
 
     @property
     def pretraining_seconds(self) -> float | None:

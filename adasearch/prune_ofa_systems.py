@@ -94,7 +94,7 @@ def train_direct(config: PruneOfaTaskConfig, source: Source, place: Workplace) -
     steps = place.problem.steps(config.direct_epochs or settings.epochs, settings.batch_size) + config.direct_more_steps
     fit_config = place.fit_config(steps, settings)
     schedule = SparsitySchedule.of_shares(fit_config.steps, round(source.sparsity, 3))
-    pruning = GradualPruning(schedule, Pattern.parse(source.pattern), config.scope)
+    pruning = GradualPruning(schedule, Pattern.parse(source.pattern), source.scope)
     method = GradualFinetuning(fit_config, *_task(place), **_teaching(config, place), pruning=pruning)
     place.fit(model, method, "direct", examples=_taught(place))
     return Outcome(model, ("direct",), {"method": "gradual magnitude pruning", "sparsity": mean_sparsity(model, stacked_layers(model))})

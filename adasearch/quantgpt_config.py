@@ -155,6 +155,8 @@ class QuantGptConfig:
         check_choice("negatives", self.negatives, NEGATIVES)
         check_choice("bank", self.bank, BANKS)
         check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        if self.quantizer == "laq" and self.mixed_precision == "fp16":
+            raise ConfigError("mixed_precision: fp16 scales the gradients that laq remembers, by more and more; choices: bf16, no")
         for name, low, high in (
             ("steps", 1, 1e9), ("batch_size", 1, 1 << 20), ("block_length", 2, 1 << 20), ("source_length", 2, 1 << 20),
             ("target_length", 2, 1 << 20), ("learning_rate", 0, 1), ("scale_learning_rate", 0, 1), ("warmup", 0, 1),

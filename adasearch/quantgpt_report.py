@@ -26,7 +26,9 @@ def report_text(report: Mapping[str, Any], folder: Path) -> str:
     config, machine = report["config"], report["hardware"]
     terms = [*(["the teacher's predictions"] if config["distill"] else ["gold tokens"])]
     if config["lambda_contrastive"]:
-        terms.append(f"{config['lambda_contrastive']:g} x contrastive term ({config['negatives']} negatives, bank {config['bank']})")
+        bank = f"bank {config['bank']}" if report.get("has_bank", True) else "no bank"  # which no token that is seen once would ask
+        terms.append(f"{config['lambda_contrastive']:g} x contrastive term ({config['negatives']} negatives, {bank})")
+    embedding = "" if config.get("embedding_per") in (None, config["per"]) else f", of the token embedding one a {config['embedding_per']}"
     took = "" if report["train_seconds"] is None else f", {report['train_seconds']:.0f} s of training"
     better = "higher" if report["higher_is_better"] else "lower"
     figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
@@ -39,7 +41,7 @@ Scored on the {report["split"]} split; {better} {report["metric"]} is better. Bi
 size of full precision is that of its float32 tensors, the other that of the written file, scales and header included
 ({report["size_ratio_nominal"]:.2f}x without them). The quantised model was scored as it was read back from its files{_difference(report)}.
 
-- quantiser: {config["quantizer"]}, one scale a {config["per"]}
+- quantiser: {config["quantizer"]}, one scale a {config["per"]}{embedding}
 - learned from: {", ".join(terms)}
 - steps: {report["steps"]:,} of {config["batch_size"]} examples{took}, seed {report["seed"]}
 - command: `{report["command"]}`

@@ -204,7 +204,8 @@ def _train(this: QuantRun) -> None:
         packed.save_pretrained(partial)
         task.tokenizer.save_pretrained(partial)
 
-    note_stage(this.folder, "train", seconds=seconds, steps=history[-1]["step"], validation=history[-1].get("validation"))
+    facts = {"seconds": seconds, "steps": history[-1]["step"], "validation": history[-1].get("validation"), "has_bank": method.bank is not None}
+    note_stage(this.folder, "train", **facts)
     write_folder(this.folder / "model", save)
     note_stage(this.folder, "check", packed_logits_max_difference=_difference(this, student))
 
@@ -254,7 +255,7 @@ def _measure(this: QuantRun) -> dict[str, Any]:
         "scores_full_precision": full, "scores_quantized": scores, "validation_quantized": facts.get("validation"),
         "size_mib_full_precision": totals["fp32_bytes"] / mebibyte, "size_mib_quantized": totals["file_bytes"] / mebibyte,
         "size_ratio": totals["file_ratio"], "size_ratio_nominal": totals["nominal_ratio"],
-        "steps": facts.get("steps"), "train_seconds": facts.get("seconds"), "seed": config.seed,
+        "steps": facts.get("steps"), "train_seconds": facts.get("seconds"), "seed": config.seed, "has_bank": facts.get("has_bank", config.bank != "none"),
         "packed_logits_max_difference": stage_facts(folder, "check").get("packed_logits_max_difference"),
         "model_type": this.model_config.model_type, "config": to_dict(config),
         "command": began["command"], "commit": began["commit"], "hardware": hardware(),

@@ -160,8 +160,9 @@ def bake_int8(model: PreTrainedModel, facts: dict[str, Any] | None = None) -> In
     The config is marked with ``facts``, so that the model is not quantised a second time. Returns what was there.
     """
     found = find_int8(model)
-    for name in found.weights:
-        parametrize.remove_parametrizations(model.get_submodule(name), "weight")
+    for module in model.modules():  # a layer that int8 leaves out may have a mask
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
     for name in {**found.inputs, **found.outputs}:
         layer = model.get_submodule(name)
         for hooks, ours in ((layer._forward_pre_hooks, _round_input), (layer._forward_hooks, _round_output)):

@@ -42,6 +42,7 @@ class QuestionExamples:
     token of the window at which they begin. ``pieces_P2``: first character and the one after the last of every piece,
     context after context, ``contexts_C1`` says where. ``labels_W2``: tokens of the answer's first and last piece.
     ``teacher_logits_T2``: another reader's start and end logits, token by token. ``questions``: where all of it comes from.
+    ``cut_questions``: how many of them were longer than is read of one.
     """
 
     tokens: TokenStore
@@ -52,6 +53,7 @@ class QuestionExamples:
     contexts_C1: np.ndarray  # (C + 1,) int64
     labels_W2: np.ndarray | None = None  # int64
     teacher_logits_T2: np.ndarray | None = None  # float32
+    cut_questions: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -192,10 +194,12 @@ def cut_windows(
     sequences: list[np.ndarray] = []
     windows: list[tuple[int, int, int, int, int]] = []
     labels: list[tuple[int, int]] = []
+    cut = 0
     progress.stage("cut windows", len(questions))
     # leading blanks are in the data and mean nothing, but a byte-level tokenizer would count them
     for number, encoding in enumerate(_encode([text.strip() for text in questions.texts], tokenizer, progress)):
         asked = encoding.ids[: config.max_question_length]
+        cut += len(encoding.ids) > len(asked)
         context = numbers[questions.contexts[number]]
         ids = contexts[context]
         before = np.array([*frame.before, *asked, *frame.between], dtype=np.int32)
@@ -213,6 +217,7 @@ def cut_windows(
     return QuestionExamples(
         TokenStore.from_lists(sequences), tokenizer.pad_token_id, questions, np.array(windows, dtype=np.int32).reshape(-1, 5),
         pieces_P2, contexts.offsets, np.array(labels, dtype=np.int64).reshape(-1, 2) if has_labels else None,
+        cut_questions=cut,
     )  # fmt: skip
 
 

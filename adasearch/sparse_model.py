@@ -1,7 +1,7 @@
 """Masks put into the linear layers of any model, chosen by magnitude, locked, counted, and taken out.
 
 Which layers: those stacked in the model's transformer layers (``encoder_linears``), or any that are named. Embeddings, what
-is tied to them, and the heads of a task stay dense, as published (specs c.2).
+is tied to them, and the heads of a task stay dense, as published (specs c.2); BERT's pooler too, which the published code prunes.
 """
 
 from __future__ import annotations

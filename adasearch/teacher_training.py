@@ -77,9 +77,11 @@ def finetune(
         watch=watch,
     )
 
+    longest = config.question.max_seq_length if is_reader else config.max_seq_length
+
     def save(partial: Path) -> None:
         teacher.model.save_pretrained(partial)
-        limited_tokenizer(teacher.tokenizer, config.max_seq_length).save_pretrained(partial)  # served at the length it is scored at
+        limited_tokenizer(teacher.tokenizer, longest).save_pretrained(partial)  # served at the length it is scored at
 
     if accelerator.is_main_process:
         with resting():

@@ -64,9 +64,7 @@ def test_what_is_taken_for_another_of_the_folded_labels_is_not_right() -> None:
     found_N[-4], found_N[-8] = count - 2, count - 1
     found = evidence.confusion({"student": np.eye(count)[found_N]}, labels_N, [f"label {i}" for i in range(count)])
     assert found["labels"][-1] == evidence.OTHERS and found["student"][-1][-1] == 4 * 21 and found["others_right"] == {"student": 4 * 21 - 2}
-    report = make_report(system("student", (0.9,)))
-    report.confusion = found
-    matrix = confusion_tables(report)[0]
+    matrix = confusion_tables(make_report(system("student", (0.9,)), confusion=found))[0]
     assert matrix.is_folded and matrix.rows[-1][2] == pytest.approx((4 * 21 - 2) / (4 * 21))
 
 

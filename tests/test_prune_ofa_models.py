@@ -20,6 +20,7 @@ from adasearch.int8_modules import int8_layers
 from adasearch.predict import predict_file
 from adasearch.prune_files import prune_student
 from adasearch.prune_ofa_run import prune_once_for_all
+from adasearch.prune_ofa_task_config import Int8Config
 from adasearch.report_files import read_report
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.sparse_files import SparseModel
@@ -53,6 +54,18 @@ def test_an_encoder_pruned_by_structure_is_masked_then_quantised(run: Path, tmp_
     assert (folder / "figures" / "structure.svg").is_file() and "Zeros alone" not in (folder / "report.md").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="direct: .* smaller"):
         prune_once_for_all(tiny_prune_ofa(run.parent, output_dir=str(tmp_path / "direct"), **settings, direct=True))
+
+
+def test_layers_that_int8_leaves_out_are_saved_with_their_zeros(run: Path, tmp_path: Path) -> None:
+    """They have a mask and no quantiser; both the folder and the small file must hold plain weights of them."""
+    settings = {"teacher": str(run / "teacher"), "baselines": False, "max_steps": 2, "output_dir": str(tmp_path / "run"), **WITHOUT_GRAPHS}
+    folder = prune_once_for_all(tiny_prune_ofa(run.parent, **settings, int8=Int8Config(exclude=["attention.query"], batch_size=16)))
+    sparse, int8 = (AutoModelForSequenceClassification.from_pretrained(folder / "models" / f"{key}-42") for key in ("sparse", "sparse_int8"))
+    (name,) = [name for name in sparsity_of(int8) if name.endswith("attention.query")]
+    was_zero = sparse.get_submodule(name).weight == 0
+    assert was_zero.float().mean() > 0.7 and torch.equal(int8.get_submodule(name).weight == 0, was_zero)
+    small = SparseModel.from_pretrained(folder / "student" / "sparse")
+    assert torch.equal(small.get_submodule(name).weight, int8.get_submodule(name).weight)
 
 
 def test_a_searched_student_is_masked_then_quantised(run: Path, tmp_path: Path) -> None:

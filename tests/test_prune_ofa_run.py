@@ -28,8 +28,8 @@ from adasearch.prune_files import prune_student
 from adasearch.progress import Progress
 from adasearch.prune_ofa_forms import Int8Form
 from adasearch.prune_ofa_run import prune_once_for_all
-from adasearch.prune_ofa_source import _lacks_head, open_source, pretraining_stages
-from adasearch.prune_ofa_task_config import Int8Config, TeachConfig
+from adasearch.prune_ofa_source import Source, _lacks_head, open_source, pretraining_stages
+from adasearch.prune_ofa_task_config import Int8Config, LockConfig, PruneOfaTaskConfig, TeachConfig
 from adasearch.qdq_export import export_folder, zeros_of
 from adasearch.quantize import quantize
 from adasearch.quantize_aware import stacked_layers
@@ -182,11 +182,20 @@ def test_orders_that_make_no_sense_are_refused(run: Path, tmp_path: Path) -> Non
         ({**both, "teach": TeachConfig(start="teacher")}, "teach.start: .*deep has other layers"),
         ({"teach": TeachConfig(start="luck")}, "teach.start: 'luck'"), ({"teach": TeachConfig(dropout=1.0)}, "teach.dropout: 1.0"),
         ({"int8": Int8Config(exclude=["no_such"])}, "exclude: no layer's name holds 'no_such'"),
+        ({"direct": True, "lock": LockConfig(warmup=0.3)}, "lock.warmup: 0.3 is more than half .*choices: up to 0.25, or direct false"),
         ({"direct": True, "pattern": "2:4"}, "sparsity"), ({"pattern": "bogus"}, "pattern: 'bogus'"),
     )):  # fmt: skip
         with pytest.raises(ConfigError, match=says):
             begin(f"f{index}", **changes)
         assert not (tmp_path / f"f{index}" / "models").exists(), "said before anything is trained"
+
+
+def test_pruning_on_the_task_alone_takes_pattern_and_scope_of_the_sparse_model(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"config": {"pattern": "4x1", "scope": "global"}})
+    made = Source(PruneOfaTaskConfig(), None, str(tmp_path))
+    assert (made.pattern, made.scope) == ("4x1", "global")
+    at_once = Source(PruneOfaTaskConfig(sparsity=0.5, pattern="2:4"), None, str(tmp_path))
+    assert (at_once.pattern, at_once.scope) == ("2:4", "layer")
 
 
 def test_a_wrong_sparse_model_is_refused_before_the_dense_one_is_trained(tmp_path: Path) -> None:

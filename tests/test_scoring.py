@@ -135,8 +135,8 @@ def test_answers_are_scored_by_their_points() -> None:
 
 def test_the_same_seed_gives_the_same_bounds() -> None:
     labels_N = np.arange(200) % 2
-    boards = [judge([Judged("one", says(flipped(labels_N, *range(30))))], ["accuracy"], labels_N, ["no", "yes"], seed) for seed in (1, 1, 2)]
-    bounds = [(board.models[0].scores["accuracy"].low, board.models[0].scores["accuracy"].high) for board in boards]
+    boards = [judge([Judged("one", says(flipped(labels_N, *range(30))))], ["f1_macro"], labels_N, ["no", "yes"], seed) for seed in (1, 1, 2)]
+    bounds = [(board.models[0].scores["f1_macro"].low, board.models[0].scores["f1_macro"].high) for board in boards]
     assert bounds[0] == bounds[1] != bounds[2]
 
 
