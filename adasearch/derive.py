@@ -38,13 +38,13 @@ Measure = Callable[[Architecture], float]  # milliseconds that a member really t
 
 @dataclass(frozen=True)
 class Derived:
-    """The architecture that a search chose and, where the strategy finds one, a whole Pareto front as plain data.
+    """The architecture that a search chose and, where the strategy finds one, a whole Pareto front.
 
-    ``losses`` are those of all members that were compared, the price of their cost included where there is one.
+    ``front`` makes plain data of it, in which the architecture that is taken in the end, perhaps another finalist, is marked. ``losses`` are those of all members that were compared, the price of their cost included where there is one.
     """
 
     architecture: Architecture
-    front: dict[str, Any] | None = None
+    front: Callable[[Architecture], dict[str, Any]] | None = None
     losses: Mapping[Architecture, float] = field(default_factory=dict)
 
 

@@ -58,7 +58,7 @@ def knots_for(lengths: Lengths) -> tuple[int, ...]:
         if total >= 0.05:  # shorter texts are extrapolated to
             break
     powers = [2**n for n in range(2, 24) if 2 ** (n + 1) > short and 2**n < longest]
-    return tuple(dict.fromkeys([*powers, longest]))
+    return tuple(dict.fromkeys([*(powers or [min(lengths)]), longest]))  # one knot alone serves its own length only
 
 
 def interpolation(knots: Sequence[int], lengths: Lengths) -> list[float]:

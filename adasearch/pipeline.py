@@ -29,6 +29,7 @@ from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
 from adasearch.run_files import begin_run, begun_precision, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run, stage_facts
+from adasearch.search_config import SearchConfig
 from adasearch.settings import to_dict
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
@@ -113,7 +114,7 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     if "random_architecture" in config.controls:
         _check_random_control(config, space)
-    if not config.architecture:
+    if config.search.latency_table or not config.architecture:  # with an architecture random controls may be drawn by a named one
         check_table(config.search, space)
     if config.transfer.size and config.teacher != "none":
         shares(config.transfer)
@@ -126,12 +127,23 @@ def check_settings(config: RunConfig) -> Space:
     validate(config)
     refuse_run("teacher", config.teacher)
     find_strategy(config.search)
+    _check_idle(config)
     space = load_space(config.space)
     check_reopening(run_folder(config), to_dict(config), to_dict(RunConfig()), FREE)
     check_first(run_folder(config), f"student-{(config.seeds or [config.seed])[0]}")
     if config.architecture:
         _check_operations(Architecture.load(Path(config.architecture)), config.architecture)
     return space
+
+
+def _check_idle(config: RunConfig) -> None:
+    """Raise ``ConfigError`` for what ``--batch_size`` and ``--lengths`` set where no latency is asked for: a training has others."""
+    search, usual = config.search, SearchConfig()
+    if search.latency_target_ms is not None or search.latency_table is not None:
+        return
+    for name, others in (("latency_batch_size", "retrain.batch_size, search.batch_size"), ("latency_lengths", "max_seq_length, bench.seq_lengths")):
+        if getattr(search, name) != getattr(usual, name):
+            raise ConfigError(f"search.{name}: {getattr(search, name)} is of a latency, and no target or table is given; choices: --latency_target_ms, or {others}")
 
 
 def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, Architecture, list[Trained]]:

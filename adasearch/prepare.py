@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from adasearch.texts import tokenize
 from adasearch.tokens import Examples, TokenStore
 from adasearch.vocabulary import pieces_of, start_rows
 
+SOURCE = "source.json"  # in the cache
 LOOKED_AT = 1_000  # validation examples, to see whether a teacher knows its task
 MOST_COPIES = 0.25  # of the texts that are taken for near copies of the compared ones; more where these are many themselves
 
@@ -145,6 +147,7 @@ def prepare(
     """
     config = dataclasses.replace(config, seed=config.seed_of_data)
     start = _start(config, task, folder, progress)
+    _check_source(config, task, folder)
     begin(start)
     with main_first():
         _note_source(config, task, folder)
@@ -185,19 +188,24 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
     return Start(teacher, tokenizer, labelled, validation, held_out, notes, needs)
 
 
-def _note_source(config: RunConfig, task: Task, folder: Path) -> None:
-    """Note whose word the cache holds, before it holds any; studies and diagnoses have no run.json that would keep another's out.
+def _source(config: RunConfig) -> dict[str, Any]:
+    """Whose word the cache holds: studies and diagnoses have no run.json that would keep another's out."""
+    return {"teacher": config.teacher, "finetune": dataclasses.asdict(config.finetune), "max_seq_length": config.max_seq_length, "seed": config.seed}
 
-    Raises ``ConfigError`` where it was begun with another teacher or other data.
-    """
-    path = folder / "cache" / "source.json"
-    source = {"teacher": config.teacher, "finetune": dataclasses.asdict(config.finetune), "max_seq_length": config.max_seq_length, "seed": config.seed}
-    if path.exists():
-        check_same_data(path, task.data)
-        if what := differences(read_json(path), source):
-            raise ConfigError(f"output_dir: {folder} holds the word of another teacher ({what}); choices: another --output_dir, or delete it")
-        return
-    write_json(path, {**source, "data": task.data})
+
+def _check_source(config: RunConfig, task: Task, folder: Path) -> None:
+    """Raise ``ConfigError`` where the cache was begun with another teacher or other data."""
+    path = folder / "cache" / SOURCE
+    check_same_data(path, task.data)
+    if path.exists() and (what := differences(read_json(path), _source(config))):
+        raise ConfigError(f"output_dir: {folder} holds the word of another teacher ({what}); choices: another --output_dir, or delete it")
+
+
+def _note_source(config: RunConfig, task: Task, folder: Path) -> None:
+    """Before the cache holds any word."""
+    path = folder / "cache" / SOURCE
+    if not path.exists():
+        write_json(path, {**_source(config), "data": task.data})
 
 
 def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:

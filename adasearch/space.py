@@ -55,6 +55,7 @@ def load_space(name_or_path: str) -> Space:
 def space_from_dict(data: dict[str, Any], where: str) -> Space:
     """A checked Space from plain data; ``where`` begins every error."""
     _check_keys(data, Space, where)
+    data = {key: value for key, value in data.items() if value is not None}  # a key with nothing behind it is at its default
     _check_types(data, where)
     macro_data = data.get("macro") or {}
     _check_keys(macro_data, Macro, f"{where}: macro")
@@ -68,7 +69,7 @@ def space_from_dict(data: dict[str, Any], where: str) -> Space:
                 near = difflib.get_close_matches(str(name), list(OPERATIONS), n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise ConfigError(f"{where}: {key}[{index}]: unknown operation {name!r}{hint}; known: {', '.join(sorted(OPERATIONS))}")
-    lists = {key: tuple(data[key]) for key in ("operations", "pair_operations", "never_derived", "widths", "cells") if data.get(key)}
+    lists = {key: tuple(data[key]) for key in ("operations", "pair_operations", "never_derived", "widths", "cells") if key in data}
     space = Space(**{**data, **lists, "macro": Macro(**macro_data)})
     _check_space(space, where)
     return space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,14 +44,20 @@ def check_starts(config: RunConfig, whole_space: Space, space: Space, cache: Pat
         layers = [name for name in Architecture.load(Path(config.architecture)).operations if name.startswith(PREFIX)]
         if layers:
             raise ConfigError(f"architecture: {config.architecture} has {layers[0]!r}, which needs a teacher; choices: --teacher, another one")
-    if warm is None and not inherited_operations(space):
+    spaces = [space]
+    if config.architecture:  # whose layers are the teacher's whatever the space is
+        chosen = Architecture.load(Path(config.architecture))
+        own = {"operations": tuple(chosen.operations), "pair_operations": (), "never_derived": (), "cells": (1, max(1, chosen.depth))}
+        spaces.append(dataclasses.replace(space, name=config.architecture, macro=chosen.macro, **own))
+    if warm is None and not any(map(inherited_operations, spaces)):
         return
     if config.teacher == "none":
         check_inherited(space, None, "teacher")
     path = teacher_path(config, cache)
     remote = config.finetune.trust_remote_code
     try:
-        check_inherited(space, AutoConfig.from_pretrained(path, trust_remote_code=remote), f"teacher {config.teacher}")
+        for one in spaces:
+            check_inherited(one, AutoConfig.from_pretrained(path, trust_remote_code=remote), f"teacher {config.teacher}")
         if warm is not None:
             word, _ = tables_of(AutoModel.from_pretrained(path, trust_remote_code=remote))
             check_warm_start(warm, AutoTokenizer.from_pretrained(path, trust_remote_code=remote), word, config.max_seq_length)

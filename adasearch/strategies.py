@@ -16,10 +16,13 @@ def find_strategy(config: SearchConfig) -> type[SearchMethod]:
     check_choice("search.strategy", config.strategy, tuple(STRATEGIES))
     strategy = STRATEGIES[config.strategy]
     strategy.check(config)
-    if strategy.one_process and PartialState._shared_state and PartialState().num_processes > 1:
+    are_many = PartialState._shared_state and PartialState().num_processes > 1
+    if strategy.one_process and are_many:
         raise ConfigError(
             f"search.strategy: {config.strategy!r} trains in one process; choices: start it without torchrun, or another strategy"
         )
+    if config.finalists > 1 and are_many:
+        raise ConfigError(f"search.finalists: {config.finalists} are trained by one process alone; choices: 1, or no torchrun")
     return strategy
 
 

@@ -65,8 +65,6 @@ def run_search(
     A strategy that finds a whole Pareto front leaves it as ``front.json`` and as a figure too.
     """
     strategy = find_strategy(config.search)
-    if config.search.finalists > 1 and accelerator.num_processes > 1:
-        raise ConfigError(f"search.finalists: {config.search.finalists} are trained by one process alone; choices: 1, or no torchrun")
     torch.manual_seed(config.seed)
     supernet = Supernet(space, problem.student_config)
     path, weights = folder / "architecture.json", folder / "supernet.pt"
@@ -99,8 +97,9 @@ def run_search(
         members = finalists(derived, method, measure)
         architecture = Finals(config, problem, space, supernet, method, members, parts, folder, accelerator, progress).winner()
     if derived.front is not None:
-        write_json(folder / "front.json", derived.front)
-        draw_front(derived.front, folder / "front")
+        front = derived.front(architecture)
+        write_json(folder / "front.json", front)
+        draw_front(front, folder / "front")
     _alarm(architecture, settings, space, progress)
     write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
     write_json(path, architecture.to_dict())

@@ -23,6 +23,8 @@ FOLDERS = {
     "wandb": ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"),
 }
 
+_set: dict[str, str] = {}  # environment variables that were set here
+
 
 def check_trackers(config: RunConfig | EncoderRunConfig) -> None:
     """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
@@ -40,7 +42,8 @@ def start_trackers(config: RunConfig | EncoderRunConfig, folder: Path, accelerat
     where.mkdir(parents=True, exist_ok=True)
     for name in config.trackers:
         for variable in FOLDERS[name]:
-            os.environ.setdefault(variable, str(where.resolve()))
+            if os.environ.get(variable) == _set.get(variable):  # not the user's: unset, or another run's of this process
+                os.environ[variable] = _set[variable] = str(where.resolve())
     accelerator.project_configuration.logging_dir = str(where)  # several runs of one process share the accelerator
     accelerator.log_with = list(config.trackers)
     accelerator.init_trackers(f"adasearch-{config.task.replace('/', '-').replace(':', '-')}")

@@ -7,6 +7,7 @@ command. Whoever is killed loses the trial at hand; it is noticed and the trial 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ from adasearch.tune_trial import PREPARING, Pruned, Study, open_study, run_trial
 
 POLL_SECONDS = 0.5
 OPEN = (TrialState.RUNNING, TrialState.WAITING)
+TAKEN_OVER = "trial {}: another worker took it over; its result is not used"
 
 
 def tune(config: TuneConfig, progress: Progress | None = None) -> Path:
@@ -93,8 +95,12 @@ def work(study: Study, index: int = 0, progress: Progress | None = None) -> None
                 try:
                     values, state = run_trial(study, found, trial), TrialState.COMPLETE
                 except Pruned as reason:
-                    trial.set_user_attr("reason", str(reason))
                     values, state = None, TrialState.PRUNED
+                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # ``tell`` says so below
+                        trial.set_user_attr("reason", str(reason))
+                except optuna.exceptions.UpdateFinishedTrialError:  # given up on while it ran, as below
+                    progress.warning(TAKEN_OVER.format(trial.number))
+                    continue
                 except Exception as error:  # ours: the trial ends with the process, and is not tried again
                     trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
                     found.tell(trial, state=TrialState.FAIL)
@@ -102,7 +108,7 @@ def work(study: Study, index: int = 0, progress: Progress | None = None) -> None
             try:
                 progress.message(describe(found.tell(trial, values, state), config))
             except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # given up on while it ran: another has it
-                progress.warning(f"trial {trial.number}: another worker took it over; its result is not used")
+                progress.warning(TAKEN_OVER.format(trial.number))
 
 
 def tell_lost(found: optuna.Study, storage: BaseStorage, config: TuneConfig, progress: Progress) -> None:

@@ -234,6 +234,9 @@ def test_a_whole_run_with_inherited_layers(tmp_path: Path) -> None:
     given, plain = str(folder / "search" / "architecture.json"), load_space("adasearch")
     with pytest.raises(ConfigError, match=f"architecture: .* has '{edge.operation}', which needs a teacher"):
         check_starts(replace(config, architecture=given, teacher="none"), plain, plain, tmp_path)
+    BertConfig(hidden_size=24, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="architecture.json': macro.teacher_size: 16, but teacher .*other has 24"):
+        check_starts(replace(config, architecture=given, teacher=str(tmp_path / "other")), plain, plain, tmp_path)
     wrong = tiny_run(tmp_path, output_dir=str(tmp_path / "wrong"), space="inherited")
     with pytest.raises(ConfigError, match="macro.teacher_size: 384, but teacher .* has 16; choices: 16"):
         check(wrong)

@@ -67,6 +67,8 @@ def test_histogram_and_knots_cover_the_texts() -> None:
     lengths = length_histogram([5, 5, 9, 33])
     assert lengths == {5: 0.5, 9: 0.25, 33: 0.25}
     assert knots_for(lengths) == (4, 8, 16, 32, 33) and knots_for({20: 1.0}) == (20,)
+    for alike in ({10: 0.02, 128: 0.98}, {127: 0.03, 128: 0.97}, {20: 0.04, 64: 0.96}, {3: 0.5, 4: 0.5}):  # nearly all cut at one length
+        assert len(knots_for(alike)) > 1 and table_of(tiny_space(), knots_for(alike)).at(alike).predict(tiny_architecture()) > 0
     rare = length_histogram([3] + [20] * 99 + [64])
     assert knots_for(rare) == (16, 32, 64)  # one very short text in a hundred is extrapolated to
 

@@ -20,7 +20,7 @@ from tiny_task import rows, tiny_run, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 import adasearch
-from adasearch.config import DistillConfig, RetrainConfig, TransferConfig
+from adasearch.config import DistillConfig, FinetuneConfig, RetrainConfig, SearchConfig, TransferConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.files import write_json
 from adasearch.finished import FinishedRun
@@ -48,9 +48,10 @@ def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
     assert not list(finished.rglob("checkpoint.pt")) and not list(finished.rglob("*.partial"))
 
 
-def test_a_teacher_whose_outputs_stand_in_another_order_is_noticed_before_it_labels(finished: Path, tmp_path: Path) -> None:
+def test_a_teacher_whose_outputs_stand_in_another_order_is_noticed_before_it_labels(tmp_path: Path) -> None:
     """Names as LABEL_0 tell no order: what it knows is then the wrong way round, and so is all that it would teach."""
-    model, tokenizer = (kind.from_pretrained(finished / "teacher") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    taught = prepare_only(tiny_run(tmp_path, finetune=FinetuneConfig(epochs=20, learning_rate=3e-3, batch_size=16)))
+    model, tokenizer = (kind.from_pretrained(taught / "teacher") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
     turned = model.classifier.weight.data.flip(0), model.classifier.bias.data.flip(0)
     for name, (weight, bias) in {"as_it_is": (model.classifier.weight.data, model.classifier.bias.data), "turned": turned}.items():
         model.classifier.weight.data, model.classifier.bias.data = weight.contiguous(), bias.contiguous()
@@ -63,6 +64,21 @@ def test_a_teacher_whose_outputs_stand_in_another_order_is_noticed_before_it_lab
         prepare_only(tiny_run(tmp_path, teacher=str(tmp_path / name), output_dir=str(tmp_path / f"run-{name}")), progress)
         assert any("no better than the constant answer on 40 validation examples" in text for text in heard) == (name == "turned"), heard
     assert "are its outputs in the order negative, positive?" in heard[0]
+
+
+def test_another_teachers_cache_is_refused_before_the_settings_are_noted(tmp_path: Path) -> None:
+    """A diagnosis has left it: what is refused may still go on with the teacher that it is of."""
+    config = tiny_run(tmp_path)
+    write_json(tmp_path / "run" / "cache" / "source.json", {"teacher": "another"})
+    with pytest.raises(ConfigError, match="holds the word of another teacher .teacher was 'another'"):
+        prepare_only(config)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_settings_of_a_latency_that_nobody_asked_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="search.latency_batch_size: 64 is of a latency.* or retrain.batch_size, search.batch_size"):
+        check_settings(tiny_run(tmp_path, search=SearchConfig(latency_batch_size=64)))
+    check_settings(tiny_run(tmp_path, search=SearchConfig(latency_batch_size=64, latency_target_ms=1.0)))
 
 
 def test_the_report_counts_the_held_out_examples_one_by_one(finished: Path) -> None:

@@ -87,6 +87,11 @@ def test_windows_are_hugging_faces(stride: int) -> None:
         assert theirs.sequence_ids(index).index(1) == examples.windows_W5[index, PLACE]
 
 
+def test_a_question_as_long_as_is_read_is_not_cut() -> None:
+    texts = ["film " * pieces for pieces in (9, 10, 11)]  # of which 10 are read
+    assert windows_of(Questions(texts, ["the actor was good"] * 3)).cut_questions == 1
+
+
 def test_labels_are_the_answer_s_tokens() -> None:
     questions = random_questions(60, seed=1)
     examples = windows_of(questions)

@@ -66,6 +66,13 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert space.for_task(is_pair=True).operations == ("conv3", "skip", "soft_alignment")
 
 
+def test_a_default_may_be_written_out_or_left_empty() -> None:
+    plain = space_from_dict({"name": "x", "operations": ["conv3", "skip"]}, "x.yaml")
+    for written in ({"never_derived": [], "pair_operations": []}, {"never_derived": None, "pair_operations": None, "widths": None, "macro": None}):
+        found = space_from_dict({"name": "x", "operations": ["conv3", "skip"], **written}, "x.yaml")
+        assert found == plain and hash(found) == hash(plain)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

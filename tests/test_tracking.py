@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_task import tiny_run
 
+from adasearch import trackers
 from adasearch.config import RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError
 from adasearch.pipeline import search
@@ -43,6 +46,20 @@ def test_tensorboard_shows_the_history(tmp_path: Path, monkeypatch: pytest.Monke
         assert all(math.isclose(a, b, rel_tol=1e-6) for (_, a), (_, b) in zip(found, wanted)), "float32"
     assert {tag.partition("/")[0] for tag in shown.Tags()["scalars"]} == {"search", "teacher"}
     assert list(home.iterdir()) == []
+
+
+def test_every_runs_tracker_writes_into_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of a study share a process; what the user has set stays."""
+    for variable in trackers.FOLDERS["wandb"]:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(trackers, "_set", {})
+    monkeypatch.setenv("WANDB_CACHE_DIR", "/users/own")
+    accelerator = SimpleNamespace(trackers=[], is_main_process=True, project_configuration=SimpleNamespace(), init_trackers=lambda name: None)
+    for name in ("first", "second"):
+        trackers.start_trackers(RunConfig(report_to="wandb"), tmp_path / name, accelerator)
+        assert os.environ["WANDB_DIR"] == str(tmp_path / name / "tracking") and os.environ["WANDB_CACHE_DIR"] == "/users/own"
+    for variable in trackers._set:
+        monkeypatch.delenv(variable)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from tiny import tiny_space
 from tiny_task import rows, tiny_run, write_csv, write_teacher
 
 from adasearch.arguments import parse_settings
-from adasearch import latency_bench
+from adasearch import latency_bench, tune_study
 from adasearch.cli import import_user_code
 from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
@@ -550,6 +551,26 @@ def test_a_worker_that_was_given_up_on_does_not_spoil_the_study(queue: tuple[Tun
             time.sleep(0.05)
         with pytest.raises((optuna.exceptions.UpdateFinishedTrialError, ValueError)):
             found.tell(trial, [0.5, 1.0])
+
+
+def test_a_worker_whose_trial_was_given_up_on_takes_the_next(queue: tuple[TuneConfig, optuna.Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slept for three minutes: whatever it notes of its trial is refused, not only the result."""
+    config, found = queue
+    run: list[int] = []
+
+    def trial_of(study: Any, optuna_study: optuna.Study, trial: optuna.Trial) -> list[float]:
+        run.append(trial.number)
+        if len(run) == 1:
+            found.tell(trial.number, state=TrialState.FAIL)  # by another machine
+        trial.set_user_attr("seconds", 1.0)
+        return [0.5, 1.0]
+
+    monkeypatch.setattr(tune_study, "run_trial", trial_of)
+    heard, progress = [], Progress()
+    progress.warning = heard.append
+    tune_study.work(SimpleNamespace(config=config), progress=progress)
+    assert len(run) == config.n_trials and [trial.state for trial in found.trials[1:]] == [TrialState.COMPLETE] * (config.n_trials - 1)
+    assert heard == [f"trial {run[0]}: another worker took it over; its result is not used"]
 
 
 @pytest.mark.parametrize(

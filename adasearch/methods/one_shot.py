@@ -10,6 +10,7 @@ Members are compared on labelled texts that the supernet has not learned from.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,10 @@ class OneShot(SearchMethod):
         front = evolution.front()
         if not config.is_constrained:
             chosen = front[knee(np.array([evolution.found[member] for member in front]))]
-            return Derived(chosen, self.describe(evolution, chosen))
+            return Derived(chosen, partial(self.describe, evolution))
         losses = {member: loss for member, (loss, _) in evolution.found.items()}
         chosen = best_within(losses, self, progress, measure)
-        return Derived(chosen, self.describe(evolution, chosen), losses)
+        return Derived(chosen, partial(self.describe, evolution), losses)
 
     def describe(self, evolution: Evolution, chosen: Architecture) -> dict[str, Any]:
         """The front as plain data, cheapest first, each point with its loss, its costs and its architecture."""
