@@ -20,7 +20,7 @@ from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
 from adasearch.derive import finalists
 from adasearch.distributed import main_first
-from adasearch.errors import ConfigError, ModelError
+from adasearch.errors import ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit

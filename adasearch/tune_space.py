@@ -98,7 +98,7 @@ class StudySpace:
         for name, value in values.items():
             if not name.startswith("space."):
                 config = _with(config, name, value)
-        if any(name in ("search.target_macs", "search.target_params") for name in values):
+        if any(values.get(name) for name in ("search.target_macs", "search.target_params")):
             config = _with(config, "search.efficiency", "constraint")  # a target of MACs or parameters means nothing without
         validate(config)
         return config
