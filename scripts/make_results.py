@@ -25,8 +25,8 @@ look: the space's sizes and SST-2's target were set after looks at SST-2's valid
 the pairs' recipe after looks at held-out scores too (LOG.md says which). Speed is one text of the
 given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios between rows
 are worth more than the milliseconds, which depend on the machine and on what else it does.
-A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large and prune_ofa read
-files of settings that were changed later; LOG.md says which tables are older than which fix).
+A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large reads a file of
+settings that was changed later; LOG.md says which tables are older than which fix).
 
 To repeat them from nothing, in the project's root, with a task's files at hand or from the hub:
 
