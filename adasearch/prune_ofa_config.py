@@ -8,7 +8,7 @@ from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
 from adasearch.settings import check_choice, check_range, check_report_to, tracker_names
 from adasearch.sparse_pattern import SCOPES, Pattern
-from adasearch.sparsity_schedule import SparsitySchedule
+from adasearch.sparsity_schedule import SparsitySchedule, check_rewound
 
 
 @dataclass
@@ -170,11 +170,8 @@ class SparsePretrainingConfig:
                 check_range(name, getattr(self, name), low, high)
         Pattern.parse(self.pattern).check(self.sparsity)
         free = 1 - (self.prune_end - self.prune_start)
-        if self.rewind and self.warmup > free / 2 + 1e-9:
-            raise ConfigError(
-                f"warmup: {self.warmup:g} is more than half of the steps outside of pruning ({free:g}), so that a rewound rate would rise far above"
-                f" its peak; choices: up to {free / 2:g}, an earlier prune_end, or rewind false"
-            )
+        if self.rewind:
+            check_rewound("warmup", self.warmup, free, "an earlier prune_end, or rewind false")
         if not self.task_weight and not self.kd_weight and not self.layer_weight:
             raise ConfigError("task_weight, kd_weight, layer_weight: all are 0, so nothing is learned; choices: one above 0")
         if self.teacher and self.head_warmup_steps:

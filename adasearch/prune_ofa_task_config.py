@@ -9,13 +9,14 @@ from adasearch.encoder_config import EncoderRunConfig, check_fit
 from adasearch.errors import ConfigError
 from adasearch.settings import check_choice, check_range
 from adasearch.sparse_pattern import SCOPES, Pattern
+from adasearch.sparsity_schedule import check_rewound
 
 QUANTIZERS = ("min_max", "dynamic_scale", "lsq", "pact")
 OUTPUTS = ("published", "all", "none")
 FORMATS = ("smallest", "bitmap", "index", "delta", "dense")
 COMPRESSIONS = ("none", "zstd", "zlib", "lzma")
 STARTS = ("sparse", "teacher")
-DIRECT_WARMUP = 0.25  # of the steps at most: `direct` prunes in half of them, and its rate is rewound when that is over
+DIRECT_FREE = 0.5  # share of its steps in which `direct` does not prune
 
 
 @dataclass
@@ -166,11 +167,8 @@ class PruneOfaTaskConfig(EncoderRunConfig):
         if self.teach.dropout is not None:
             check_range("teach.dropout", self.teach.dropout, 0, 0.99)
         check_range("direct_more_steps", self.direct_more_steps, 0, 1e9)
-        if self.direct and self.lock.warmup > DIRECT_WARMUP:
-            raise ConfigError(
-                f"lock.warmup: {self.lock.warmup:g} is more than half of the steps in which direct does not prune, so that its rewound rate would"
-                f" rise far above its peak; choices: up to {DIRECT_WARMUP:g}, or direct false"
-            )
+        if self.direct:
+            check_rewound("lock.warmup", self.lock.warmup, DIRECT_FREE, "or direct false")
         Pattern.parse(self.pattern).check(self.sparsity)
         if not self.teach.teacher_weight and not self.teach.gold_weight:
             raise ConfigError("teach.teacher_weight, teach.gold_weight: both are 0, so nothing says what the answers are; choices: one above 0")

@@ -94,3 +94,15 @@ def warmed_linear(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return step / warmup
     return max(0, steps - step) / max(1, steps - warmup)
+
+
+def check_rewound(where: str, warmup: float, free: float, otherwise: str) -> None:
+    """Raise ``ConfigError`` for a warm-up, a share of the steps, of more than half of those in which nothing is pruned, ``free``.
+
+    The rewound rate would rise far above its peak. ``otherwise`` is what else may be chosen.
+    """
+    if warmup > free / 2 + 1e-9:
+        raise ConfigError(
+            f"{where}: {warmup:g} is more than half of the steps outside of pruning ({free:g}), so that a rewound rate would rise far above"
+            f" its peak; choices: up to {free / 2:g}, {otherwise}"
+        )

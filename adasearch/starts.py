@@ -56,8 +56,9 @@ def check_starts(config: RunConfig, whole_space: Space, space: Space, cache: Pat
     path = teacher_path(config, cache)
     remote = config.finetune.trust_remote_code
     try:
+        theirs = AutoConfig.from_pretrained(path, trust_remote_code=remote)
         for one in spaces:
-            check_inherited(one, AutoConfig.from_pretrained(path, trust_remote_code=remote), f"teacher {config.teacher}")
+            check_inherited(one, theirs, f"teacher {config.teacher}")
         if warm is not None:
             word, _ = tables_of(AutoModel.from_pretrained(path, trust_remote_code=remote))
             check_warm_start(warm, AutoTokenizer.from_pretrained(path, trust_remote_code=remote), word, config.max_seq_length)
