@@ -100,14 +100,16 @@ class CellGates(nn.Module):
         not foreseen.)
         """
         p_RN = self.operations.expected()
+        strength_R = None
         if is_derived:
             p_RN = p_RN.index_fill(1, self._banned.to(p_RN.device), 0.0)
+            strength_R = p_RN.amax(1)
             p_RN = p_RN / p_RN.sum(1, keepdim=True)
         if self.edges is not None:
             kept = [gate.expected() for gate in self.edges]
-        elif is_derived:  # an edge is as strong as its best operation
-            strength = p_RN.amax(1).log().split([node + 2 for node in range(self.space.nodes)])
-            kept = [inclusion(scores, self.space.edges_per_node) for scores in strength]
+        elif strength_R is not None:
+            scores = strength_R.log().split([node + 2 for node in range(self.space.nodes)])
+            kept = [inclusion(of_node, self.space.edges_per_node) for of_node in scores]
         else:
             return p_RN
         return p_RN * torch.cat(kept)[:, None]  # nodes in order, sources in order: as ``pairs``
@@ -115,7 +117,8 @@ class CellGates(nn.Module):
     def decide(self) -> CellChoice:
         """The derived cell: each node's strongest edges, and the best allowed operation on each.
 
-        Where edges were not drawn, an edge is as strong as its best operation's probability (DARTS, section 2.3).
+        Where edges were not drawn, an edge is as strong as the probability of its best allowed operation (DARTS, section 2.3), all
+        operations counted: an edge that has learned to be absent is weak.
         """
         p_RN = self._allowed()
         nodes = []
@@ -132,11 +135,12 @@ class CellGates(nn.Module):
     def sample(self, generator: np.random.Generator) -> CellChoice:
         """A derived cell drawn from what the gates have learned, instead of their best."""
         p_RN = self._allowed()
+        strength_R = p_RN.amax(1)  # as in ``decide``, before what is never derived hands its share to the others
         p_RN = p_RN / p_RN.sum(1, keepdim=True)
         nodes = []
         for node in range(self.space.nodes):
             rows = [row for row, pair in enumerate(self.pairs) if pair[0] == node]
-            strength = p_RN[rows].amax(1) if self.edges is None else self.edges[node].logits.detach().softmax(-1)
+            strength = strength_R[rows] if self.edges is None else self.edges[node].logits.detach().softmax(-1)
             noisy = strength.double().log().numpy() + generator.gumbel(size=len(rows))  # top-k: without replacement
             kept = [rows[i] for i in np.sort(np.argsort(-noisy)[: self.space.edges_per_node])]
             log_p = p_RN[kept].double().log().numpy()

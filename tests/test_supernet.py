@@ -163,6 +163,22 @@ def test_members_are_drawn_as_often_as_expected(never_derived: tuple[str, ...]) 
     assert ((count_RN / draws - expected_RN).abs() <= 5 * spread_RN + 1e-6).all()
 
 
+def test_an_edge_that_learned_to_be_absent_is_seldom_derived() -> None:
+    space = tiny_space(operations=(*THREE, "none"), never_derived=("none",), nodes=1, edges_per_node=1, sample_edges=False)
+    gates = CellGates(space)
+    p_RN = torch.tensor([[0.08, 0.01, 0.01, 0.90], [0.30, 0.28, 0.28, 0.14]])
+    with torch.no_grad():
+        gates.operations.logits.copy_(p_RN.log())
+    assert gates.decide()[0][0].source == 1
+    # one edge of two, each as likely as its best operation: 0.08 against 0.30; then an operation by what is left without "none"
+    shares = torch.tensor([0.08, 0.30]) / 0.38
+    expected_RN = torch.cat([p_RN[:, :3] / p_RN[:, :3].sum(1, keepdim=True), torch.zeros(2, 1)], 1) * shares[:, None]
+    torch.testing.assert_close(gates.expected_share(is_derived=True).detach(), expected_RN)
+    draws, generator = 1000, np.random.default_rng(0)
+    absent = sum(gates.sample(generator)[0][0].source == 0 for _ in range(draws)) / draws
+    assert abs(absent - 0.08 / 0.38) < 5 * (0.21 * 0.79 / draws) ** 0.5
+
+
 @pytest.mark.parametrize("sample_edges", [True, False])
 @pytest.mark.parametrize("least", [1, 2])
 def test_every_derived_node_has_operations_that_learn(sample_edges: bool, least: int) -> None:
