@@ -74,8 +74,8 @@ class Embeddings(nn.Module):
         self.norm = ChannelLayerNorm(width)
         self.dropout = nn.Dropout(macro.dropout)
 
-    def forward(self, input_ids: Tensor, context: Context, has_cls_B1: Tensor | None = None) -> Tensor:
-        """(B, L) -> (B, D, L). ``has_cls_B1`` says which texts begin with [CLS] (None: all), for ``zero_cls``."""
+    def forward(self, input_ids: Tensor, context: Context) -> Tensor:
+        """(B, L) -> (B, D, L)."""
         x_BLE = self.word(input_ids)
         if self.position is not None:
             x_BLE = x_BLE + self.position.weight[: input_ids.shape[1]]
@@ -84,9 +84,7 @@ class Embeddings(nn.Module):
         x_BDL = context.clean(self.dropout(self.norm(x_BLE.mT, context)))
         if not self.zero_cls:
             return x_BDL
-        first_BD1 = x_BDL[:, :, :1]
-        kept_BD1 = first_BD1 * 0 if has_cls_B1 is None else first_BD1 * ~has_cls_B1[:, :, None]
-        return torch.cat([kept_BD1, x_BDL[:, :, 1:]], -1)
+        return torch.cat([torch.zeros_like(x_BDL[:, :, :1]), x_BDL[:, :, 1:]], -1)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -176,18 +174,24 @@ class Trunk(nn.Module):
     def _two_inputs(
         self, input_ids: Tensor, real_BL: Tensor, second_BL: Tensor, dtype: torch.dtype, keep_D: Tensor | None
     ) -> tuple[Tensor, Tensor, Context]:
-        """AdaBERT's pairs: each text embedded by itself, from position 0; a single text is both inputs."""
+        """AdaBERT's pairs: each text embedded by itself from position 0, behind the sequence's first token, [CLS]; a single text
+        is both inputs.
+        """
         first_BL = real_BL & ~second_BL
-        columns_L = torch.arange(input_ids.shape[1], device=input_ids.device)
-        shifted_BL = (columns_L + first_BL.sum(1, keepdim=True)).clamp_max(input_ids.shape[1] - 1)
-        moved_BL = columns_L < second_BL.sum(1, keepdim=True)  # the second text, brought to the front
+        length = input_ids.shape[1]
+        columns_L = torch.arange(length, device=input_ids.device)
+        before_B1 = first_BL.sum(1, keepdim=True)
+        # RoBERTa's second separator stands where the second text's [CLS] is to stand
+        is_doubled_B1 = input_ids.gather(1, before_B1.clamp_max(length - 1)) == self.sep_token_id
+        shift_B1 = before_B1 - 1 + is_doubled_B1.long()
+        shifted_BL = torch.where(columns_L > 0, (columns_L + shift_B1).clamp_max(length - 1), 0)
+        moved_BL = columns_L < second_BL.sum(1, keepdim=True) + (~is_doubled_B1).long()  # the second text, brought to the front
         is_pair_B1 = second_BL.any(1, keepdim=True)
         second_ids_BL = torch.where(is_pair_B1, input_ids.gather(1, shifted_BL), input_ids)
         moved_BL = torch.where(is_pair_B1, moved_BL, first_BL)
         nodes = []
-        has_cls_B1 = ~is_pair_B1  # the second text of a pair has no first token of its own to blank
-        for ids_BL, mask_BL, blank in ((input_ids, first_BL, None), (second_ids_BL, moved_BL, has_cls_B1)):
-            nodes.append(self.embeddings(ids_BL, Context(mask_BL[:, None].to(dtype), second_BL, keep_D), blank))
+        for ids_BL, mask_BL in ((input_ids, first_BL), (second_ids_BL, moved_BL)):
+            nodes.append(self.embeddings(ids_BL, Context(mask_BL[:, None].to(dtype), second_BL, keep_D)))
         # from here on positions of either text count as real; which is the second is a matter of the node, not the token
         either_B1L = (first_BL | moved_BL)[:, None].to(dtype)
         return nodes[0], nodes[1], Context(either_B1L, torch.zeros_like(second_BL), keep_D)

@@ -115,12 +115,12 @@ def embed(student: AdasearchForSequenceClassification, ids: list[int], length: i
 def test_two_inputs_are_both_texts_embedded_by_themselves(first: int, second: int, doubled: bool) -> None:
     student = tiny_student(inputs="two")
     (row,) = texts((first, second) if second else first)
+    second_row = [row[0], *row[first:]]  # the second text has a [CLS] of its own, as AdaBERT's code gives it
     if doubled and second:
         row.insert(first, SEP)
-        second += 1
-    length = max(first, second)
+    length = max(first, second + 1 if second else 0)
     zero = embed(student, row[:first], length)
-    one = embed(student, row[first:], length) if second else zero
+    one = embed(student, second_row, length) if second else zero
     context = Context(torch.ones(1, 1, length), torch.zeros(1, length, dtype=torch.bool))
     levels, nodes = [(zero + one).mean(-1) / 2], (zero, one)
     for cell, path in zip(student.trunk.cells, student.paths):
