@@ -1,7 +1,7 @@
 """Activations on 256 levels: asymmetric uint8 whose range is a moving average of what was seen.
 
 Weights are symmetric and need no class of their own: any quantiser of ``quantizers`` at 8 bits is a parametrisation, and
-``min_max`` with ``full_range`` is the published one (-128..127, one scale a tensor or a row, nothing clipped).
+``min_max`` with ``full_range`` is nearly the published one (-128..127, nothing clipped; there one scale a tensor, by the largest weight ever seen).
 """
 
 from __future__ import annotations

@@ -53,10 +53,15 @@ def fill_budget(gates: StructureGates, budget: Budget, target: float) -> GateVal
     certain neurons are closed or opened (``fill_neurons``). Where that misses the target by more than ``CLOSE``, the
     log alpha of all gates is moved by one number first, up or down as far as it takes for the share to cross the target.
     """
+
+    def missed(values: GateValues) -> float:
+        return abs(float(budget.saved(values.kept())) - target)
+
     filled = fill_neurons(gates.deterministic(), gates, budget, target)
-    found = [filled, *(fill_neurons(shifted.deterministic(), shifted, budget, target) for shifted in _crossing(gates, budget, target))]
-    missed = [abs(float(budget.saved(values.kept())) - target) for values in found]
-    return filled if missed[0] <= CLOSE else found[missed.index(min(missed))]
+    if missed(filled) <= CLOSE:
+        return filled
+    shifted = (fill_neurons(moved.deterministic(), moved, budget, target) for moved in _crossing(gates, budget, target))
+    return min([filled, *shifted], key=missed)
 
 
 def _crossing(gates: StructureGates, budget: Budget, target: float) -> list[StructureGates]:

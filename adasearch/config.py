@@ -95,10 +95,13 @@ def validate(config: RunConfig) -> None:
     check_choice("mixed_precision", config.mixed_precision, ("auto", "no", "bf16", "fp16"))
     for control in config.controls:
         check_choice("controls", control, ("student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"))
+        if config.controls.count(control) > 1:  # its scores would count twice
+            raise ConfigError(f"controls: {control!r} is named twice; choices: each once")
     check_range("max_seq_length", config.max_seq_length, 4, 1 << 20)
     check_range("report_examples", config.report_examples, 0, 50)
     check_range("max_steps", 1 if config.max_steps is None else config.max_steps, 1, math.inf)
     check_range("evaluate", config.evaluate, 0, 1 << 20)
+    check_range("checkpoint_seconds", config.checkpoint_seconds, 0, 1e9)
     for name, seeds in (("seed", [config.seed]), ("data_seed", [config.seed_of_data]), ("seeds", config.seeds)):
         check_seeds(name, seeds)
     check_report_to(config.report_to)

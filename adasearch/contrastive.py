@@ -1,6 +1,6 @@
 """Token-level contrastive distillation: a token's state should be its teacher's, and not that of other tokens.
 
-Tao et al. 2022 (QuantGPT), section 4.2. Its code was never published; where the text leaves a detail open both readings
+Tao et al. 2022 (QuantGPT). Its code was never published; where the text leaves a detail open both readings
 are here: what a memory bank remembers by, and where the negatives come from.
 
 Dimensions: B batch, L tokens, D hidden, N negatives, S tokens of all texts that are taught, K keys of a bank.

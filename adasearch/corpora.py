@@ -55,7 +55,7 @@ class PairsPreset:
     target: str
 
 
-# Names, configurations and columns: the data cards on the hub. The first two are QuantGPT's, section 4.
+# Names, configurations and columns: the data cards on the hub. The first two are QuantGPT's.
 CORPORA = {
     "wikitext2": CorpusPreset("Salesforce/wikitext:wikitext-2-v1", is_joined=True),
     "wikitext103": CorpusPreset("Salesforce/wikitext:wikitext-103-v1", is_joined=True),

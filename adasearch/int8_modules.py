@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from adasearch.activation_quantizers import HIGH, LOW, ActivationQuantizer, RoundAffine
 from adasearch.errors import ModelError
-from adasearch.quantize_aware import INPUT, OUTPUT, bake_int8, find_int8, weight_integers
+from adasearch.quantize_aware import INPUT, OUTPUT, bake_int8, find_int8
+from adasearch.quantize_model import weight_integers
 
 GRIDS = (INPUT, OUTPUT)
 

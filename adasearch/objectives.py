@@ -96,7 +96,9 @@ class Distillation(nn.Module):
         problem_type: single_label, multi_label or regression.
         num_labels: C.
         width: D of the student's levels.
-        deepest: the student's largest depth K_max; levels 0..K_max - 1 have a probe (the last is the final logits').
+        deepest: the student's largest depth K_max; levels 0..K_max - 1 have a probe (the last is the final logits'). In a search
+            that of the space, as in AdaBERT's code; of a student of known depth its own, so that its levels reach up to the
+            teacher's last.
     """
 
     def __init__(self, config: DistillConfig, problem_type: str, num_labels: int, width: int, deepest: int):

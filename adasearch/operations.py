@@ -1,7 +1,7 @@
 """The candidate operations: what an edge of a cell may do to a text.
 
 An operation maps (B, D, L) to (B, D, L). Its input is zero on padding; its output may be anything there, since the
-node that sums it masks it again. All follow one order: ReLU, convolution, normalisation (DARTS; AdaBERT's later code).
+node that sums it masks it again. All follow one order: ReLU, convolution, normalisation (DARTS; AdaBERT's code in TensorFlow. Its code in PyTorch has the convolution first).
 
 Dimensions: B batch, D width, L tokens, H heads, K head size.
 """

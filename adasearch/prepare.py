@@ -38,7 +38,8 @@ from adasearch.teacher import HF_PROBLEM_TYPES, Teacher, load_teacher, needs_fin
 from adasearch.teacher_training import finetune
 from adasearch.texts import tokenize
 from adasearch.tokens import Examples, TokenStore
-from adasearch.vocabulary import pieces_of, start_rows
+from adasearch.vocabulary import start_rows
+from adasearch.word_pieces import pieces_of
 
 SOURCE = "source.json"  # in the cache
 LOOKED_AT = 1_000  # validation examples, to see whether a teacher knows its task

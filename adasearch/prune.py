@@ -29,7 +29,8 @@ from adasearch.runtimes import ONNX_FILES, load_classifier
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.texts import Split
 from adasearch.tokens import Examples, TokenStore
-from adasearch.vocabulary import check_size, choose_pieces, count_pieces, pieces_of, reduce_tokenizer, required_pieces
+from adasearch.vocabulary import check_size, choose_pieces, count_pieces, reduce_tokenizer, required_pieces
+from adasearch.word_pieces import pieces_of
 
 SIZES = (24_000, 20_000, 16_000, 14_000, 12_000, 10_000, 8_000, 6_000, 4_000, 3_000)  # tried where none is asked for
 REPORT = "vocabulary.json"  # what was tried and chosen, in the new student's folder

@@ -21,7 +21,7 @@ from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
 from adasearch.run_files import model_in
 from adasearch.runtimes import load_classifier
-from adasearch.sparse_model import attach_masks, bake_masks, mean_sparsity, pattern_of, prune_to
+from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_storage import check_storage
 
@@ -69,9 +69,7 @@ class Source:
             if dense.weight.shape == model.head.dense.weight.shape:
                 model.head.dense.load_state_dict(dense.state_dict())
         if config.sparsity:
-            attach_masks(model, config.pattern, names)
-            prune_to(model, config.sparsity, config.scope)
-            bake_masks(model)
+            prune_once(model, config.sparsity, config.pattern, config.scope, names)
         if not mean_sparsity(model, names) > 0:
             raise ConfigError(
                 f"sparse_model: {config.sparse_model} has no zeros in its {len(names)} layers; choices: a sparse model, or --sparsity 0.85"
@@ -137,7 +135,7 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     try:
         theirs = AutoTokenizer.from_pretrained(source.path).get_vocab()
     except (OSError, ValueError) as error:
-        raise ModelError(f"sparse_model: {config.sparse_model} has no tokenizer that can be loaded ({one_line(error)[:300]})") from error
+        raise ModelError(f"sparse_model: {config.sparse_model} has no tokenizer that can be loaded ({one_line(error, 300)})") from error
     if theirs != problem.tokenizer.get_vocab():
         sizes = f"{len(theirs):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
         raise ConfigError(

@@ -1,6 +1,6 @@
 """What quantisation does to a language model, as pictures: its weights, its scales, how alike its tokens become.
 
-The last is QuantGPT's diagnosis (Tao et al. 2022, section 3.1): in a model of few bits the states of different tokens
+The last is QuantGPT's diagnosis (Tao et al. 2022): in a model of few bits the states of different tokens
 become homogeneous.
 
 Dimensions: L tokens of a text, D hidden.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration, GPT2LMHeadModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adasearch.accelerator import use_threads
+from adasearch.accelerator import make_accelerator
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.fit import fit
@@ -37,8 +36,9 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, note_stage, stage_facts
+from adasearch.run_files import begin_run, begun_precision, check_folder, check_reopening, check_same_data, note_stage, stage_facts
 from adasearch.settings import to_dict
+from adasearch.stopwatch import Stopwatch
 
 # model_type -> class, and what its dropouts are called
 MODELS: dict[str, tuple[type[PreTrainedModel], tuple[str, ...]]] = {
@@ -138,11 +138,10 @@ def _tokenizer(name: str, model_config: PretrainedConfig) -> PreTrainedTokenizer
 
 def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     """Check all that can be checked, then make or reopen the run's folder."""
-    use_threads(config.threads)
+    accelerator = make_accelerator(config, begun_precision(folder))
     model_config = language_config(config.model)
     tokenizer = _tokenizer(config.model, model_config)
     _check_quantizer(config, model_config)
-    accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
     task = load_language_task(config, model_config, tokenizer, cache=cache_of(config, folder), progress=progress)
     teacher = load_language_model(config.model)
     data = {name: {"examples": len(part), **_fingerprints(part)} for name, part in task.splits.items()}
@@ -180,18 +179,20 @@ def _train(this: QuantRun) -> None:
     method = QuantGpt(config, this.teacher, task.splits["train"])
     if config.lambda_contrastive and config.bank == "position" and not visits_again(config, len(task.splits["train"])):
         this.progress.message("no token is seen twice in so few steps: the bank by position stays empty and is left out")
-    start, is_whole = time.monotonic(), not _checkpoint(this.folder).exists()
+    watch, is_whole = Stopwatch(), not _checkpoint(this.folder).exists()
 
     def glance(model: PreTrainedModel) -> dict[str, float]:
         with quantized_cache():
             return task.glance(model, this.accelerator)
 
-    history = fit(
-        student, method, {"train": task.splits["train"]}, method.config, seed=config.seed, folder=this.folder,
-        accelerator=this.accelerator, progress=this.progress, title=f"quantise to {config.bits}", evaluate=glance,
-        evaluations=config.evaluations, checkpoint_seconds=config.checkpoint_seconds, is_mixed=config.mixed_precision != "no",
-    )  # fmt: skip
-    seconds = time.monotonic() - start if is_whole else None  # of a resumed run only the last part is known
+    with watch.running():
+        history = fit(
+            student, method, {"train": task.splits["train"]}, method.config, seed=config.seed, folder=this.folder,
+            accelerator=this.accelerator, progress=this.progress, title=f"quantise to {config.bits}", evaluate=glance,
+            evaluations=config.evaluations, checkpoint_seconds=config.checkpoint_seconds, is_mixed=config.mixed_precision != "no",
+            watch=watch,
+        )  # fmt: skip
+    seconds = watch.wall_s if is_whole else None  # of a resumed run only the last part is known
     for name in MODELS[this.model_config.model_type][1]:  # the packed model is as its teacher in all but its weights
         setattr(student.config, name, getattr(this.model_config, name))
     quantizers = {name: quantizer.describe() for name, quantizer in method.quantized.quantizers.items()}

@@ -179,7 +179,7 @@ def _keep_score(
         if _keeps(found, reference, config):
             break
         count *= 2
-    leave_out(whole if graph_of_best is whole else graph_of_best, graph, [])
+    leave_out(graph_of_best, graph, [])
     lost = 100 * (reference.score - best)
     if left:
         progress.message(f"int8: {len(left)} of {len(names)} operations stay in fp32; it then loses {lost:.2f} points")

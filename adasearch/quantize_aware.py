@@ -145,15 +145,6 @@ def refuse_quantised(model: PreTrainedModel) -> None:
         )
 
 
-def weight_integers(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """int8 integers, shaped like the weight, and the float32 scale of one quantised layer or table."""
-    *before, quantizer = module.parametrizations.weight
-    weight = module.parametrizations.weight.original.detach()
-    for parametrization in before:
-        weight = parametrization(weight).detach()
-    return quantizer.integers(weight)
-
-
 def bake_int8(model: PreTrainedModel, facts: dict[str, Any] | None = None) -> Int8Layers:
     """Take everything out in place: weights keep their rounded values, masks are gone, activations pass as they are.
 

@@ -107,7 +107,7 @@ def attach_quantizers(
         embedding_per: the same for the token embedding; None: as ``per``.
         activation_per: range of the inputs, of each "token" or of the whole "tensor". The input of a head that is tied
             is rounded as well.
-        options: settings of the quantiser.
+        options: settings of the quantiser. Means over magnitudes leave out the zeros of a mask unless ``skip_zeros`` says otherwise.
 
     Raises ConfigError where a name or setting is unknown, ModelError for other models than GPT-2 and BART, for weights
     that are not float32 and for a model that is quantised already. The model is left as it was.
@@ -124,7 +124,8 @@ def attach_quantizers(
     if bits.weights != FULL:
         for name, module in linear.items():
             row_dim = 1 if isinstance(module, Conv1D) else 0
-            made[name] = make(module.weight, bits.weights, per=per, row_dim=row_dim, **options)
+            is_masked = parametrize.is_parametrized(module, "weight")
+            made[name] = make(module.weight, bits.weights, per=per, row_dim=row_dim, **{"skip_zeros": is_masked, **options})
     if bits.embeddings != FULL:
         name, module = next(iter(embedding.items()))
         made[name] = make(module.weight, bits.embeddings, per=embedding_per or per, row_dim=0, **options)
@@ -158,7 +159,7 @@ def find_quantized(model: nn.Module) -> Quantized:
 
 def quantized_integers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """int8 integers and float32 scale of each quantised weight, by its name; the model stays as it is."""
-    return {name: _integers(model.get_submodule(name.removesuffix(".weight"))) for name in find_quantized(model).names}
+    return {name: weight_integers(model.get_submodule(name.removesuffix(".weight"))) for name in find_quantized(model).names}
 
 
 def bake(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -203,7 +204,8 @@ def _copy_parametrized(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return replica
 
 
-def _integers(module: nn.Module) -> tuple[Tensor, Tensor]:
+def weight_integers(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """int8 integers, shaped like the weight, and the float32 scale of one quantised layer or table."""
     *before, quantizer = module.parametrizations.weight
     weight = module.parametrizations.weight.original.detach()
     for parametrization in before:

@@ -28,7 +28,7 @@ WEIGHT_QUANTIZERS: Registry[type[WeightQuantizer]] = Registry("weight quantiser"
 class DynamicScale(WeightQuantizer):
     """QuantGPT's module-wise dynamic scaling: clip at alpha = gamma mean|w|, with gamma learned (specs d.2).
 
-    The clip follows the weights while gamma learns from those inside and outside it (Tao et al. 2022, section 3.2).
+    The clip follows the weights while gamma learns from those inside and outside it (Tao et al. 2022).
 
     Args:
         gamma_init: where gamma starts: a number, or "mse" for the clip of least squared error. Gaussian weights take

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoConfig, PreTrainedModel
 
-from adasearch.errors import ModelError
+from adasearch.errors import ModelError, one_line
 from adasearch.int8_modules import GRIDS, int8_layers, int8_twin, swap_layers
 from adasearch.quantize_aware import LAYERS, find_int8, stacked_layers
 from adasearch.sparse_storage import Stored, check_storage, decode, encode
@@ -53,7 +53,7 @@ class SparseModel:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             model = getattr(transformers, header["auto_class"]).from_config(config)
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{folder}: no model can be made of its config ({' '.join(str(error).split())[:300]})") from error
+            raise ModelError(f"{folder}: no model can be made of its config ({one_line(error, 300)})") from error
         state = {name: tensor for name, tensor in tensors.items() if ":" not in name}
         for name, facts in header["tensors"].items():
             stored = Stored(**{**facts, "shape": tuple(facts["shape"])})
@@ -63,7 +63,7 @@ class SparseModel:
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise ModelError(f"{folder}: its weights are not those of its config ({' '.join(str(error).split())[:300]})") from error
+            raise ModelError(f"{folder}: its weights are not those of its config ({one_line(error, 300)})") from error
         return model.eval()
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
-from adasearch.errors import ConfigError, ModelError
+from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import fingerprint, write_atomically
 from adasearch.inherit_layers import PREFIX, Importance, check_inherited, importance, inherit_layers, inherited_operations
 from adasearch.inherited import Inherited
@@ -63,7 +63,7 @@ def check_starts(config: RunConfig, whole_space: Space, space: Space, cache: Pat
             word, _ = tables_of(AutoModel.from_pretrained(path, trust_remote_code=remote))
             check_warm_start(warm, AutoTokenizer.from_pretrained(path, trust_remote_code=remote), word, config.max_seq_length)
     except (OSError, ValueError) as error:
-        raise ModelError(f"teacher: {config.teacher!r} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        raise ModelError(f"teacher: {config.teacher!r} cannot be loaded ({one_line(error, 300)})") from error
 
 
 def start_supernet(supernet: Supernet, config: RunConfig, problem: Problem, cache: Path, progress: Progress) -> None:

@@ -168,7 +168,7 @@ class Axes:
         return self._sum(values, float(length), [*weighted, *products])
 
     def sparsity(self, values: GateValues | None, scope: str = "prunable") -> Tensor:
-        """1 - expected parameters / parameters of everything open, differentiable. CoFi, section 3.2 (specs: s = 1 - size/M)."""
+        """1 - expected parameters / parameters of everything open, differentiable. CoFi, section 3.1."""
         return 1.0 - self.expected_params(values, scope) / self.expected_params(None, scope)
 
     def _sum(self, values: GateValues | None, key: Any, matrices: list[tuple[Matrix, float]]) -> Tensor:

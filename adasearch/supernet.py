@@ -191,7 +191,7 @@ class Supernet(nn.Module):
         return gates_of(self)
 
     def draw(self) -> Draw:
-        """Draw a member (in eval: the decided one)."""
+        """Draw a member; in eval the likeliest of every choice, on every edge where edges are not drawn (``decide`` derives, this does not)."""
         (drawn,), depth_weights = self.depth_gate()
         keep_D = None if self.width_gate is None else self.channels(self.width_gate()[1][0])
         paths = [gates.draw() for gates in self.cell_gates]
@@ -204,7 +204,7 @@ class Supernet(nn.Module):
         return weights_W @ alive_WD.to(weights_W.dtype)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, draw: Draw | None = None) -> SupernetOutput:
-        """Run what is drawn; without ``draw`` a member drawn here (in eval: the decided one)."""
+        """Run what is drawn; without ``draw`` what ``draw()`` gives."""
         draw = self.draw() if draw is None else draw
         depths, drawn, paths = self.depth_gate.choices, draw.depth, draw.paths
         first, second, context = self.trunk.inputs(input_ids, attention_mask, draw.keep_D)

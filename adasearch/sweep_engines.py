@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, one_line
 from adasearch.sweep_jobs import Job, Outcome, perform
 
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -113,7 +113,7 @@ class RayEngine(Engine):
             )  # fmt: skip
         except ConnectionError as error:
             raise ConfigError(
-                f"address: no Ray cluster at {address!r} ({' '.join(str(error).split())[:120]}); choices: the address of a cluster,"
+                f"address: no Ray cluster at {address!r} ({one_line(error, 120)}); choices: the address of a cluster,"
                 " auto after `ray start --head`, local"
             ) from error
         self._ray = ray

@@ -15,7 +15,7 @@ import adasearch
 from adasearch.cli import import_once
 from adasearch.config import RunConfig
 from adasearch.console import LogProgress, quiet_third_parties
-from adasearch.errors import AdasearchError
+from adasearch.errors import AdasearchError, one_line
 from adasearch.files import read_json, write_json
 from adasearch.pipeline import prepare_only, run, train
 from adasearch.progress import Progress
@@ -114,10 +114,10 @@ def perform(job: Job) -> Outcome:
                 _do(job, progress)
         except AdasearchError as error:
             progress.message(f"error: {error}")
-            return Outcome(" ".join(str(error).split()))
+            return Outcome(one_line(error))
         except Exception as error:  # the border of a process: one run's fault must not end the others
             stream.write(traceback.format_exc())
-            return Outcome(f"{type(error).__name__}: {' '.join(str(error).split())} (traceback in {job.log})")
+            return Outcome(f"{type(error).__name__}: {one_line(error)} (traceback in {job.log})")
     return Outcome()
 
 

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adasearch.errors import ConfigError, ModelError
 from adasearch.tokens import TokenStore
-from adasearch.word_pieces import Pieces, shorten
+from adasearch.word_pieces import Pieces, pieces_of, shorten
 
 # SST-2's student without new training at 10,000 rows of 30,522: 0.3 points lost with 0.2, 0.7 with next to nothing, 1.0
 # where the million pieces of labelled texts and the 3.7 million of others counted alike (a text is 0.1 points)
@@ -42,15 +42,6 @@ def rules_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             " (BERT, DistilBERT, MiniLM, ELECTRA), or keep the teacher's vocabulary"
         )
     return rules | {"truncation": None, "padding": None}  # left over from the last call
-
-
-def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The pieces by id, added ones included; "" where no piece has that id."""
-    vocabulary = tokenizer.get_vocab()
-    names = [""] * (max(vocabulary.values()) + 1)
-    for name, index in vocabulary.items():
-        names[index] = name
-    return names
 
 
 def required_pieces(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from adasearch.accelerator import use_threads
+from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Space
 from adasearch.chunks import READERS, RowFile
 from adasearch.demo_assets import fetch_demo_model
@@ -92,7 +92,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
 
 def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
     """Check all that can be checked without the texts."""
-    use_threads(config.threads)
+    accelerator = make_accelerator(config)
     check_file(Path(config.unlabeled_file), "unlabeled_file", tuple(READERS))
     file_of(config).check_header()
     whole_space = load_space(config.space)
@@ -102,7 +102,6 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
         )
     space = whole_space.for_task(is_pair=config.text_pair_column is not None)
     teacher = load_encoder(config, folder)
-    accelerator = Accelerator(cpu=config.cpu)
     teacher.model.eval().requires_grad_(False).to(accelerator.device)
     return WarmRun(config, folder, whole_space, space, teacher, accelerator, progress)
 

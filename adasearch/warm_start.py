@@ -137,11 +137,6 @@ def warm_student(student: AdasearchForSequenceClassification, warm: WarmStart, s
             tensor.copy_(whole[tuple(slice(0, n) for n in tensor.shape)])
 
 
-def student_config_of(facts: dict[str, Any]) -> AdasearchConfig:
-    """The configuration of the warm supernet's trunk."""
-    return AdasearchConfig(**facts["student"])
-
-
 def facts_of(config: AdasearchConfig, space: Space, whole_space: Space) -> dict[str, Any]:
     """What ``warm.json`` says of the supernet; ``whole_space`` is the YAML's."""
     keys = ("vocab_size", "max_position_embeddings", "embedding_rank", "sep_token_id", "pad_token_id")

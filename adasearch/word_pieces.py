@@ -17,6 +17,15 @@ from adasearch.errors import ConfigError
 UNUSED = re.compile(r"[\[<](unused|reserved|extra)[-_ ]?\w*[\]>]|madeupword\d+")  # rows no training ever touched
 
 
+def pieces_of(tokenizer: Any) -> list[str]:
+    """The pieces of a Hugging Face tokenizer by id, added ones included; "" where no piece has that id."""
+    vocabulary = tokenizer.get_vocab()
+    names = [""] * (max(vocabulary.values()) + 1)
+    for name, index in vocabulary.items():
+        names[index] = name
+    return names
+
+
 @dataclass(frozen=True)
 class Pieces:
     """What augmentation must know of a vocabulary."""
@@ -35,10 +44,7 @@ class Pieces:
         WordPiece marks continuations (``##ing``), byte-level BPE and SentencePiece beginnings (``Ġthe``, ``▁the``),
         older BPEs ends (``the</w>``) or non-ends (``th@@``). A vocabulary without any such mark has one piece a word.
         """
-        vocabulary = tokenizer.get_vocab()
-        names = [""] * (max(vocabulary.values()) + 1)
-        for name, index in vocabulary.items():
-            names[index] = name
+        names = pieces_of(tokenizer)
         rules: dict[str, tuple[Callable[[str], bool], bool]] = {  # mark -> (carries it, so it is inner or so it is not)
             "##": (lambda name: name.startswith("##"), True),
             "Ġ": (lambda name: name.startswith("Ġ"), False),

@@ -7,7 +7,7 @@ what was killed and skips what is finished. --teachers DIR holds a fine-tuned mo
 trained first. Further settings of `adasearch compress cofi` go into a YAML file, --config; what is typed overrides it. Where
 neither says so: four sparsities, seeds 1 2 3, one thread. Writes results/runs/cofi_<task>.json and results/figures/cofi.
 
-Expected of the paper (BERT-base, V100): 60% 2.1x, 95% 12.1x, SST-2 93.0 and 90.4 of 92.7-93.1, after 24 epochs of pruning.
+Expected of the paper (BERT-base, V100): 60% 2.1x, 95% 12.1x, SST-2 93.0 and 90.4 of 92.7-93.1, after 1 epoch of prefinetuning, 20 of pruning and 20 of fine-tuning.
 With MiniLM on one core an epoch of SST-2 takes about 25 minutes while pruning: a target with the default budget three to four hours.
 """
 

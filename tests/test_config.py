@@ -87,6 +87,7 @@ def test_an_unknown_choice_is_named_with_the_known_ones(path: str, choices: list
         ("bench.repeats", [1], [0], "1"),
         ("max_steps", [1, 50], [0, -5], "1"),  # 0 would train a teacher as long as ever and a student not at all
         ("evaluate", [0, 4], [-1], "0"),
+        ("checkpoint_seconds", [0.0, 1e9], [-1.0, math.nan], "0"),
         ("seed", [0, 2**32 - 1], [-1, 2**32], "0"),
         ("data_seed", [0], [-1], "0"),
         ("transfer.unlabeled_size", [0, 10**6], [-1], "0"),
@@ -121,6 +122,7 @@ def test_a_target_is_a_constraint_by_itself(target: str) -> None:
         ),
         ({"search.efficiency": "constraint"}, {"search.target_params": 1e5}, ["search.target_macs"]),
         ({"search.efficiency": "constraint"}, {"search.latency_target_ms": 2.0}, ["search.latency_target_ms"]),
+        ({"controls": ["tfidf", "tfidf"]}, {"controls": ["tfidf"]}, ["controls", "'tfidf'", "twice"]),
         ({"search.latency_lengths": []}, {"search.latency_lengths": [4, 128]}, ["search.latency_lengths", "empty"]),
         ({"search.latency_lengths": [8, 129]}, {"max_seq_length": 129}, ["search.latency_lengths[1]: 129", "1 to 128"]),
         (

@@ -35,7 +35,8 @@ from adasearch.shrink import build_student
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 from adasearch.tasks import load_task
 from adasearch.tokens import TokenStore
-from adasearch.vocabulary import pieces_of, required_pieces
+from adasearch.vocabulary import required_pieces
+from adasearch.word_pieces import pieces_of
 
 REQUIRED = len(SPECIAL) + 2 * len(CHARACTERS)
 TEXTS = ["the film was good", "the actor played", "good good"]  # pieces beside the required: the film was good actor play ##ed

@@ -283,7 +283,12 @@ def test_masks_stack_below_the_quantiser() -> None:
     model = a_model("gpt2")
     layer = model.transformer.h[0].mlp.c_fc
     parametrize.register_parametrization(layer, "weight", Mask())
-    attach_quantizers(model, "4-4-32", skip_zeros=True)
+    masked = layer.weight.detach()
+    found = attach_quantizers(model, "4-4-32")
+    # a mean over magnitudes is that of what the mask keeps, or the scale would shrink with every weight that is pruned
+    mean = found.quantizers["transformer.h.0.mlp.c_fc.weight"].mean_magnitude(masked)
+    assert mean.item() == pytest.approx(masked[masked > 0].mean().item(), rel=1e-5)
+    assert [q.skip_zeros for q in found.quantizers.values()].count(True) == 1
     before, copied = logits(model), copy.deepcopy(model)
     assert torch.equal(logits(copied), before)
     levels, scale = bake(model)["transformer.h.0.mlp.c_fc.weight"]

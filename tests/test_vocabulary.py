@@ -16,7 +16,6 @@ from adasearch.tokens import TokenStore
 from adasearch.vocabulary import (
     choose_pieces,
     count_pieces,
-    pieces_of,
     reduce_tokenizer,
     required_pieces,
     retokenise,
@@ -25,6 +24,7 @@ from adasearch.vocabulary import (
     train_tokenizer,
     with_pieces,
 )
+from adasearch.word_pieces import pieces_of
 
 KINDS = ("fast", "bert")
 REQUIRED = len(SPECIAL) + 2 * len(CHARACTERS)

@@ -1,7 +1,7 @@
 """QuantGPT: a generative transformer learns with quantised weights to be what it was in full precision.
 
-Tao et al. 2022: the teacher's predictions (section 4.1) and its states, told apart from those of other tokens (4.2), while
-the weights pass through quantisers with learned scales (4.3). The student starts as a copy of its teacher.
+Tao et al. 2022: the teacher's predictions and its states, told apart from those of other tokens, while
+the weights pass through quantisers with learned scales. The student starts as a copy of its teacher.
 
 Dimensions: B batch, L tokens, D hidden, V vocabulary, N examples, S tokens of a batch that are taught.
 """
