@@ -115,7 +115,8 @@ def test_a_row_s_spread_is_that_of_a_sample_of_seeds() -> None:
     }
     three, one, none = measure_rows(run, None, [8], rows, scores, "accuracy")
     # deviations -0.2, 0.2, 0 and -0.1, -0.1, 0.2, their squares' sums over two
-    assert three.metrics["accuracy"] == pytest.approx({"mean": 0.7, "sd": 0.2}) and three.metrics["f1"] == pytest.approx({"mean": 0.4, "sd": 0.03**0.5})
+    assert three.metrics["accuracy"] == pytest.approx({"mean": 0.7, "sd": 0.2})
+    assert three.metrics["f1"] == pytest.approx({"mean": 0.4, "sd": 0.03**0.5})
     assert (three.score_mean, three.score_sd) == pytest.approx((0.7, 0.2)) and three.scores == [0.5, 0.9, 0.7]
     assert (one.score_mean, one.score_sd, none.score_mean, none.score_sd) == (0.5, None, None, None), "one seed has no spread"
 

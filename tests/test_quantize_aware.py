@@ -179,16 +179,15 @@ def check_grids(path: Path, model: PreTrainedModel) -> None:
         (key,) = [key for key, array in arrays.items() if array.dtype == np.int8 and np.array_equal(array, integers)]
         (weight,) = readers[key]
         (product,) = readers[weight.output[0]]
-        expected = {kind: tuple(tensor.item() for tensor in part[name].grid()) for kind, part in vars(found).items() if kind != "weights" and name in part}
-        assert levels(made_by[made_by[product.input[0]].input[0]]) == expected["inputs"], name
+        assert levels(made_by[made_by[product.input[0]].input[0]]) == tuple(tensor.item() for tensor in found.inputs[name].grid()), name
         made = product.output[0]
         if product.op_type == "MatMul":  # its bias
             (bias,) = readers[made]
             assert bias.op_type == "Add" and any(one in arrays for one in bias.input)
             made = bias.output[0]
         after = readers.get(made, [])
-        if "outputs" in expected:
-            assert [levels(node) for node in after] == [expected["outputs"]], name
+        if name in found.outputs:
+            assert [levels(node) for node in after] == [tuple(tensor.item() for tensor in found.outputs[name].grid())], name
         else:
             assert not any(node.op_type == "QuantizeLinear" for node in after), name
     assert found.inputs.keys() == found.weights.keys() and found.outputs
