@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, make_encoder, make_model
 from tiny_encoder_run import tiny_settings
@@ -20,7 +22,7 @@ from adasearch.budget import Budget, fill_budget, fill_neurons
 from adasearch.cofi_budget import open_table
 from adasearch.cofi_config import CofiConfig, LatencyTargetConfig
 from adasearch.cofi_checks import check_chain
-from adasearch.cofi_run import cofi_recipes, compress_cofi, train_cofi
+from adasearch.cofi_run import Best, cofi_recipes, compress_cofi, train_cofi
 from adasearch.config import FinetuneConfig, FitConfig
 from adasearch.encoder import axes_of, from_hugging_face
 from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderLatencyTable, EncoderShape
@@ -172,6 +174,25 @@ def test_every_kind_of_task_has_a_lesson_that_is_zero_for_the_teacher_itself(tas
     assert all(term.item() == pytest.approx(0, abs=1e-6) for term in same.values())
 
 
+@torch.no_grad()
+def test_the_lesson_s_terms_are_those_written_out_each_times_its_own_weight() -> None:
+    method, student, batch = pruning(prediction_weight=0.3, layer_weight=0.05, gold_weight=0.7, temperature=3.0)
+    method._guide = (dataclasses.replace(method.guide, loss=lambda output, batch: F.cross_entropy(output.logits, batch["labels"])),)
+    torch.nn.init.normal_(method.layers.projection.weight, std=0.3)
+    torch.nn.init.normal_(method.layers.projection.bias)
+    own, target = (forward(model, batch, output_hidden_states=True) for model in (student.eval(), method.guide.model))
+    p, q = ((output.logits / 3).softmax(-1) for output in (target, own))
+    mask, layers = batch["attention_mask"].bool(), method.layers.projection
+    mapped = [F.linear(states, layers.weight, layers.bias)[mask] for states in own.hidden_states[1:]]
+    nearest = [min(F.mse_loss(states, taught[mask]).item() for states in mapped) for taught in target.hidden_states[1:]]
+    expected = {
+        "prediction": 0.3 * 9 * (p * (p / q).log()).sum(-1).mean().item(),  # the teacher's p first: KL is not symmetric
+        "layers": 0.05 * sum(nearest),
+        "ce": 0.7 * F.cross_entropy(own.logits, batch["labels"]).item(),
+    }
+    assert {name: term.item() for name, term in method.lesson(student, batch, None).items()} == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_teacher_is_no_part_of_what_learns_or_is_saved() -> None:
     method, student, batch = pruning()
     assert not any(parameter.requires_grad for parameter in method.guide.model.parameters())
@@ -311,6 +332,56 @@ def test_a_kill_in_any_phase_changes_nothing(problem: EncoderProblem, tmp_path: 
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), (phase, at)
         kept = {key: value for key, value in whole.facts.items() if "seconds" not in key}
         assert {key: value for key, value in resumed.facts.items() if "seconds" not in key} == kept
+
+
+@pytest.mark.parametrize(("metric", "scores", "best"), [
+    ("accuracy", (0.5, 0.8, 0.6), 0.8), ("mse", (0.5, 0.2, 0.6), 0.2), ("exact_match", (0.5, 0.8, 0.6), 0.8),
+])  # fmt: skip
+def test_the_best_that_was_offered_is_kept_whatever_came_after(tmp_path: Path, metric: str, scores: tuple[float, ...], best: float) -> None:
+    kept = Best(SimpleNamespace(folder=tmp_path, problem=SimpleNamespace(task=SimpleNamespace(metric=metric))), "phase")
+    assert kept.take() is None
+    for score in scores:
+        model, layers = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(model.weight, score)
+        torch.nn.init.constant_(layers.weight, -score)
+        kept.offer({metric: score, "loss": -score}, model, layers, told=str(score))
+    found = kept.take()
+    assert found["validation"] == {metric: best, "loss": -best} and found["told"] == str(best)
+    assert (found["model"]["weight"].item(), found["layers"]["weight"].item()) == pytest.approx((best, -best))
+
+
+def test_each_phase_hands_on_its_best_evaluation(problem: EncoderProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores peak in the middle, where neither the first model is, nor the last, nor the one with the worst score."""
+    config = settings(tmp_path, prune_epochs=1.0, warmup_epochs=0.2, sparsity_epsilon=1.0, families=["heads", "neurons"])
+    listener, offer, peak = Killer("nothing", 0), Best.offer, 3
+    scored: dict[str, list[dict[str, torch.Tensor]]] = {"prefinetune": [], "prune": [], "finetune": []}
+    maps: dict[str, dict[str, torch.Tensor]] = {}  # between the layers, at the peak
+
+    def copy_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    def scores(self: EncoderProblem, model: torch.nn.Module, examples: Any) -> dict[str, float]:
+        seen = scored[listener.name.rpartition(": ")[2]]
+        seen.append(copy_of(model))
+        return {self.task.metric: 1 / (1 + abs(len(seen) - 1 - peak))}
+
+    def offered(self: Best, scores: dict[str, float], model: torch.nn.Module, layers: torch.nn.Module, **facts: Any) -> None:
+        if scores[self.metric] == 1:
+            maps[self.path.parent.name] = copy_of(layers)
+        offer(self, scores, model, layers, **facts)
+
+    def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+    monkeypatch.setattr(EncoderProblem, "scores", scores)
+    monkeypatch.setattr(Best, "offer", offered)
+    outcome = train(problem, config, tmp_path, listener)
+    for phase in ("prune", "finetune"):
+        assert len(scored[phase]) > peak + 1 and not same(scored[phase][peak], scored[phase][-1]), phase
+    pruned = problem.load(tmp_path / "work" / "prune-model")
+    assert same(pruned.state_dict(), scored["prune"][peak]) and same(outcome.model.state_dict(), scored["finetune"][peak])
+    assert same(torch.load(tmp_path / "work" / "layers.pt", weights_only=True), maps["prune"]), "the map of that moment goes on"
+    assert outcome.facts["validation_after_prune"] == outcome.facts["validation"] == {problem.task.metric: 1.0}
 
 
 def test_the_best_model_stays_until_its_stage_is_kept(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_encoder_run import question_settings, tiny_earlybert
@@ -31,7 +32,7 @@ from adasearch.encoder_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.encoder_layers import EncoderForSequenceClassification
 from adasearch.encoder_problem import EncoderProblem, load_problem
 from adasearch.encoder_run import open_encoders, run_encoders
-from adasearch.encoder_training import dense_recipe, train_recipe
+from adasearch.encoder_training import Workplace, dense_recipe, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json
 from adasearch.gate_values import GateValues
@@ -218,6 +219,42 @@ def test_a_teacher_is_shared_and_continued_weights_carry_the_coefficients(finish
     assert (tables[0] - tables[1]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("start", ["rewind", "continue"])
+def test_what_is_left_starts_from_the_pretrained_weights_or_from_what_the_search_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """With a learning rate of 0 the trained model is its own start."""
+    config = tiny_earlybert(
+        tmp_path, train=TrainConfig(epochs=1, learning_rate=0.0, batch_size=16, start=start),
+        ticket=TicketConfig(learning_rate=0.1, batch_size=16, head_ratio=0.5, draw="fixed", draw_step=5),  # coefficients far from 1
+    )  # fmt: skip
+    _, problem = open_encoders(config, ABOUT, with_teacher=False)
+    fit, searched = Workplace.fit, {}
+
+    def keep(place: Workplace, model: Any, method: Any, stage: str, **options: Any) -> list[dict[str, Any]]:
+        history = fit(place, model, method, stage, **options)
+        searched.setdefault(stage, (model.eval(), method))
+        return history
+
+    monkeypatch.setattr(Workplace, "fit", keep)
+    trained = train_recipe(earlybert_recipes(config)[0], problem, config, 1)
+    ticket, found = read_json(trained.folder / "ticket.json"), problem.load(trained.folder)
+    model, method = searched["search"]
+    pretrained, masks = problem.pretrained(1), {}
+    for family, sizes in (("heads", pretrained.config.heads), ("neurons", pretrained.config.neurons)):
+        masks[family] = [torch.isin(torch.arange(size), torch.tensor(kept)).float() for size, kept in zip(sizes, ticket[family])]
+    if start == "rewind":
+        expected = shrink_encoder(pretrained, GateValues(**masks)).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+        return
+    with torch.no_grad():
+        batch = problem.train.collate(range(8))
+        gates = GateValues(**{family: [c * mask for c, mask in zip(getattr(method, family), masks[family])] for family in masks})
+        expected, unweighed = (problem.forward(model, batch, gates=values).logits for values in (gates, GateValues(**masks)))
+        torch.testing.assert_close(problem.forward(found, batch).logits, expected, atol=1e-5, rtol=0)
+    assert (unweighed - expected).abs().max() > 1e-4, "the coefficients make a difference"
+
+
 def test_models_that_cannot_be_pruned_are_refused_before_any_training(finished: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(finished.parent / "encoder")
     GPT2Model(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(tmp_path / "gpt")
@@ -323,6 +360,18 @@ def test_epochs_are_counted_alike_by_all(examples: int, batch_size: int, monkeyp
     problem.train = range(examples)
     cofi = CofiConfig(finetune_epochs=3, batch_size=batch_size, min_prune_steps=0)
     assert [taught[0], problem.steps(3, batch_size), cofi.steps(examples)["finetune"]] == [expected] * 3
+
+
+def test_the_loss_is_the_mean_of_torch_s_own() -> None:
+    problem, logits = object.__new__(EncoderProblem), torch.randn(5, 3)
+    one, many, value = torch.tensor([0, 2, 1, 1, 0]), torch.randint(0, 2, (5, 3)).float(), torch.randn(5)
+    for problem_type, scored, labels, expected in (
+        ("single_label", logits, one, F.cross_entropy(logits, one)),
+        ("multi_label", logits, many, F.binary_cross_entropy_with_logits(logits, many)),
+        ("regression", logits[:, :1], value, F.mse_loss(logits[:, 0], value)),
+    ):  # fmt: skip
+        problem.task = SimpleNamespace(problem_type=problem_type)
+        assert problem.loss(SimpleNamespace(logits=scored), {"labels": labels}).item() == pytest.approx(expected.item()), problem_type
 
 
 def test_recipes_without_a_main_one_are_our_mistake(tmp_path: Path) -> None:

@@ -162,6 +162,25 @@ def test_training_a_student_lowers_its_loss_and_folds_its_table(tmp_path: Path) 
     assert student.config.embedding_rank is None and not student.get_input_embeddings().sparse
 
 
+def test_matrices_decay_and_vectors_do_not(tmp_path: Path) -> None:
+    """Nothing pulls but decay: a step takes the share rate x decay of every matrix, and no bit of a bias or gain."""
+
+    class Nothing(Method):
+        def loss(self, student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            return {"none": 0 * sum(parameter.sum() for parameter in student.parameters())}
+
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Conv1d(4, 3, 2), torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(1, 2)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    config = FitConfig(steps=1, batch_size=8, learning_rate=0.1, warmup=0.0, weight_decay=0.5)
+    run(tmp_path, (model, Nothing(config, "single_label"), config))
+    for name, parameter in model.named_parameters():
+        left = 0.95 if name in ("0.weight", "1.weight", "2.weight") else 1.0
+        torch.testing.assert_close(parameter.detach(), left * before[name], rtol=1e-6 if left < 1 else 0, atol=0, msg=name)
+
+
 @pytest.fixture
 def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accelerators that say fp16 and compute in fp32, so that all that is left of it is the scaled loss."""

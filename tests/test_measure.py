@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from adasearch import measure
+from adasearch.bench_config import BenchConfig
 from adasearch.errors import ConfigError, ModelError
+from adasearch.honest_rows import Row, measure_rows
+from adasearch.progress import Progress
 from adasearch.runtimes import TorchRuntime, available_runtimes, load_classifier
 from tiny_classifier import make_classifier
 
@@ -99,6 +103,22 @@ def test_the_collector_comes_back_when_a_system_fails() -> None:
     with pytest.raises(ModelError, match="fails"):
         measure.time_systems({"a": factory}, [(1, 1)], repeats=4, warmup=1, clock=machine.clock)
     assert calls[-1] is False and gc.isenabled()
+
+
+def test_a_row_s_spread_is_that_of_a_sample_of_seeds() -> None:
+    bench = BenchConfig(batch_sizes=[1], repeats=1, warmup=1, cold_starts=0, stream_texts=0)
+    run = SimpleNamespace(config=SimpleNamespace(bench=bench), progress=Progress())
+    rows = {key: Row(key, "student", lambda batch, length: lambda: None) for key in ("three", "one", "none")}
+    scores = {
+        "three": [{"accuracy": 0.5, "f1": 0.3}, {"accuracy": 0.9, "f1": 0.3}, {"accuracy": 0.7, "f1": 0.6}],
+        "one": [{"accuracy": 0.5, "f1": 0.3}],
+    }
+    three, one, none = measure_rows(run, None, [8], rows, scores, "accuracy")
+    # deviations -0.2, 0.2, 0 and -0.1, -0.1, 0.2, their squares' sums over two
+    assert three.metrics["accuracy"] == pytest.approx({"mean": 0.7, "sd": 0.2})
+    assert three.metrics["f1"] == pytest.approx({"mean": 0.4, "sd": 0.03**0.5})
+    assert (three.score_mean, three.score_sd) == pytest.approx((0.7, 0.2)) and three.scores == [0.5, 0.9, 0.7]
+    assert (one.score_mean, one.score_sd, none.score_mean, none.score_sd) == (0.5, None, None, None), "one seed has no spread"
 
 
 def test_runtimes_are_fed_full_random_texts() -> None:

@@ -149,14 +149,15 @@ def test_levels_are_mapped_as_the_paper_maps_them(deepest: int, teacher_levels: 
     assert [teacher_level(i, deepest, teacher_levels) for i in range(deepest + 1)] == expected
 
 
-def kl_by_hand(teacher: list[float], student: list[float]) -> float:
-    p, q = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in (teacher, student))
-    return sum(a * math.log(a / b) for a, b in zip(p, q))
+def kl_by_hand(teacher: list[float], student: list[float], temperature: float) -> float:
+    p, q = ([math.exp(x / temperature) / sum(math.exp(y / temperature) for y in row) for x in row] for row in (teacher, student))
+    return temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q))
 
 
-def test_the_terms_of_a_batch_of_two() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_terms_of_a_batch_of_two(temperature: float) -> None:
     """Two labels, one level with a probe below the final one; the second example has no gold label."""
-    teach = Distillation(DistillConfig(gamma=0.8, probe_weight=0.5), "single_label", 2, width=2, deepest=2)
+    teach = Distillation(DistillConfig(gamma=0.8, probe_weight=0.5, temperature=temperature), "single_label", 2, width=2, deepest=2)
     teach.probes[0].weight.data.copy_(torch.eye(2))
     teach.probes[0].bias.data.zero_()
     teach.probes[1].weight.data.copy_(2 * torch.eye(2))
@@ -169,12 +170,12 @@ def test_the_terms_of_a_batch_of_two() -> None:
     # deepest 2 of a teacher with 3 levels: level i is taught by teacher level i
     terms = teach(torch.tensor(logits), list(torch.tensor(levels)), batch)
     ce = math.log(math.exp(1) + 1) - 0.0  # label 1 has logit 0
-    kd = [kl_by_hand(teacher[b], logits[b]) for b in range(2)]
+    kd = [kl_by_hand(teacher[b], logits[b], temperature) for b in range(2)]
     probe = []
     for b, truth in enumerate((1, 1)):  # the gold label; what the teacher holds true
         p = [math.exp(probes[b][i][truth]) / sum(map(math.exp, probes[b][i])) for i in (0, 1)]
         own = [[scale * math.tanh(x) for x in levels[i][b]] for i, scale in enumerate((1, 2))]
-        probe.append(sum(p[i] / sum(p) * kl_by_hand(probes[b][i], own[i]) for i in (0, 1)))
+        probe.append(sum(p[i] / sum(p) * kl_by_hand(probes[b][i], own[i], temperature) for i in (0, 1)))
     assert terms["ce"].item() == pytest.approx(0.2 * ce / 2, rel=1e-5)
     assert terms["kd"].item() == pytest.approx(0.5 * (0.8 * kd[0] + 1.0 * kd[1]) / 2, rel=1e-5)
     assert terms["probes"].item() == pytest.approx(0.5 * (0.8 * probe[0] + 1.0 * probe[1]) / 2, rel=1e-5)

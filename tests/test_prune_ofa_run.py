@@ -6,9 +6,11 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from tiny_encoder import FAMILIES, make_encoder, make_model
 from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, bench, tiny_prune_ofa
@@ -17,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 from adasearch.deploy import load_deployment
 from adasearch.encoder import from_hugging_face
 from adasearch.encoder_problem import load_problem, open_problem
-from adasearch.encoder_training import is_part
+from adasearch.encoder_training import Workplace, is_part, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_json
@@ -29,6 +31,7 @@ from adasearch.progress import Progress
 from adasearch.prune_ofa_forms import Int8Form
 from adasearch.prune_ofa_run import prune_once_for_all
 from adasearch.prune_ofa_source import Source, _lacks_head, open_source, pretraining_stages
+from adasearch.prune_ofa_systems import prune_ofa_recipes
 from adasearch.prune_ofa_task_config import Int8Config, LockConfig, PruneOfaTaskConfig, TeachConfig
 from adasearch.qdq_export import export_folder, zeros_of
 from adasearch.quantize import quantize
@@ -311,3 +314,52 @@ def test_the_seconds_of_pretraining_are_those_of_both_its_stages_and_layers_teac
         assert json.loads(path.read_text().splitlines()[-1])["terms"]["layers"] > 0, "layers teach in every stage"
     assert read_json(tmp_path / "run" / "models" / "sparse-42" / "facts.json")["pretraining_seconds"] == 6.5
     assert read_report(tmp_path / "run").method["facts"]["time to make the sparse model, once for all tasks"] == "6 s"
+
+
+ALL_TEACH = TeachConfig(teacher_weight=0.7, gold_weight=0.3, temperature=3.0, layer_weight=0.5)
+
+
+@pytest.mark.parametrize("teach", [TeachConfig(), ALL_TEACH], ids=["published", "all"])
+def test_every_stage_learns_from_teacher_labels_and_layers_by_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teach: TeachConfig
+) -> None:
+    """What each stage is begun with, on eight of its own texts, against the terms written out from the dense model's outputs."""
+    config = tiny_prune_ofa(tmp_path, **WITHOUT_GRAPHS, baselines=False, direct=True, teach=teach)
+    problem = open_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    torch.nn.init.normal_(problem.teacher.model.classifier.weight)  # sure of something that no new head says
+    fit, seen, expected = Workplace.fit, {}, {}
+
+    @torch.no_grad()
+    def written_out(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        own, dense = (each(**inputs, output_hidden_states=True) for each in (model, problem.teacher.model))
+        p, q = ((output.logits / teach.temperature).softmax(-1) for output in (dense, own))
+        mask = inputs["attention_mask"].bool()
+        distances = [
+            float((ours - theirs)[mask].norm() ** 2 / theirs[mask].norm() ** 2)
+            for ours, theirs in zip(own.hidden_states[1:], dense.hidden_states[1:], strict=True)
+        ]
+        terms = {
+            "kd": teach.teacher_weight * teach.temperature**2 * float((p * (p / q).log()).sum(-1).mean()),
+            "ce": teach.gold_weight * float(F.cross_entropy(own.logits, batch["labels"])),
+            "layers": teach.layer_weight * sum(distances) / len(distances),
+        }
+        return {name: term for name, term in terms.items() if term}
+
+    def look(place: Workplace, model: torch.nn.Module, method: torch.nn.Module, stage: str, **options: Any) -> list[dict[str, Any]]:
+        batch = options.get("examples", problem.train).collate(range(8))
+        seen[stage] = {name: term.item() for name, term in method.loss(model.eval(), batch).items()}
+        expected[stage] = written_out(model, batch)
+        history = fit(place, model, method, stage, **options)
+        assert all(record["terms"].keys() == seen[stage].keys() for record in history)
+        return history
+
+    monkeypatch.setattr(Workplace, "fit", look)
+    config = dataclasses.replace(config, max_steps=1)
+    recipes = {recipe.key: recipe for recipe in prune_ofa_recipes(config, open_source(config, problem))}
+    for key in ("sparse_int8", "direct"):
+        train_recipe(recipes[key], problem, config, 42)
+    assert seen.keys() == {"lock", "int8", "direct"}
+    for stage, terms in seen.items():
+        assert terms.keys() == ({"kd", "ce", "layers"} if teach.layer_weight else {"kd"}) and min(terms.values()) > 1e-4, stage
+        assert terms == pytest.approx(expected[stage], rel=1e-3), stage

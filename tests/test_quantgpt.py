@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from tiny_language import tiny_examples, tiny_model
 
@@ -125,6 +126,30 @@ def test_terms_can_be_left_out(changes: dict[str, Any], terms: set[str]) -> None
     student, method, examples = parts("gpt2", **changes)
     method.attach(student)
     assert set(method.loss(student, examples.collate([0, 1]))) == terms
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_terms_are_those_written_out_each_times_its_own_weight(kind: str) -> None:
+    changes = {"bits": "2-2-8", "lambda_contrastive": 0.3, "temperature": 0.2, "bank": "none"}
+    student, method, examples = parts(kind, **changes)
+    method.attach(student)
+    batch = examples.collate([0, 1, 11])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    own, target = (model(**inputs, output_hidden_states=True) for model in (student.eval(), method.teacher))
+    mask, name = batch["labels"] != -100, "decoder_hidden_states" if kind == "bart" else "hidden_states"
+    cross = -(target.logits.softmax(-1) * own.logits.log_softmax(-1)).sum(-1)[mask].mean().item()
+    costs = []
+    for state_LD, teacher_LD, is_taught_L in zip(own[name][-1], target[name][-1], mask):
+        mine, theirs = state_LD[is_taught_L], teacher_LD[is_taught_L]
+        cosines = F.cosine_similarity(mine[:, None], theirs[None], dim=-1)  # each with every token of its text; its own is the right one
+        costs.append(F.cross_entropy(cosines / 0.2, torch.arange(len(mine)), reduction="none"))
+    contrastive = 0.3 * torch.cat(costs).mean().item()
+    found = {name: term.item() for name, term in method.loss(student, batch).items()}
+    assert found == pytest.approx({"logits": cross, "contrastive": contrastive}, rel=1e-4)
+    method.settings.distill = False
+    found = {name: term.item() for name, term in method.loss(student, batch).items()}
+    assert found == pytest.approx({"ce": own.loss.item(), "contrastive": contrastive}, rel=1e-4)  # transformers' own loss
 
 
 def test_the_contrastive_term_is_weighted_and_smaller_for_nearer_states() -> None:

@@ -130,6 +130,52 @@ def test_int8_is_static_and_near(calibration: str, made: Path, tmp_path: Path) -
     assert OnnxRuntime(path, 1).metadata["adasearch.vocab_size"] == str(len(WORDS))
 
 
+@pytest.fixture(scope="module")
+def hand_made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, np.ndarray]]]:
+    """A convolution, a matrix product, and texts of a quarter of a million numbers of which one is far off."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    weights = {"kernel": rng.normal(size=(24, 16, 3)), "matrix": rng.normal(size=(24, 32))}
+    weights["kernel"] *= np.geomspace(1, 100, 24)[:, None, None]
+    weights["matrix"] *= np.geomspace(1, 100, 32)
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["sums"], name="conv", kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("Transpose", ["sums"], ["rows"], name="turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["rows", "matrix"], ["products"], name="product"),
+        helper.make_node("Relu", ["products"], ["y"], name="relu"),  # what makes the outputs stays fp32
+    ]
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", *dims]) for name, dims in (("x", [16, "L"]), ("y", ["L", 32])))
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = tmp_path_factory.mktemp("hand") / "model.onnx"
+    onnx.save(model, path)
+    feeds = [{"x": rng.normal(size=(64, 16, 32)).astype(np.float32)} for _ in range(8)]
+    feeds[3]["x"][0, 0, 0] = 1000
+    return path, feeds
+
+
+def test_weights_have_a_scale_for_each_output_channel(hand_made: tuple[Path, list[dict[str, np.ndarray]]], tmp_path: Path) -> None:
+    path, feeds = hand_made
+    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    graph = onnx.load(int8.write_int8(path, tmp_path / "int8.onnx", feeds[:1])).graph
+    arrays, made_by = {w.name: numpy_helper.to_array(w) for w in graph.initializer}, {out: n for n in graph.node for out in n.output}
+    products = {node.name: node for node in graph.node if node.op_type in ("Conv", "MatMul")}
+    for name, weight, axes in (("conv", "kernel", (1, 2)), ("product", "matrix", (0,))):
+        scale_O = arrays[made_by[products[name].input[1]].input[1]]
+        np.testing.assert_allclose(scale_O, np.abs(exact[weight]).max(axis=axes) / 127, rtol=0.01)  # 127 or 127.5 steps up
+
+
+def test_a_percentile_leaves_an_outlier_out_of_the_range(hand_made: tuple[Path, list[dict[str, np.ndarray]]], tmp_path: Path) -> None:
+    path, feeds = hand_made
+    scales = {}
+    for calibration in ("minmax", "percentile"):
+        graph = onnx.load(int8.write_int8(path, tmp_path / f"{calibration}.onnx", feeds, calibration=calibration)).graph
+        arrays = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
+        scales[calibration] = {node.input[0]: float(arrays[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"}
+    low = min(float(feed["x"].min()) for feed in feeds)
+    assert scales["minmax"]["x"] == pytest.approx((1000 - low) / 255, rel=1e-3)
+    assert scales["percentile"]["x"] < 0.1 * scales["minmax"]["x"], "all but one in 262,144 are below 6"
+
+
 def test_what_is_left_out_computes_in_fp32(made: Path, tmp_path: Path) -> None:
     table, path = write_graphs(made, tmp_path)
     names = int8.quantised_operations(path)

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adasearch.config import FitConfig
 from adasearch.encoder import from_hugging_face
 from adasearch.errors import ConfigError, ModelError
 from adasearch.int8_modules import int8_layers, int8_twin
+from adasearch.methods.qat import QuantizeAware
+from adasearch.prune_ofa_task_config import Int8Config
 from adasearch.qdq_export import export_int8, zeros_of
 from adasearch.quantize_aware import attach_int8, bake_int8, find_int8, stacked_layers, weight_integers
 from adasearch.runtimes import OnnxRuntime, OpenvinoRuntime, is_installed
@@ -149,6 +152,47 @@ def test_baked_weights_are_the_rounded_ones_and_the_hooks_are_gone() -> None:
     assert not find_int8(model).activations and not model.get_submodule(name)._forward_hooks and not model.get_submodule(name)._forward_pre_hooks
 
 
+def check_grids(path: Path, model: PreTrainedModel) -> None:
+    """Each int8 product reads what was rounded to its layer's own levels, and what it makes is rounded where its layer's outputs are."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path)).graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made_by = {out: node for node in graph.node for out in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def levels(there: onnx.NodeProto) -> tuple[float, int]:
+        (back,) = readers[there.output[0]]
+        assert (there.op_type, back.op_type) == ("QuantizeLinear", "DequantizeLinear") and there.input[1:] == back.input[1:]
+        scale, zero_point = (arrays[name] for name in there.input[1:])
+        assert zero_point.dtype == np.uint8
+        return scale.item(), zero_point.item()
+
+    found = find_int8(model)
+    for name in found.weights:
+        integers = weight_integers(model.get_submodule(name))[0].numpy()
+        integers = integers.T if integers.ndim == 2 else integers
+        (key,) = [key for key, array in arrays.items() if array.dtype == np.int8 and np.array_equal(array, integers)]
+        (weight,) = readers[key]
+        (product,) = readers[weight.output[0]]
+        assert levels(made_by[made_by[product.input[0]].input[0]]) == tuple(tensor.item() for tensor in found.inputs[name].grid()), name
+        made = product.output[0]
+        if product.op_type == "MatMul":  # its bias
+            (bias,) = readers[made]
+            assert bias.op_type == "Add" and any(one in arrays for one in bias.input)
+            made = bias.output[0]
+        after = readers.get(made, [])
+        if name in found.outputs:
+            assert [levels(node) for node in after] == [tuple(tensor.item() for tensor in found.outputs[name].grid())], name
+        else:
+            assert not any(node.op_type == "QuantizeLinear" for node in after), name
+    assert found.inputs.keys() == found.weights.keys() and found.outputs
+
+
 @needs_onnx
 @pytest.mark.parametrize(("kind", "per"), [("bert", "tensor"), ("ours", "row"), ("student", "row")])  # an export takes seconds
 def test_graphs_predict_what_the_model_does_with_its_scales_and_zeros(kind: str, per: str, tmp_path: Path) -> None:
@@ -162,6 +206,7 @@ def test_graphs_predict_what_the_model_does_with_its_scales_and_zeros(kind: str,
         model(**inputs(kind, count))
     model.eval()
     path = export_int8(int8_twin(model), tmp_path / "int8.onnx")
+    check_grids(path, model)
     zeros, count = zeros_of(path)
     integers = [weight_integers(model.get_submodule(name))[0] for name in find_int8(model).weights]
     assert zeros == sum(int((n == 0).sum()) for n in integers) and count == sum(n.numel() for n in integers)
@@ -173,6 +218,43 @@ def test_graphs_predict_what_the_model_does_with_its_scales_and_zeros(kind: str,
         found = runtime(path, 1, "int8", model.config.vocab_size)(**batch)
         # sums in another order may round to the next level here and there; a wrong scale is off by whole steps everywhere
         assert np.abs(found - expected).mean() < 0.5 * step, runtime.name
+
+
+def test_activations_round_from_the_delay_on_and_their_ranges_rest_from_the_freeze_on() -> None:
+    """And what is learned at a step is the loss of the model as it is at that step."""
+    model, batch, labels = a_model("bert"), inputs("bert"), torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def method(**changes: float) -> QuantizeAware:
+        made = QuantizeAware(
+            FitConfig(steps=20), "single_label", lambda model, batch: model(**inputs("bert")), task_weight=1.0, kd_weight=0.0,
+            int8=Int8Config(per="row", **changes),
+        )  # fmt: skip
+        made.attach(model)
+        return made
+
+    def flags(this: QuantizeAware, step: int) -> set[tuple[bool, bool]]:
+        this.begin_step(model, step, 20)
+        return {(quantizer.is_rounding, quantizer.is_observing) for quantizer in find_int8(model).activations}
+
+    this = method(delay=0.25, freeze=0.5)
+    model.train()(**batch)  # ranges to round to
+    model.eval()
+    baked, twin = copy.deepcopy(model), int8_twin(model)
+    bake_int8(baked)  # weights alone are rounded
+    exact, rounded = (F.cross_entropy(logits(one, "bert"), labels).item() for one in (baked, twin))
+    assert abs(exact - rounded) > 1e-4
+    for step, expected, loss in (
+        (0, (False, True), exact), (4, (False, True), exact), (5, (True, True), rounded), (9, (True, True), rounded),
+        (10, (True, False), rounded), (19, (True, False), rounded),
+    ):  # fmt: skip
+        assert flags(this, step) == {expected}, step
+        assert this.loss(model, {**batch, "labels": labels})["ce"].item() == pytest.approx(loss, abs=1e-6), step
+    assert [flags(method(), step) for step in (0, 19)] == [{(True, True)}] * 2, "by default from the first step to the last"
+    assert [flags(method(freeze=0.0), step) for step in (0, 1)] == [{(True, True)}, {(True, False)}], "one batch there must be"
+    late = method(delay=1.0)
+    assert flags(late, 19) == {(False, True)}
+    late.finish(model)
+    assert all(quantizer.is_rounding for quantizer in find_int8(model).activations)
 
 
 def test_quantising_twice_is_refused_and_leaves_the_model_as_it_was() -> None:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from tiny_masked import VOCABULARY, save_lines, save_masked, tiny_bert, tiny_blocks, tiny_masking
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
     AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification,
     BertModel, PreTrainedModel,
@@ -374,6 +375,26 @@ def test_pruning_on_the_task_reaches_the_same_sparsity(tmp_path: Path) -> None:
     train(model, GradualFinetuning(CONFIG, "single_label", forward, pruning=pruning()), task_examples(), tmp_path)
     sizes = {name: layer.weight.numel() for name, layer in encoder_linears(model).items()}
     assert sparsity_of(model) == {name: dropped_count(0.85, size) / size for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize(
+    ("rewind", "fifths"),
+    [
+        # masks are chosen anew every second step until step 6: Tw = 12 - 6 free steps, W = 1 of warm-up, slope 1 / 5
+        (True, [0, 5, 6, 5, 6, 5, 6, 5, 4, 3, 2, 1]),
+        (False, [5, *(5 * left / 11 for left in range(11, 0, -1))]),
+    ],
+)
+def test_pruning_on_the_task_learns_at_the_rate_that_waits_for_it(tmp_path: Path, rewind: bool, fifths: list[float]) -> None:
+    rates: list[set[float]] = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append({params["lr"] for params in optimizer.param_groups}))
+    method = GradualFinetuning(CONFIG, "single_label", forward, pruning=pruning(), rewind=rewind)
+    try:
+        history = train(tiny_bert(BertForSequenceClassification, num_labels=3), method, task_examples(), tmp_path)
+    finally:
+        hook.remove()
+    assert [rate for (rate,) in rates] == pytest.approx([CONFIG.learning_rate * fifth / 5 for fifth in fifths], abs=1e-9)
+    assert [record["learning_rate"] for record in history] == [rate for (rate,) in rates], "what is told is what was used"
 
 
 SMALL = {
