@@ -132,10 +132,10 @@ def _checked(logits_NC: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     """Both for the examples whose label is known, logits in float64."""
     logits_NC, labels = np.asarray(logits_NC, dtype=np.float64), np.asarray(labels)
     is_class = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and len(labels) == len(logits_NC)
-    if logits_NC.ndim != 2 or logits_NC.shape[1] < 2 or not (is_class or labels.shape == logits_NC.shape):
+    if logits_NC.ndim != 2 or (labels.ndim == 1 and logits_NC.shape[1] < 2) or not (is_class or labels.shape == logits_NC.shape):
         raise ConfigError(
             f"calibration: logits {logits_NC.shape} with labels {labels.shape} {labels.dtype}: only probabilities can be "
-            "calibrated; choices: class numbers (N,) or sets of classes (N, C), with two classes or more"
+            "calibrated; choices: class numbers (N,) of two classes or more, or sets of classes (N, C)"
         )
     keep_N = is_known(labels)
     if keep_N.sum() < FEWEST_EXAMPLES:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.errors import DataError, one_line
-from adasearch.tables import LONGEST_FIELD, SHOWN_ROWS, SURROGATE, no_column
+from adasearch.tables import LONGEST_FIELD, SHOWN_ROWS, SURROGATE, no_column, problem_of_row
 
 STANDARD_STREAM = Path("-")
 CHUNK_ROWS = 8192  # enough for batches of nearly equal lengths; few enough that little is lost by a kill
@@ -173,7 +173,7 @@ def _header(reader: Any) -> list[str]:
     if header is None:
         raise ValueError("it is empty; a header with the columns' names is expected")
     names = [name.strip() for name in header]
-    if len(set(names)) < len(names):
+    if len(set(names) - {""}) < len(names) - names.count(""):
         raise ValueError(f"a column name stands twice: {', '.join(names)}")
     return names
 
@@ -191,12 +191,13 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Iterator[Row]:
             continue
         if cells is None:
             return
-        if len(cells) == len(header):
-            yield Row(number, dict(zip(header, cells)))
-        elif cells:
-            yield Row(number, {}, f"{len(cells)} fields where the header has {len(header)}")
-        elif len(header) == 1:  # with one column an empty line is an empty text
-            yield Row(number, {header[0]: ""})
+        if not cells:
+            if len(header) == 1:  # with one column an empty line is an empty text
+                yield Row(number, {header[0]: ""})
+        elif problem := problem_of_row(cells, header):
+            yield Row(number, {}, problem)
+        else:
+            yield Row(number, {name: cell for name, cell in zip(header, cells) if name or header.count("") == 1})
 
 
 def _read_jsonl(path: Path, texts: Sequence[str]) -> Iterator[Row]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import adasearch
 from adasearch.calibration import load_calibration, probabilities
 from adasearch.deploy import load_deployed
 from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.known_labels import labels_of
 from adasearch.model_inputs import positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head, require_model
@@ -79,11 +80,12 @@ class TextClassifier:
             self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{model_dir}: no tokenizer can be loaded ({one_line(error)})") from error
+        require_padding(self.tokenizer, model_dir)
         if answers_questions(config):
             raise ModelError(f"{model_dir}: its model answers questions and has no labels to give; choices: a classifier's folder")
-        is_score = config.problem_type == "regression" or config.num_labels == 1
-        self.problem_type = "regression" if is_score else config.problem_type or "single_label_classification"
-        self.labels = [] if is_score else [str(config.id2label[index]) for index in range(config.num_labels)]
+        problem_type, names = labels_of(config)
+        self.problem_type = problem_type if problem_type == "regression" else f"{problem_type}_classification"
+        self.labels = [] if problem_type == "regression" else list(names)
         calibration = load_calibration(model_dir) if is_calibrated and self.labels else None
         self.temperature = calibration.temperature if calibration else 1.0
         # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
@@ -166,6 +168,15 @@ class TextClassifier:
                 mask_BL[line, -1 if is_left else 0] = 1
             types_BL = segment_ids(torch.from_numpy(ids_BL), self.tokenizer).numpy() if self._takes_types else None
             yield rows, {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
+
+
+def require_padding(tokenizer: PreTrainedTokenizerBase, model_dir: Path) -> None:
+    """Raise ``ModelError`` for a tokenizer that cannot fill up the shorter texts of a batch."""
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"{model_dir}: its tokenizer has no padding token, so texts make no batch; choices: give it one (pad_token in"
+            " tokenizer_config.json) that its model was trained with"
+        )
 
 
 def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str = "student") -> None:

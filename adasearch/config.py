@@ -116,5 +116,7 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"unlabeled_file: {config.unlabeled_file} has nobody to label it with teacher 'none'; choices: a teacher, or leave it out"
         )
+    if config.teacher != "none" and config.tokenizer != RunConfig.tokenizer:
+        raise ConfigError(f"tokenizer: {config.tokenizer!r} is not read beside teacher {config.teacher!r}, whose own it is; choices: --teacher none")
     if config.teacher == "none" and not config.soft_label_columns:
         raise ConfigError("teacher: 'none' needs soft_label_columns; or name a checkpoint")

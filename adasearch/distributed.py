@@ -46,9 +46,10 @@ def main_first() -> AbstractContextManager[None]:
 
 def agree(value: float) -> float:
     """The main process's value, in all processes: for what is measured and might differ."""
+    if PartialState().num_processes == 1:
+        return value
     held = torch.tensor([value], dtype=torch.float64, device=_device())
-    if PartialState().num_processes > 1:
-        dist.broadcast(held, 0)
+    dist.broadcast(held, 0)
     return float(held)
 
 

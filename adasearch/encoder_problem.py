@@ -213,7 +213,7 @@ def load_problem(
     whole_config = from_hugging_face(base.model).config  # it can be pruned, or says why not, before anything is trained
     is_tuned = (folder / "teacher" / "config.json").exists()
     needs = is_tuned or given is None or (
-        needs_answers(given, config.finetune.when) if is_asked else needs_finetuning(given, config.finetune.when)
+        (needs_answers if is_asked else needs_finetuning)(given, config.finetune.when, config.finetune.trust_remote_code)
     )
     teacher = base
     if with_teacher and (is_tuned or given is not None):

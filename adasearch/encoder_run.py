@@ -20,7 +20,10 @@ from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, begun_precision, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run
+from adasearch.run_files import (
+    Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
+    note_stage, path_of, refuse_run,
+)  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
 from adasearch.tasks import Task, load_task
@@ -117,7 +120,7 @@ def open_encoders(
 
 def _note_settings(run: EncoderRun) -> None:
     """From here on the folder is that of a run with these settings."""
-    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision, data=run.task.data)
+    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision, data=run.task.data, inputs=digests(inputs_of(run.config)))
     start_trackers(run.config, run.folder, run.accelerator)
 
 
@@ -140,11 +143,17 @@ def begin_encoders(
     check_reopening(folder, to_dict(config), to_dict(type(config)()), (*FREE, *free))
     task = load_task(config, seed=config.seed, cache=folder / "cache")
     check_same_data(folder / "run.json", task.data)
+    check_same_inputs(folder / "run.json", inputs_of(config))
     for note in task.notes:
         progress.message(note)
     accelerator = make_accelerator(config, begun_precision(folder))
     problem = load_problem(config, task, folder, accelerator, progress, with_teacher)
     return EncoderRun(config, about, folder, task, accelerator, progress), problem
+
+
+def inputs_of(config: EncoderRunConfig) -> Inputs:
+    """What a run is made of beside its data."""
+    return {name: path_of(getattr(config, name, None)) for name in ("model", "teacher", "sparse_model")}
 
 
 def run_folder(config: EncoderRunConfig, slug: str) -> Path:

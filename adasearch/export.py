@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.bundle import bundle_modelling, modelling_modules
 from adasearch.errors import ModelError, TrainingError, one_line
-from adasearch.files import read_json, refuse_full_disk, write_json, write_text
+from adasearch.files import read_json, refuse_full_disk, sync, write_json, write_text
 from adasearch.graph_runtimes import VOCABULARY_KEY
 from adasearch.model_inputs import limited_tokenizer, positions_of
 from adasearch.runtime_base import require_onnx
@@ -95,15 +95,10 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         yield folder / path.name
         for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            _sync(file)
+            sync(file)
             os.replace(file, path.parent / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(file: Path) -> None:
-    with open(file, "rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def check_onnx(model: PreTrainedModel, path: Path, *, tolerance: float = 1e-4) -> float:
@@ -179,7 +174,9 @@ def save_student(
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
         if tokenizer is not None:
-            limited_tokenizer(tokenizer, positions_of(model.config)).save_pretrained(partial)
+            served = limited_tokenizer(tokenizer, positions_of(model.config))
+            served.padding_side = "right"  # as it learned and was scored, whatever side its teacher pads
+            served.save_pretrained(partial)
         bundle_modelling(modelling_modules(model), partial / MODELLING_FILE)
         module = MODELLING_FILE.removesuffix(".py")
         auto_map = {"AutoConfig": f"{module}.{type(model.config).__name__}",
@@ -189,7 +186,7 @@ def save_student(
             write_text(partial / "README.md", card)
         for file in partial.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)

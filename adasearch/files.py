@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,8 @@ from adasearch.errors import TrainingError, one_line
 
 if TYPE_CHECKING:  # settings are fingerprinted too: `adasearch --help` reads them and does without numpy
     import numpy as np
+
+ABANDONED_S = 3600.0  # a partial file that nobody has written to for so long has lost its writer
 
 
 def closed_parent(path: Path) -> Path | None:
@@ -29,12 +34,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     A kill at any moment leaves either the old file or the new one. Raises ``TrainingError`` when the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")  # containers on one disk have the same process numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_old_partials(path)
         write(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         os.replace(partial, path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # there may be no folder for it to lie in
@@ -50,11 +55,28 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     try:
         partial.mkdir(parents=True)
         write(partial)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                sync(file)
         os.replace(partial, path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         refuse_full_disk(path, error)
         raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file to disk: a name must not be there before what it names."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _remove_old_partials(path: Path) -> None:
+    """What killed writers of ``path`` left beside it, each as large as the file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):  # another process has just renamed it
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
 
 
 def refuse_full_disk(path: Path, error: BaseException) -> None:

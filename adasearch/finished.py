@@ -14,7 +14,8 @@ import numpy as np
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json
 from adasearch.lesson import lesson_rows, soft_label_logits
-from adasearch.run_files import check_same_data, model_in
+from adasearch.run_files import DATA_FILES, check_same_data, model_in
+from adasearch.tables import SUFFIXES
 from adasearch.task_config import TaskConfig
 from adasearch.tasks import Task, load_task
 from adasearch.tokens import Examples, TokenStore
@@ -33,14 +34,27 @@ class FinishedRun:
         return self.config.get("vocabulary", {}).get("kind", "teacher") != "teacher"
 
     def task(self, data_dir: str | None = None) -> Task:
-        """Its task, loaded again; ``data_dir`` where the data have moved. Raises what ``load_task``
-        and, for data that have changed, ``check_same_data`` raise."""
+        """Its task, loaded again without the unlabelled texts; ``data_dir`` where the data have moved.
+
+        Files that the run was given by a path from where it was begun are found from anywhere. Raises what ``load_task`` and, for data that
+        have changed, ``check_same_data`` raise.
+        """
         known = {field.name: self.config[field.name] for field in dataclasses.fields(TaskConfig) if field.name in self.config}
-        settings = TaskConfig(**{**known, **({} if data_dir is None else {"data_dir": data_dir})})
+        is_file = Path(known["task"]).suffix.lower() in SUFFIXES
+        places = (*DATA_FILES, "data_dir", *(("task",) if is_file else ()))
+        known |= {name: self._found(known[name]) for name in places if known.get(name)}
+        settings = TaskConfig(**{**known, "unlabeled_file": None, **({} if data_dir is None else {"data_dir": data_dir})})
         seed = self.config.get("data_seed")
         task = load_task(settings, seed=self.config["seed"] if seed is None else seed, cache=self.folder / "cache")
-        check_same_data(self.folder / "run.json", task.data)
+        check_same_data(self.folder / "run.json", task.data, ("train", "validation", "test"))
         return task
+
+    def _found(self, given: str) -> str:
+        """A path of the run's settings; one that leads nowhere from here, from where the run was begun."""
+        path = self.folder / "run.json"
+        begun_in = read_json(path).get("directory") if path.exists() else None
+        there = Path(begun_in or ".") / given
+        return str(there) if not Path(given).exists() and there.exists() else given
 
     def stores(self, kind: str) -> list[TokenStore]:
         """The texts of one kind in the student's pieces, all that lie in the cache: train, transfer or unlabeled."""

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from adasearch.distributed import Processes
+from adasearch.distributed import Processes, agree
 from adasearch.errors import TrainingError
 from adasearch.files import write_atomically, write_text
 from adasearch.fit_config import FitConfig
@@ -62,10 +62,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, group: Group, step: int,
         params["lr"] = group.learning_rate * factor * params.get("rate", 1.0)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, group: Group, clip_norm: float) -> None:
-    """All gradients of a group's optimiser to that norm at most, where the group is clipped."""
-    if group.is_clipped and not isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
-        nn.utils.clip_grad_norm_([tensor for params in optimizer.param_groups for tensor in params["params"]], clip_norm)
+def clip_gradients(optimizer: torch.optim.Optimizer, group: Group, clip_norm: float) -> bool:
+    """All gradients of a group's optimiser to that norm at most, where the group is clipped. Whether the norm was finite."""
+    if not group.is_clipped or isinstance(optimizer, torch.optim.SparseAdam):  # Adam is blind to a gradient's scale; a table needs no clip
+        return True
+    norm = nn.utils.clip_grad_norm_([tensor for params in optimizer.param_groups for tensor in params["params"]], clip_norm)
+    return bool(norm.isfinite())
 
 
 def checked_loss(terms: Mapping[str, Tensor], where: str | Path, step: int) -> Tensor:
@@ -83,7 +85,8 @@ def checked_loss(terms: Mapping[str, Tensor], where: str | Path, step: int) -> T
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """torch's random numbers, for a checkpoint."""
     cuda = {"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}
-    return {"rng": torch.get_rng_state(), **cuda}
+    mps = {"mps_rng": torch.mps.get_rng_state()} if device.type == "mps" else {}
+    return {"rng": torch.get_rng_state(), **cuda, **mps}
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
@@ -91,6 +94,8 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["rng"].cpu())
     if "cuda_rng" in state:
         torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+    if "mps_rng" in state:
+        torch.mps.set_rng_state(state["mps_rng"].cpu())
 
 
 def fit(
@@ -163,6 +168,11 @@ class Training:
         self.step, self.history = 0, []
         self.window: dict[str, float] = {}
         self._resume()
+        if (main := agree(self.step)) != self.step:  # they would wait for each other's other steps for ever
+            raise TrainingError(
+                f"{folder}: this process goes on at step {self.step}, the main one at {main:g}: it does not see the same checkpoint;"
+                " all must have the same folder"
+            )
         self.processes.join(self.model, self.method)
 
     @property
@@ -273,7 +283,11 @@ class Training:
     def _update(self, group: Group) -> None:
         optimizer = self.optimizers[group.name]
         set_learning_rate(optimizer, group, self.step, self.config)
-        clip_gradients(optimizer, group, self.config.clip_norm)
+        is_finite = clip_gradients(optimizer, group, self.config.clip_norm)
+        if not is_finite and not self.scaler.is_enabled():  # one step with them, and the next checkpoint would be of NaN
+            raise TrainingError(
+                f"{self.folder}: gradients are not finite at step {self.step}; a smaller learning rate helps; the last checkpoint is kept"
+            )
         if any(tensor.grad is not None for params in optimizer.param_groups for tensor in params["params"]):  # the scaler wants one
             self.scaler.step(optimizer)
 

@@ -119,7 +119,7 @@ class HardConcrete(Gate):
         if self.is_each:
             kept_S[p_S < 0.5] = 0
         else:
-            zeros = round(self.size - float(p_S.double().sum()))
+            zeros = round(self.size - float(p_S.cpu().double().sum()))
             kept_S[value_S.argsort(stable=True)[:zeros]] = 0
         return kept_S if is_hard else value_S * kept_S
 

@@ -6,6 +6,7 @@ Dimensions: N examples, C labels.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -55,12 +56,15 @@ def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[st
         return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
     values = [_plain(value, train.is_typed) for value in train.column(source.label, "label_column")]
     kinds = Counter(kind for kind in map(_kind, values) if kind != "missing")
+    if soft and not kinds and config.problem_type != "regression":
+        notes.append(f"{train.where}: column {source.label!r} is empty: the likeliest soft label stands in for it")
+        return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
     usual = kinds.most_common(1)[0][0] if kinds else "missing"
     names = source.preset.label_names if source.preset else train.class_names.get(source.label)
     declared = config.problem_type or (source.preset.problem_type if source.preset else None)
     problem_type = declared or _guess(values, usual, is_named=names is not None)
-    if declared is None and names is None:
-        notes.append(f"{train.where}: column {source.label!r}: taken for {problem_type}; problem_type overrules it")
+    if names is None and problem_type == "multi_label":
+        _refuse_other_lists(values, f"{train.where}: column {source.label!r}")
     if problem_type == "regression":
         if soft:
             raise ConfigError("soft_label_columns: not for a regression; problem_type choices: single_label, multi_label")
@@ -76,6 +80,9 @@ def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[st
             if _kind(value) not in (usual, "missing"):
                 train.reject(row, source.label, f"{value!r} is a {_kind(value)} where most labels are a {usual}")
         names = _sorted_names({value for value in values if _kind(value) == usual})
+    if declared is None and not is_numbered:
+        seen = f" with {_say_counts(values)}" if problem_type == "single_label" else ""
+        notes.append(f"{train.where}: column {source.label!r}: taken for {problem_type}{seen}; problem_type overrules it")
     if soft:
         names, soft = _match_soft(names, soft, source.label, train.where, notes, may_grow=not is_numbered)
     return Schema(problem_type, names, True, is_numbered, soft)
@@ -224,6 +231,8 @@ def check_learnable(train: Split, schema: Schema, source: Source, notes: list[st
     labels = train.labels[is_known(train.labels)]
     if len(train) < 2:
         raise DataError(f"{place}: {len(train)} example; at least two are needed")
+    if not schema.names or (schema.problem_type == "multi_label" and len(labels) and not labels.any()):
+        raise DataError(f"{place}: no label in {len(labels)} examples; at least one is needed")
     if schema.problem_type != "multi_label" and len(labels) and np.all(labels == labels[0]):
         is_value = schema.problem_type == "regression"
         only = f"value, {labels[0]:g}," if is_value else f"class, {schema.names[labels[0]]!r},"
@@ -279,6 +288,27 @@ def _tags(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [tag.strip() for tag in value.split("|") if tag.strip()]
     return [] if _kind(value) == "missing" else [value]
+
+
+def _refuse_other_lists(values: Sequence[Any], place: str) -> None:
+    """Raise ``DataError`` for labels of an example that stand neither as a list of names nor between bars."""
+    lists = [value for value in values if isinstance(value, tuple)]
+    if lists and len({len(value) for value in lists}) == 1 and len(lists[0]) > 1 and all(set(value) <= {0, 1} for value in lists):
+        raise DataError(f"{place}: lists of 0 and 1; expected: the labels of each example by name, such as {json.dumps(['spam', 'urgent'])}")
+    written = [value for value in values if isinstance(value, str) and value.startswith("[") and value.endswith("]")]
+    if 2 * len(written) > sum(_kind(value) != "missing" for value in values):
+        raise DataError(f"{place}: {written[0]!r} is a list as a program writes it; expected: the labels of each example by name, such as spam|urgent")
+
+
+def _say_counts(values: Sequence[Any]) -> str:
+    """How many labels there are, and how often the most frequent: what a stray spelling or an ``nan`` shows in."""
+    counts = Counter(str(value) for value in values if _kind(value) != "missing")
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN_NAMES))
+    more = ", ..." if len(counts) > SHOWN_NAMES else ""
+    twins = [name for name, others in Counter(name.casefold() for name in counts).items() if others > 1]
+    odd = [name for name in counts if name.casefold() in ("nan", "none", "null", "n/a", "na")]
+    doubt = f"; is {odd[0]!r} a label?" if odd else f"; {twins[0]!r} stands in several spellings" if twins else ""
+    return f"{len(counts)} labels ({shown}{more}){doubt}"
 
 
 def _sorted_names(values: set[Any]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from adasearch.corpora import TEXT_SUFFIX, Corpus
@@ -172,31 +173,40 @@ def streamed_blocks(
     between = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
     name = f"{name}-{fingerprint(identity, language_rules(tokenizer), between, room, most_tokens)}"
     if (store := TokenStore.load(cache, name)) is None:
-        progress.stage("tokenize the stream", total=most_tokens)
         cache.mkdir(parents=True, exist_ok=True)
-        partial, count = cache / f".{name}.partial", 0
-        try:
-            with open(partial, "wb") as file:
-                for chunk in _chunks(texts):
-                    encoded = tokenizer(chunk, padding=False, add_special_tokens=False, return_attention_mask=False, verbose=False)
-                    ids = np.asarray([token for ids in encoded["input_ids"] for token in (*ids, *between)], np.int32)[: most_tokens - count]
-                    ids.tofile(file)
-                    count += len(ids)
-                    progress.step(count)
-                    if count >= most_tokens:
-                        break
-            if count <= len(between):
-                raise DataError(f"{name}: the stream holds no text")
-            offsets = np.append(np.arange(0, count, room), count)
-            write_json(cache / f"{name}.json", {"tokens": count, "texts": identity})
-            stream_T = np.memmap(partial, np.int32, "r", shape=(count,))
-            write_array(cache / f"{name}.ids.npy", stream_T)
-            write_array(cache / f"{name}.offsets.npy", offsets)  # last: its presence says that all is there
-            del stream_T
-        finally:
-            partial.unlink(missing_ok=True)
-        store = TokenStore.load(cache, name)
+        with FileLock(cache / f".{name}.lock"):  # of two runs that share the cache one reads the stream, the other waits
+            if (store := TokenStore.load(cache, name)) is None:
+                _write_stream(texts, tokenizer, room, between, most_tokens, identity, cache, name, progress)
+                store = TokenStore.load(cache, name)
     return MaskedBlocks(store, wrap, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+
+def _write_stream(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, room: int, between: list[int], most_tokens: int, identity: Any,
+    cache: Path, name: str, progress: Progress,
+) -> None:  # fmt: skip
+    """The token store of a stream, written as it is read."""
+    progress.stage("tokenize the stream", total=most_tokens)
+    partial, count = cache / f".{name}.partial", 0
+    try:
+        with open(partial, "wb") as file:
+            for chunk in _chunks(texts):
+                encoded = tokenizer(chunk, padding=False, add_special_tokens=False, return_attention_mask=False, verbose=False)
+                ids = np.asarray([token for ids in encoded["input_ids"] for token in (*ids, *between)], np.int32)[: most_tokens - count]
+                ids.tofile(file)
+                count += len(ids)
+                progress.step(count)
+                if count >= most_tokens:
+                    break
+        if count <= len(between):
+            raise DataError(f"{name}: the stream holds no text")
+        offsets = np.append(np.arange(0, count, room), count)
+        write_json(cache / f"{name}.json", {"tokens": count, "texts": identity})
+        stream_T = np.memmap(partial, np.int32, "r", shape=(count,))
+        write_array(cache / f"{name}.ids.npy", stream_T)
+        write_array(cache / f"{name}.offsets.npy", offsets)  # last: its presence says that all is there
+        del stream_T
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def text_stream(source: str, column: str = "text", split: str = "train") -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
+from filelock import FileLock
 from torch import Tensor
 
 from adasearch.errors import TrainingError
@@ -59,8 +60,18 @@ def streamed_outputs(
     However many examples, memory holds ``CHUNK`` of them and the disk one copy. A killed pass goes on with the chunk it was
     at. Raises ``TrainingError`` for values that float16 cannot hold, and when the disk is full.
     """
-    if path.exists():
-        return np.load(path, mmap_mode="r")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # two that write one file in place would leave holes in it
+            if not path.exists():
+                _stream_outputs(forward, examples, path, accelerator, progress, title)
+    return np.load(path, mmap_mode="r")
+
+
+def _stream_outputs(
+    forward: Forward, examples: Examples, path: Path, accelerator: Accelerator, progress: Progress, title: str
+) -> None:
+    """``path``, or what is left of it to be written."""
     partial, state = partial_path(path), path.with_name(f".{path.name}.done.json")
     done = read_json(state)["done"] if partial.exists() and state.exists() else 0
     progress.stage(title, len(examples), done)
@@ -74,7 +85,6 @@ def streamed_outputs(
             if not np.isfinite(half).all():
                 raise TrainingError(f"{path}: an output of texts {done} to {stop} is beyond float16 ({np.abs(values).max():.3g})")
             if rows is None:
-                partial.parent.mkdir(parents=True, exist_ok=True)
                 rows = np.lib.format.open_memmap(partial, "w+", np.float16, (len(examples), *values.shape[1:]))
             rows[done:stop] = half
             rows.flush()
@@ -85,7 +95,6 @@ def streamed_outputs(
         state.unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact") from error
-    return np.load(path, mmap_mode="r")
 
 
 def cached_outputs(

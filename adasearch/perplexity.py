@@ -121,7 +121,7 @@ def _evaluating(model: nn.Module, accelerator: Accelerator | None, is_mixed: boo
 def _summed(logits_WLV: Tensor, labels_WL: Tensor) -> float:
     """Sum of the scored tokens' losses, in nats."""
     losses = F.cross_entropy(logits_WLV.flatten(0, 1).float(), labels_WL.flatten(), ignore_index=UNSCORED, reduction="none")
-    return losses.double().sum().item()  # float64: a sum over a corpus
+    return losses.cpu().double().sum().item()  # float64: a sum over a corpus
 
 
 def _summary(total: float, tokens: int, words: int | None) -> dict[str, float]:

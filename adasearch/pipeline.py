@@ -28,7 +28,10 @@ from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
-from adasearch.run_files import begin_run, begun_precision, check_same_data, check_first, check_folder, check_reopening, hand_over, note_stage, refuse_run, stage_facts
+from adasearch.run_files import (
+    Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
+    note_stage, path_of, refuse_run, stage_facts,
+)  # fmt: skip
 from adasearch.search_config import SearchConfig
 from adasearch.settings import to_dict
 from adasearch.shrink import random_architecture
@@ -108,8 +111,9 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     whole_space = check_settings(config)
     check_trackers(config)
     task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
-    check_same_data(run_folder(config) / "run.json", task.data)
     space = whole_space.for_task(is_pair=task.is_pair)
+    check_same_data(run_folder(config) / "run.json", task.data)
+    check_same_inputs(run_folder(config) / "run.json", inputs_of(config, space))
     check_saving(space)
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     if "random_architecture" in config.controls:
@@ -119,6 +123,12 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     if config.transfer.size and config.teacher != "none":
         shares(config.transfer)
     return task, space
+
+
+def inputs_of(config: RunConfig, space: Space) -> Inputs:
+    """What a run is made of beside its data."""
+    paths = {name: path_of(getattr(config, name)) for name in ("teacher", "architecture", "warm_start")}
+    return {**paths, "transfer.masked_lm_model": path_of(config.transfer.masked_lm_model), "space": space.digest}
 
 
 def check_settings(config: RunConfig) -> Space:
@@ -208,7 +218,10 @@ def _prepare(this: Run) -> Problem:
     def begin(start: Start) -> None:
         _check_costs(this, start)
         if this.accelerator.is_main_process:
-            begin_run(this.folder, to_dict(this.config), this.accelerator.mixed_precision, data=this.task.data)
+            begin_run(
+                this.folder, to_dict(this.config), this.accelerator.mixed_precision,
+                data=this.task.data, inputs=digests(inputs_of(this.config, this.space)),
+            )  # fmt: skip
         start_trackers(this.config, this.folder, this.accelerator)
 
     return prepare(this.config, this.task, this.folder, this.accelerator, this.progress, begin)

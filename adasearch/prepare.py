@@ -22,7 +22,7 @@ from adasearch.comparison import TEXTS
 from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import main_first
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
 from adasearch.lesson import lesson_rows, teach, transfer_stores
 from adasearch.model_inputs import check_positions, check_vocabulary
@@ -30,7 +30,7 @@ from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.near_copies import near_copies
 from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
-from adasearch.run_files import check_same_data, differences
+from adasearch.run_files import check_same_data, check_same_inputs, differences, digests
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
@@ -103,6 +103,8 @@ class Problem:
         texts = np.concatenate([np.arange(first_made) % count, count + np.arange(self.made)])  # which of the different texts a row is
         is_known = ~np.isin(texts, np.concatenate([compared, copies]))
         train, known = (self.lesson.select(np.flatnonzero(rows)) for rows in (is_known & ~np.isin(texts, valid), is_known))
+        if not len(train):
+            raise DataError(f"search: {count} labelled texts, of which none is left to learn from beside those to compare members on; more are needed")
         return SearchSplits(train, self.lesson.select(valid), known, self.lesson.select(compared))
 
 
@@ -161,7 +163,7 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
     with main_first():
         source = teacher_path(config, cache)
         is_tuned = (folder / "teacher" / "config.json").exists()
-        needs = has_teacher and (is_tuned or needs_finetuning(source, config.finetune.when))
+        needs = has_teacher and (is_tuned or needs_finetuning(source, config.finetune.when, config.finetune.trust_remote_code))
         torch.manual_seed(config.seed)  # a checkpoint without a head is given a random one
         teacher = load_teacher(
             str(folder / "teacher") if is_tuned else source,
@@ -198,6 +200,7 @@ def _check_source(config: RunConfig, task: Task, folder: Path) -> None:
     """Raise ``ConfigError`` where the cache was begun with another teacher or other data."""
     path = folder / "cache" / SOURCE
     check_same_data(path, task.data)
+    check_same_inputs(path, {"teacher": Path(config.teacher)})
     if path.exists() and (what := differences(read_json(path), _source(config))):
         raise ConfigError(f"output_dir: {folder} holds the word of another teacher ({what}); choices: another --output_dir, or delete it")
 
@@ -206,7 +209,7 @@ def _note_source(config: RunConfig, task: Task, folder: Path) -> None:
     """Before the cache holds any word."""
     path = folder / "cache" / SOURCE
     if not path.exists():
-        write_json(path, {**_source(config), "data": task.data})
+        write_json(path, {**_source(config), "data": task.data, "inputs": digests({"teacher": Path(config.teacher)})})
 
 
 def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:

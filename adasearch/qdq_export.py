@@ -114,21 +114,28 @@ class QdqLinear(QdqLayer):
 
 
 class QdqConv1d(QdqLayer):
-    """A convolution whose bias is int32 with the scale of its sums, as int8 convolutions add it (Jacob et al. 2018, eq. 11)."""
+    """A convolution whose bias is int32 with the scale of its sums, as int8 convolutions add it (Jacob et al. 2018, eq. 11).
+
+    Where a row of weights is so small that the bias is beyond int32 in its scale, the bias stays as it is.
+    """
 
     def __init__(self, layer: Int8Conv1d):
         super().__init__(layer, layer.integers, axis=0)
         self.settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.has_integer_bias = False
         if layer.bias is not None and self.input_grid is not None:
             scale_O = (self.input_grid.scale * layer.scale.flatten()).expand(len(layer.bias)).contiguous()
-            self.register_buffer("bias_integers", (layer.bias.detach() / scale_O).round().to(torch.int32))
+            steps_O = (layer.bias.detach() / scale_O).round()
+            self.has_integer_bias = bool((steps_O.abs() < 2**31).all())
+        if self.has_integer_bias:
+            self.register_buffer("bias_integers", steps_O.to(torch.int32))
             self.register_buffer("bias_scale", scale_O)
             self.register_buffer("bias_zero_point", torch.zeros(len(layer.bias), dtype=torch.int32))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As ``Int8Conv1d``, but for the rounding of the bias: half a step of a sum, which has thousands."""
         bias = self.bias
-        if bias is not None and self.input_grid is not None:
+        if self.has_integer_bias:
             bias = _dequantize(self.bias_integers, self.bias_scale, self.bias_zero_point, 0)
         return _qdq(F.conv1d(_qdq(inputs, self.input_grid), self.weight(), bias, *self.settings), self.output_grid)
 

@@ -36,7 +36,9 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import begin_run, begun_precision, check_folder, check_reopening, check_same_data, note_stage, stage_facts
+from adasearch.run_files import (
+    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, note_stage, stage_facts,
+)  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.stopwatch import Stopwatch
 
@@ -145,9 +147,11 @@ def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     task = load_language_task(config, model_config, tokenizer, cache=cache_of(config, folder), progress=progress)
     teacher = load_language_model(config.model)
     data = {name: {"examples": len(part), **_fingerprints(part)} for name, part in task.splits.items()}
+    inputs = {"model": Path(config.model)}
     check_same_data(folder / "run.json", data)
+    check_same_inputs(folder / "run.json", inputs)
     this = QuantRun(config, folder, model_config, task, teacher.to(accelerator.device).eval(), accelerator, progress)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=digests(inputs))
     return this
 
 

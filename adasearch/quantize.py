@@ -200,13 +200,14 @@ def _try_all(
         try:
             system = load_runtime(runtime, material.model_dir, config.threads, precision)
             logits_NC = material.validation.logits_of(system)
+            score = _score(material, logits_NC)
         except ModelError as error:
             row["note"] = str(error)
             progress.warning(f"{runtime} {precision}: {error}")
             continue
         graph = graph_file(material.model_dir, precision) if runtime in GRAPH_RUNTIMES else None
         row |= {
-            "score": _score(material, logits_NC), "size_bytes": size_bytes(material.model_dir, runtime, graph),
+            "score": score, "size_bytes": size_bytes(material.model_dir, runtime, graph),
             "logits_difference": float(np.abs(logits_NC - reference.logits_NC).max()),
         }  # fmt: skip
         ready[f"{runtime} {precision}"] = system

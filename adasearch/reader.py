@@ -35,9 +35,9 @@ class Reader(Teacher):
         return torch.stack([output.start_logits, output.end_logits], 1)
 
 
-def needs_answers(path: str, when: str) -> bool:
+def needs_answers(path: str, when: str, trust_remote_code: bool = False) -> bool:
     """Whether a checkpoint is to be fine-tuned: ``auto`` says no to those saved as question-answering models."""
-    return needs_finetuning(path, when, "ForQuestionAnswering")
+    return needs_finetuning(path, when, trust_remote_code, "ForQuestionAnswering")
 
 
 def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = False) -> Reader:
@@ -46,7 +46,7 @@ def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = Fals
     One that ``is_finetuned`` must have been saved as a question-answering model; any other is given a fresh head, whatever the
     number of labels that it was saved with.
     """
-    if is_finetuned and needs_answers(path, "auto"):
+    if is_finetuned and needs_answers(path, "auto", trust_remote_code):
         raise ModelError(f"teacher: {path!r} has no head for question answering; choices: another teacher, or --finetune.when always")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

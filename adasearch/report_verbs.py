@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,18 @@ class EnvSettings:
     quiet: bool = False
 
 
+# what the other half of `bench` calls the same
+BENCH_TWINS = {
+    "batch_size": "--batch_sizes", "lengths": "--seq_lengths", "batch_sizes": "--batch_size", "seq_lengths": "--lengths", "runtimes": "--runtime",
+    "output": "--json true > FILE",
+}  # fmt: skip
+
+
 def do_bench(settings: BenchSettings, progress: Progress) -> str:
     """A row a system, or the latency table."""
     if settings.build_lut:
         return _build_lut(settings, progress)
+    _refuse_idle(settings, ("space", "lengths", "batch_size", "output"), "without --build_lut")
     if not settings.models:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
     config = BenchConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(BenchConfig)})
@@ -127,9 +136,19 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
     return json.dumps(rows, indent=2) if settings.json else format_bench(rows)
 
 
+def _refuse_idle(settings: BenchSettings, names: Sequence[str], where: str) -> None:
+    """Raise ``ConfigError`` for settings that nothing would read."""
+    default = BenchSettings()
+    for name in names:
+        if getattr(settings, name) != getattr(default, name):
+            raise ConfigError(f"{name}: it is not read {where}; choices: {BENCH_TWINS.get(name, 'leave it out')}")
+
+
 def _build_lut(settings: BenchSettings, progress: Progress) -> str:
     if settings.models:
         raise ConfigError(f"models: {' '.join(settings.models)}: --build_lut times a space and takes no models; choices: one of the two")
+    idle = [key.name for key in dataclasses.fields(BenchConfig) if key.name not in ("threads", "runtime")]
+    _refuse_idle(settings, (*idle, "lengths_from", "json"), "with --build_lut")
     for name in ("threads", "batch_size"):
         check_range(name, getattr(settings, name), 1, 1 << 20)
     from adasearch.latency_bench import build_table, deployment_here, format_table

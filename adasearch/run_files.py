@@ -7,16 +7,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from adasearch.errors import ConfigError
-from adasearch.files import closed_parent, read_json, write_folder, write_json, write_text
+from adasearch.files import closed_parent, fingerprint, read_json, write_folder, write_json, write_text
 
 DATA_FILES = ("train_file", "validation_file", "test_file", "unlabeled_file")  # settings that say where data lie, not which
+
+WEIGHTS = ("*.safetensors", "*.bin")  # of a model's folder
+Inputs = Mapping[str, Path | str | None]  # by setting: where it lies, or what already is a fingerprint
 
 
 def typed_command() -> str:
@@ -77,12 +80,15 @@ def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, 
         raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
 
 
-def check_same_data(path: Path, data: dict[str, dict[str, Any]]) -> None:
+def check_same_data(path: Path, data: dict[str, dict[str, Any]], splits: Sequence[str] | None = None) -> None:
     """The data are those that a run, or a study, was begun with. Raises ``ConfigError``.
 
-    ``path``: its run.json or study.json; ``data``: of a ``Task``. One that is not begun, or by a version that noted no data, goes on.
+    ``path``: its run.json or study.json; ``data``: of a ``Task``; ``splits``: those that are compared, all when None. One that is not
+    begun, or by a version that noted no data, goes on.
     """
     before = read_json(path).get("data") if path.exists() else None
+    if before is not None and splits is not None:
+        before, data = ({name: facts[name] for name in splits if name in facts} for facts in (before, data))
     if before is None or before == data:
         return
     what = [_change(name, before.get(name), data.get(name)) for name in {**before, **data} if before.get(name) != data.get(name)]
@@ -90,6 +96,40 @@ def check_same_data(path: Path, data: dict[str, dict[str, Any]]) -> None:
         f"{path.parent}: the data have changed since ({'; '.join(what)}), and what was learned from both would stand side by side;"
         " choices: another --output_dir, the data as they were, or delete it"
     )
+
+
+def check_same_inputs(path: Path, inputs: Inputs) -> None:
+    """Models, architecture and space are those that a run was begun with: a setting names a file, and files change. Raises ``ConfigError``.
+
+    ``path``: its run.json, or what else holds ``digests`` as "inputs". One that is not begun, or by a version that noted none, goes on.
+    """
+    before = read_json(path).get("inputs") if path.exists() else None
+    if not before:
+        return
+    now = digests({setting: given for setting, given in inputs.items() if setting in before})
+    if what := [f"{setting} {inputs[setting]}" if isinstance(inputs[setting], Path) else setting for setting in now if now[setting] != before[setting]]:
+        raise ConfigError(
+            f"{path.parent}: begun with another content of {', '.join(what)}, and what was learned from both would stand side by side;"
+            " choices: another --output_dir, the content as it was, or delete the whole folder"
+        )
+
+
+def digests(inputs: Inputs) -> dict[str, str]:
+    """What each input holds, as a fingerprint, by setting: of a file its content, of a model's folder its weights; names of the hub have none."""
+    found = {}
+    for setting, given in inputs.items():
+        if isinstance(given, str):
+            found[setting] = given
+        elif given is not None and given.is_file():
+            found[setting] = fingerprint(given)
+        elif given is not None and (weights := [file for kind in WEIGHTS for file in sorted(given.glob(kind))]):
+            found[setting] = fingerprint(*weights)
+    return found
+
+
+def path_of(given: str | None) -> Path | None:
+    """A setting that may name a folder, as one of ``Inputs``."""
+    return None if given is None else Path(given)
 
 
 def _change(split: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
@@ -140,13 +180,14 @@ def begin_run(folder: Path, settings: dict[str, Any], precision: str, **facts: A
         about = read_json(path)
         others = [one for one in about.get("commands", [about.get("command")]) if one not in (None, command)]
         config = {**about["config"], **{key: settings[key] for key in DATA_FILES if key in settings}}
-        if config != about["config"]:
+        if config != about["config"] or not (folder / "config.yaml").exists():
             write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_json(path, {**about, "command": command, "commands": [*others, command], "config": config})
         return
+    about = {"command": command, "commands": [command], "commit": commit(), "config": settings, "precision": precision,
+             "directory": str(Path.cwd()), **facts, "stages": {}}  # fmt: skip
+    write_json(path, about)  # first: it is what says whose the folder is
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    about = {"command": command, "commands": [command], "commit": commit(), "config": settings, "precision": precision, **facts, "stages": {}}
-    write_json(path, about)
 
 
 def begun_precision(folder: Path) -> str | None:
@@ -192,6 +233,13 @@ def check_first(folder: Path, first: str) -> None:
 
 
 def hand_over(model: Path, student: Path) -> None:
-    """Copy a trained model's folder whole to ``student``, unless there is one already."""
+    """Copy a trained model's folder whole to ``student``, unless it is there already; one of another architecture makes room."""
+    if (student / "config.json").exists() and _architecture_of(student) != _architecture_of(model):
+        shutil.rmtree(student)  # the model was deleted, as a message told, and trained anew with another
     if not (student / "config.json").exists():
         write_folder(student, lambda partial: shutil.copytree(model, partial, dirs_exist_ok=True))
+
+
+def _architecture_of(model: Path) -> Any:
+    """The cells of a searched student; None of any other model."""
+    return read_json(model / "config.json").get("architecture")

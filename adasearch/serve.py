@@ -10,6 +10,7 @@ from typing import Any
 
 from adasearch.cascade import Cascade, check_cascade
 from adasearch.classifier import TextClassifier, check_settings
+from adasearch.deploy import DEPLOY_FILE
 from adasearch.errors import ConfigError
 from adasearch.progress import Progress
 
@@ -17,7 +18,7 @@ STOP_SECONDS = 10  # that requests under way have left when the server is told t
 
 
 def serve(
-    student_dir: Path, *, host: str = "127.0.0.1", port: int = 8000, threads: int | None = 1, runtime: str = "auto",
+    student_dir: Path, *, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None, runtime: str = "auto",
     precision: str | None = None, batch_size: int = 32, max_texts: int = 256, max_characters: int = 20_000,
     calibrated: bool = True, cascade_teacher: Path | None = None, cascade_threshold: float | None = None,
     progress: Progress | None = None,
@@ -40,6 +41,8 @@ def serve(
         check_settings(cascade_teacher, "auto", batch_size, "cascade_teacher")
     elif cascade_threshold is not None:
         raise ConfigError("cascade_teacher: none given, so there is nobody to ask; choices: a model's folder")
+    if threads is None and not (runtime == "auto" and precision is None and (student_dir / DEPLOY_FILE).is_file()):
+        threads = 1
     listener = listen(host, port)  # before the model is loaded: a taken port should not cost seconds
     with listener:
         student = TextClassifier(

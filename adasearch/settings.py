@@ -40,7 +40,8 @@ def cores_here() -> int:
 
 def check_threads(threads: int | None) -> None:
     """Raise ``ConfigError`` for more threads than this machine lends cores: they would wait for each other. None: not set."""
-    if threads is not None and not 1 <= threads <= (cores := cores_here()):
+    cores = cores_here()
+    if threads is not None and not 1 <= threads <= cores:
         raise ConfigError(f"threads: {threads} on {cores} core{'s' * (cores > 1)}; choices: 1 to {cores}, or leave it out")
 
 

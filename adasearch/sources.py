@@ -79,13 +79,19 @@ def find_source(config: TaskConfig) -> Source:
     if Path(name).suffix.lower() in SUFFIXES and not files["train"]:
         files["train"], name = name, Path(name).stem
     if files["train"]:
+        if config.data_dir:
+            raise ConfigError(f"data_dir: {config.data_dir} is not read where a file is named ({files['train']}); choices: one of the two")
         tables = {split: read_table(Path(path), f"{split}_file") for split, path in files.items() if path}
         return Source(name, tables, *columns)
     if files["validation"] or files["test"]:
         raise ConfigError("validation_file, test_file: given without train_file")
     preset = find_preset(name)
     if preset:
-        columns = (preset.text, preset.pair, "label")
+        own = (preset.text, preset.pair, "label")
+        for setting, given, known in zip(("text_column", "text_pair_column", "label_column"), columns, own):
+            if not config.unlabeled_file and given not in (known, getattr(TaskConfig, setting)):  # else they are that file's
+                raise ConfigError(f"{setting}: {given!r} is not read: task {name!r} has {', '.join(map(str, filter(None, own)))}; choices: leave it out")
+        columns = own
     if config.data_dir:
         tables = _read_folder(Path(config.data_dir), name)
         return Source(name, tables, *columns, preset, is_published=preset is not None)

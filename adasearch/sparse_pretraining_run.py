@@ -34,7 +34,9 @@ from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPrepa
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.run_files import begin_run, begun_precision, check_folder, check_reopening, check_same_data, model_in, note_stage
+from adasearch.run_files import (
+    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, model_in, note_stage, path_of,
+)  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -127,8 +129,10 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     accelerator = make_accelerator(config, begun_precision(folder))
     blocks = {"train": train, "validation": validation}
     data = {name: {"examples": len(part), "texts": fingerprint(part.tokens.ids, part.tokens.offsets)} for name, part in blocks.items()}
+    inputs = {"model": path_of(config.model), "teacher": path_of(config.teacher)}
     check_same_data(folder / "run.json", data)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data)
+    check_same_inputs(folder / "run.json", inputs)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=digests(inputs))
     start_trackers(config, folder, accelerator)
     return PretrainingRun(config, folder, source, tokenizer, train, validation, masking, accelerator, progress)
 

@@ -181,8 +181,10 @@ class Axes:
             outs, intos = zip(*counts)
             self._terms[key] = torch.tensor(outs), torch.tensor(intos), torch.tensor(list(counts.values()), dtype=torch.float64)
         sizes = self.expected_sizes(values)
-        sizes_A = torch.stack([torch.ones_like(sizes["hidden"]), *(sizes[name] for name in self.axes)]).double()
-        out_T, into_T, weight_T = (term.to(sizes_A.device) for term in self._terms[key])
+        sizes_A = torch.stack([torch.ones_like(sizes["hidden"]), *(sizes[name] for name in self.axes)])
+        sizes_A = sizes_A if sizes_A.device.type == "mps" else sizes_A.double()  # which has no float64
+        out_T, into_T, weight_T = self._terms[key]
+        out_T, into_T, weight_T = (term.to(sizes_A.device) for term in (out_T, into_T, weight_T.to(sizes_A.dtype)))
         return (weight_T * sizes_A[out_T] * sizes_A[into_T]).sum()  # float64: 10^8 parameters exceed float32's integers
 
 

@@ -208,12 +208,23 @@ class AdasearchPreTrainedModel(PreTrainedModel):
     base_model_prefix = "trunk"
     main_input_name = "input_ids"
 
+    _is_made = False  # whether the constructor has ended: what asks for initial weights then is a checkpoint that lacks some
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.05)
             if module.padding_idx is not None:
                 nn.init.zeros_(module.weight[module.padding_idx])
+        elif self._is_made:  # what a checkpoint lacks is memory as it was found: it becomes what it is in a new model
+            name = next((name for name, part in self.named_modules() if part is module), None)
+            if name is None:
+                return
+            new = type(self)(self.config).get_submodule(name)
+            for tensors, fresh in ((module.named_parameters, new.get_parameter), (module.named_buffers, new.get_buffer)):
+                for key, tensor in tensors(recurse=False):
+                    if not getattr(tensor, "_is_hf_initialized", False):
+                        tensor.copy_(fresh(key))
 
 
 class AdasearchForSequenceClassification(AdasearchPreTrainedModel):
@@ -227,6 +238,7 @@ class AdasearchForSequenceClassification(AdasearchPreTrainedModel):
         self.paths = [fixed_path(choice) for choice in self.architecture.cells]
         self.trunk = Trunk(config, cells, width, macro, exits=1, num_labels=config.num_labels)
         self.post_init()
+        self._is_made = True
 
     def levels(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
         """The pooled embeddings and cell outputs, K + 1 times (B, D)."""

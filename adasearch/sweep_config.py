@@ -142,7 +142,12 @@ def plan(config: SweepConfig) -> list[SweepRun]:
 
 
 def _check_lists(config: SweepConfig) -> None:
-    """Lists are of a product, and there is none where runs are written out and no ``tasks`` are: better refused than ignored."""
+    """Lists are of a product, and there is none where runs are written out and no ``tasks`` are: better refused than ignored.
+
+    So is a budget where the architecture is given.
+    """
+    if config.architecture and (given := [name for name in BUDGETS if getattr(config, name)]):
+        raise ConfigError(f"{', '.join(given)}: nothing is searched with an --architecture, so no budget is kept; choices: one of the two")
     if config.tasks or not config.runs:
         return
     if given := [name for name in ("teachers", *BUDGETS, "seeds") if getattr(config, name)]:

@@ -114,10 +114,10 @@ def perform(job: Job) -> Outcome:
                 _do(job, progress)
         except AdasearchError as error:
             progress.message(f"error: {error}")
-            return Outcome(one_line(error))
+            return Outcome(one_line(error, 2_000))
         except Exception as error:  # the border of a process: one run's fault must not end the others
             stream.write(traceback.format_exc())
-            return Outcome(f"{type(error).__name__}: {one_line(error)} (traceback in {job.log})")
+            return Outcome(f"{type(error).__name__}: {one_line(error, 2_000)} (traceback in {job.log})")
     return Outcome()
 
 

@@ -150,15 +150,26 @@ def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
             continue
         if header is None:
             header = [name.strip() for name in row]
-            if len(set(header)) < len(header):
+            if len(set(header) - {""}) < len(header) - header.count(""):
                 raise DataError(f"{where}: line {number}: a column name stands twice: {', '.join(header)}")
-        elif len(row) != len(header):
-            broken.append((number, f"{len(row)} fields where the header has {len(header)}"))
+        elif problem := problem_of_row(row, header):
+            broken.append((number, problem))
         else:
             rows.append(row)
             numbers.append(number)
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header or ())}
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header or ()) if name or (header or []).count("") == 1}
     return Table(where, columns, numbers, is_typed=False, broken=broken)
+
+
+def problem_of_row(row: list[str], header: list[str]) -> str | None:
+    """Why a row of csv or tsv cannot be what was meant; None where it may. Columns without a name, as Excel adds them, are left out."""
+    if len(row) != len(header):
+        return f"{len(row)} fields where the header has {len(header)}"
+    if any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row):
+        return "a quoted field runs over tabs and lines; a quotation mark that belongs to the text is doubled, the field in quotes"
+    if header.count("") > 1 and any(cell and not name for cell, name in zip(row, header)):
+        return "a field in a column without a name"
+    return None
 
 
 def _read_jsonl(text: str, where: str) -> Table:

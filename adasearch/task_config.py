@@ -129,6 +129,10 @@ def check_vocabulary(vocabulary: VocabularyConfig) -> None:
     check_range("vocabulary.min_count", vocabulary.min_count, 0, math.inf)
     if vocabulary.kind == "own" and vocabulary.size is None:
         raise ConfigError("vocabulary.size: kind 'own' needs a size; choices: a number of rows, such as 8000")
+    if vocabulary.kind != "pruned" and vocabulary.min_count != VocabularyConfig.min_count:
+        raise ConfigError(
+            f"vocabulary.min_count: {vocabulary.min_count} has no effect on vocabulary.kind {vocabulary.kind}; choices: --vocabulary.kind pruned"
+        )
     if vocabulary.kind == "teacher" and vocabulary.size is not None:
         raise ConfigError(
             f"vocabulary.size: {vocabulary.size} has no effect on the teacher's vocabulary;"

@@ -91,11 +91,11 @@ class Teacher:
         return logits, probes
 
 
-def needs_finetuning(path: str, when: str, head: str = "ForSequenceClassification") -> bool:
+def needs_finetuning(path: str, when: str, trust_remote_code: bool = False, head: str = "ForSequenceClassification") -> bool:
     """Whether a checkpoint is to be fine-tuned: ``auto`` says no to those saved with a ``head`` for the task already."""
     if when != "auto":
         return when == "always"
-    config = _config(path, False)
+    config = _config(path, trust_remote_code)
     return not any(head in name for name in (config.architectures or []))
 
 
@@ -117,6 +117,19 @@ def _check_label_order(path: str, config: PreTrainedConfig, task: Task) -> None:
             f" {', '.join(task.label_names)}: its logits would be misread;"
             " choices: another teacher, or --finetune.when always"
         )
+
+
+def _check_kind(path: str, config: PreTrainedConfig, task: Task) -> None:
+    """A checkpoint that says what it was trained on was trained on this. Raises ``ModelError``."""
+    for what, theirs, ours in (
+        ("of problem type", config.problem_type, HF_PROBLEM_TYPES[task.problem_type]),
+        ("of pairs of texts:", getattr(config, "is_pair", None), task.is_pair),
+    ):
+        if theirs is not None and theirs != ours:
+            raise ModelError(
+                f"teacher: {path!r} is a model {what} {theirs}, task {task.name!r} asks for {ours}: its logits would be misread;"
+                " choices: another teacher, or --finetune.when always"
+            )
 
 
 def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code: bool = False) -> Teacher:
@@ -141,6 +154,7 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
             f" {task.num_labels} ({', '.join(task.label_names)}); choices: another teacher, or --finetune.when always"
         )
     if is_finetuned:
+        _check_kind(path, config, task)
         _check_label_order(path, config, task)
     labels = {
         "num_labels": task.num_labels,

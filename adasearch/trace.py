@@ -26,8 +26,8 @@ def trace(model: PreTrainedModel, length: int = 7) -> torch.export.ExportedProgr
     """
     names, was_training = input_names(model), model.training
     wrapper = Logits(model, names).eval()
-    examples = example_inputs(model, batch=2, length=length)
     limit = positions_of(model.config)
+    examples = example_inputs(model, batch=2, length=min(length, limit or length))
     free = {
         0: torch.export.Dim("batch"),
         1: torch.export.Dim("length", max=limit) if limit else torch.export.Dim("length"),

@@ -13,13 +13,14 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -94,28 +95,25 @@ def create_study(
     if known is not None:
         _check_same(known, lasting, f"study_name: {config.name!r} in the storage", "another --study_name, or these settings")
     else:
-        if study.get_trials(deepcopy=False):
+        if not all(trial.user_attrs.get("is_first") for trial in study.get_trials(deepcopy=False)):  # ours, if a kill came between
             raise ConfigError(f"study_name: {config.name!r} in the storage is a study of another program; choices: another --study_name")
-        study.set_user_attr("settings", lasting)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(config.objectives))  # what optuna-dashboard calls them
         if first:
             study.enqueue_trial(first, user_attrs={"is_first": True}, skip_if_exists=True)
+        study.set_user_attr("settings", lasting)  # last: they say that all of this is there
     if not path.exists():
         write_json(path, {**lasting, "data": data})
     return study
 
 
-def load_study(config: TuneConfig, index: int = 0) -> optuna.Study:
-    """The study as a worker sees it, with its sampler and pruner; ``index`` keeps workers from drawing the same."""
-    storage = open_storage(config)
-    done = len(optuna.load_study(study_name=config.name, storage=storage).get_trials(deepcopy=False))
-    seed = config.seed + 1_009 * index + 10_007 * done
+def load_study(config: TuneConfig) -> optuna.Study:
+    """The study as a worker sees it, with its sampler and pruner."""
     samplers = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # running trials count as bad: others look elsewhere
-        "nsgaii": lambda: optuna.samplers.NSGAIISampler(seed=seed),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # running trials count as bad: others look elsewhere
+        "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+        "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     }
     kind = config.pruner if config.pruner != "auto" else "median" if config.has_one_objective else "dominated"
     pruners = {
@@ -123,7 +121,45 @@ def load_study(config: TuneConfig, index: int = 0) -> optuna.Study:
         "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, round(config.prune_warmup * config.evaluations))),
     }
     pruner = pruners.get(kind, optuna.pruners.NopPruner)()
-    return optuna.load_study(study_name=config.name, storage=storage, sampler=samplers[config.sampler](), pruner=pruner)
+    sampler = NumberedSampler(samplers[config.sampler], config.seed)
+    return optuna.load_study(study_name=config.name, storage=open_storage(config), sampler=sampler, pruner=pruner)
+
+
+class NumberedSampler(optuna.samplers.BaseSampler):
+    """A sampler whose random numbers are those of the study's seed and the trial's number, which storage gives out once.
+
+    So no two workers draw the same, on however many machines, and a study that goes on draws what it would have drawn. The samplers
+    of optuna hold nothing else: what they learn they read from the study.
+
+    Args:
+        make: a sampler from a seed.
+        seed: the study's.
+    """
+
+    def __init__(self, make: Callable[[int], optuna.samplers.BaseSampler], seed: int):
+        self._make, self._seed = make, seed
+        self._sampler = make(seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Begin the trial's random numbers."""
+        self._sampler = self._make((self._seed + 10_007 * trial.number) % 2**32)
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the sampler's."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """As the sampler's."""
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """As the sampler's."""
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the sampler's."""
+        self._sampler.after_trial(study, trial, state, values)
 
 
 class Worker:

@@ -85,10 +85,10 @@ def _run(study: Study, found: optuna.Study, storage: BaseStorage, progress: Prog
             return
 
 
-def work(study: Study, index: int = 0, progress: Progress | None = None) -> None:
+def work(study: Study, progress: Progress | None = None) -> None:
     """Take trials from the storage until there are enough: what one worker does."""
     config, progress = study.config, progress or Progress()
-    found = load_study(config, index)
+    found = load_study(config)
     with Worker(config.folder) as worker:
         while (trial := next_trial(found, config.n_trials)) is not None:
             with worker.beating(trial):
@@ -167,7 +167,7 @@ def _worker(config: TuneConfig, index: int, code: list[str]) -> None:
         import_once(name)
     register_student()
     try:
-        work(open_study(config, Progress()), index)
+        work(open_study(config, Progress()))
     except AdasearchError as error:
         print(f"worker {index}: {error}", file=sys.stderr)
         sys.exit(1)

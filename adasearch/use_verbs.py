@@ -89,7 +89,7 @@ class ServeSettings(StudentSettings):
     Args:
         host: address to listen on; 0.0.0.0 lets other machines in.
         port: port to listen on; 0 takes a free one.
-        threads: threads of the runtime.
+        threads: threads of the runtime; when absent those that `quantize` chose it for, else one.
         batch_size: texts a step.
         runtime: as in predict.
         precision: as in predict.
@@ -102,7 +102,7 @@ class ServeSettings(StudentSettings):
 
     host: str = "127.0.0.1"
     port: int = 8000
-    threads: int = 1
+    threads: int | None = None
     batch_size: int = 32
     runtime: str = "auto"
     precision: str | None = None

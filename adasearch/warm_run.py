@@ -39,7 +39,7 @@ from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_folder, check_reopening, refuse_run
+from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, check_same_inputs, digests, refuse_run
 from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
@@ -187,7 +187,12 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
     if not path.exists():
         _check_disk(need, len(tokens), config, path)
         this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**20:,.1f} MiB in {path.parent}")
-    begin_run(this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware())  # nothing is left to refuse
+    data, inputs = {"texts": {"examples": len(tokens), "texts": fingerprint(tokens.ids, tokens.offsets)}}, {"teacher": Path(config.teacher)}
+    check_same_data(this.folder / "run.json", data)
+    check_same_inputs(this.folder / "run.json", inputs)
+    begin_run(  # nothing is left to refuse
+        this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware(), data=data, inputs=digests(inputs)
+    )
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         states = teacher.model(

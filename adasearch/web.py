@@ -98,7 +98,9 @@ class Batcher:
         self.calls += 1
         try:
             answers = await asyncio.get_running_loop().run_in_executor(thread, self.answerer.answer, texts, pairs)
-        except Exception:  # a bug or a damaged model; who asked must hear of it, and the next call may go well
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # a bug or a damaged model, or a panic in a library's Rust; who asked must hear of it, the next call may go well
             LOG.exception("the model failed on %d texts", len(texts))
             for job in jobs:
                 if not job.answers.done():
@@ -130,7 +132,7 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
         """What is wrong and where, in one line; the request is not echoed."""
         problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()[:3]]
-        expected = 'expected: {"texts": ["..."], "pairs": ["..."] (optional)}'
+        expected = 'expected: {"texts": ["..."], "pairs": ["..."] (optional)}, with Content-Type: application/json'
         return JSONResponse({"detail": f"{'; '.join(problems)}; {expected}"}, 422)
 
     @app.post("/predict")

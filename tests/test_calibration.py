@@ -131,3 +131,14 @@ def test_a_temperature_out_of_range_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"temperature": ', '"temperature": -'))
     with pytest.raises(ModelError, match="temperature: -.* is out of range"):
         load_calibration(tmp_path)
+
+
+def test_a_single_tag_is_calibrated_as_several_are() -> None:
+    rng = np.random.default_rng(0)
+    logits_N1 = rng.normal(size=(400, 1)) * 3
+    labels = (rng.random((400, 1)) < 1 / (1 + np.exp(-logits_N1 / 2))).astype(np.float32)  # the model is twice too sure
+    found = calibrate(logits_N1, labels, fitted_on="validation")
+    twice = calibrate(np.repeat(logits_N1, 2, 1), np.repeat(labels, 2, 1), fitted_on="validation")
+    assert found.temperature == pytest.approx(twice.temperature, rel=1e-3) and 1.5 < found.temperature < 2.7
+    with pytest.raises(ConfigError, match="two classes or more"):
+        calibrate(logits_N1, np.zeros(400, np.int64), fitted_on="validation")

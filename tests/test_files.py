@@ -165,3 +165,30 @@ def test_different_content_has_different_fingerprints() -> None:
         ({"a": 1},), ({"a": 2},), (array,), (array.reshape(3, 4),), (array.astype(np.int32),), (array[::-1],),
     ]  # fmt: skip
     assert len({fingerprint(*parts) for parts in different}) == len(different)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Containers that share a disk have the same process numbers: each writer's partial file is its own."""
+    path, seen = tmp_path / "a.json", []
+
+    def inner(partial: Path) -> None:
+        seen.append(partial)
+        partial.write_text("inner")
+
+    def outer(partial: Path) -> None:
+        seen.append(partial)
+        partial.write_text("outer")
+        write_atomically(path, inner)
+
+    write_atomically(path, outer)
+    assert seen[0] != seen[1] and path.read_text() == "outer" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    old, young, others = (tmp_path / name for name in (".a.pt.123.partial", ".a.pt.456.partial", ".b.pt.123.partial"))
+    for left in (old, young, others):
+        left.write_text("half")
+    for left in (old, others):
+        os.utime(left, (0, 0))
+    write_text(tmp_path / "a.pt", "whole")
+    assert not old.exists() and young.exists() and others.exists()

@@ -5,6 +5,9 @@ References: the tokenizer itself, counted frequencies, Hugging Face's own loss, 
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,32 @@ def test_a_stream_gives_the_same_blocks_and_ends_in_time(tmp_path: Path) -> None
     with pytest.raises(DataError, match="holds no text"):
         streamed_blocks([], tokenizer, 7, most_tokens=9, identity=["none"], cache=tmp_path, name="b")
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*.partial"))
+
+
+def test_of_two_that_share_a_cache_one_reads_the_stream(tmp_path: Path) -> None:
+    """The second begins while the first is in the middle: it waits, and finds what the first has written."""
+    tokenizer, begun, go_on, found = tokenizer_of(), threading.Event(), threading.Event(), {}
+
+    def slow() -> Iterator[str]:
+        yield from TEXTS
+        begun.set()
+        assert go_on.wait(60)
+        yield from TEXTS
+
+    def read(name: str, texts: Iterable[str]) -> None:
+        found[name] = stream_of(streamed_blocks(texts, tokenizer, 7, most_tokens=1000, identity=["twice"], cache=tmp_path, name="b"))
+
+    first = threading.Thread(target=read, args=("first", slow()))
+    second = threading.Thread(target=read, args=("second", iter(["another text"])))
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    time.sleep(0.2)
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    alone = streamed_blocks([*TEXTS, *TEXTS], tokenizer, 7, most_tokens=1000, identity=["alone"], cache=tmp_path, name="b")
+    assert found["first"] == found["second"] == stream_of(alone)
 
 
 def test_files_are_streamed_text_by_text(tmp_path: Path) -> None:

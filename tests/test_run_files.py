@@ -19,7 +19,8 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.questions import Questions
 from adasearch.run_files import (
-    begin_run, begun_precision, check_folder, check_reopening, check_same_data, commit, differences, hand_over, model_in, note_stage, refuse_run, stage_facts,
+    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, commit, differences, digests, hand_over,
+    model_in, note_stage, refuse_run, stage_facts,
     typed_command,
 )  # fmt: skip
 from adasearch.tasks import Task
@@ -177,7 +178,7 @@ def test_a_run_is_begun_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     about = read_json(tmp_path / "run.json")
     assert about == {
         "command": "adasearch run 'a task'", "commands": ["adasearch run 'a task'"], "commit": commit(), "config": changed(seed=1), "precision": "bf16",
-        "hardware": {"cores": 2}, "stages": {},
+        "directory": str(Path.cwd()), "hardware": {"cores": 2}, "stages": {},
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == changed(seed=1)
 
@@ -251,3 +252,47 @@ def test_every_verb_that_uses_a_model_takes_its_runs_folder(
     write_json(tmp_path / "student" / "config.json", {})
     assert cli.main([word.format(run=tmp_path) for word in arguments]) == 0
     assert taken in ([tmp_path / "student"], [[tmp_path / "student"]])
+
+
+def test_a_run_notices_when_what_a_setting_names_has_changed(tmp_path: Path) -> None:
+    folder, teacher, space = tmp_path / "run", tmp_path / "teacher", tmp_path / "space.yaml"
+    teacher.mkdir()
+    (teacher / "model.safetensors").write_bytes(b"old weights")
+    space.write_text("nodes: 3")
+    inputs = {"teacher": teacher, "space": space, "architecture": None, "model": Path("owner/name"), "digest": "as given"}
+    assert set(digests(inputs)) == {"teacher", "space", "digest"}  # a name of the hub is not read
+    check_same_inputs(folder / "run.json", inputs)  # not begun
+    folder.mkdir()
+    write_json(folder / "run.json", {})
+    check_same_inputs(folder / "run.json", inputs)  # begun by a version that noted none
+    write_json(folder / "run.json", {"inputs": digests(inputs)})
+    (teacher / "README.md").write_text("other words")
+    check_same_inputs(folder / "run.json", inputs)
+    (teacher / "model.safetensors").write_bytes(b"new weights")
+    with pytest.raises(ConfigError, match=f"another content of teacher {teacher},"):
+        check_same_inputs(folder / "run.json", inputs)
+    with pytest.raises(ConfigError, match="space.*, digest,"):
+        space.write_text("nodes: 4")
+        (teacher / "model.safetensors").write_bytes(b"old weights")
+        check_same_inputs(folder / "run.json", {**inputs, "digest": "another"})
+    check_same_inputs(folder / "run.json", {"teacher": tmp_path / "moved"})  # nothing to compare
+
+
+def test_a_student_of_another_architecture_makes_room(tmp_path: Path) -> None:
+    for name, cells in (("first", [1]), ("second", [2])):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", {"architecture": cells})
+    hand_over(tmp_path / "first", tmp_path / "student")
+    (tmp_path / "student" / "README.md").write_text("made since")
+    hand_over(tmp_path / "first", tmp_path / "student")
+    assert (tmp_path / "student" / "README.md").exists()
+    hand_over(tmp_path / "second", tmp_path / "student")
+    assert read_json(tmp_path / "student" / "config.json") == {"architecture": [2]} and not (tmp_path / "student" / "README.md").exists()
+
+
+def test_a_kill_between_the_first_two_files_locks_nobody_out(tmp_path: Path) -> None:
+    begin_run(tmp_path, changed(seed=1), "no")
+    (tmp_path / "config.yaml").unlink()  # written second
+    check_folder(tmp_path, "run.json")
+    begin_run(tmp_path, changed(seed=1), "no")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == changed(seed=1)

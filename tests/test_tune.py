@@ -486,6 +486,24 @@ def queue(tmp_path: Path) -> tuple[TuneConfig, optuna.Study]:
     return config, load_study(config)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii"])
+def test_no_two_trials_are_drawn_alike_and_a_study_goes_on_as_it_would_have(sampler: str, tmp_path: Path) -> None:
+    def drawn(folder: str, workers: int) -> list[float]:
+        """Six trials, drawn in turns by workers who opened the study together, as on machines of their own."""
+        config = dataclasses.replace(study_config(tmp_path), output_dir=str(tmp_path / folder), sampler=sampler)
+        create_study(config, open_storage(config), "accuracy", {})
+        studies = [load_study(config) for _ in range(workers)]
+        values = []
+        for turn in range(6):
+            trial = studies[turn % workers].ask()
+            values.append(trial.suggest_float("search.beta", 0, 1))
+            studies[turn % workers].tell(trial, [0.5, 1.0])
+        return values
+
+    alone, together = drawn("one", 1), drawn("three", 3)
+    assert len(set(alone)) == 6 and together == alone
+
+
 def test_there_are_as_many_trials_as_asked_for(queue: tuple[TuneConfig, optuna.Study]) -> None:
     config, found = queue
     running = [next_trial(found, config.n_trials) for _ in range(5)]

@@ -94,7 +94,7 @@ class NniSearch(SearchMethod):
                 checkpoint_seconds=checkpoint_seconds,
             )  # fmt: skip
         with torch.no_grad():
-            self.learned = Learned(self.choices, {label: p.double().cpu().numpy() for label, p in self.probabilities().items()})
+            self.learned = Learned(self.choices, {label: p.cpu().double().numpy() for label, p in self.probabilities().items()})
         self._tell_gates(student)
 
     def probabilities(self) -> dict[str, Tensor]:
