@@ -88,6 +88,11 @@ def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[st
     return Schema(problem_type, names, True, is_numbered, soft)
 
 
+def has_labels(table: Table, column: str) -> bool:
+    """Whether a column is there and holds anything."""
+    return any(_kind(_plain(value, table.is_typed)) != "missing" for value in table.columns.get(column, ()))
+
+
 def read_labels(table: Table, column: str, schema: Schema, *, may_be_missing: bool) -> np.ndarray:
     """Gold labels as ``Split`` has them; a row whose label cannot be read is rejected."""
     values = [_plain(value, table.is_typed) for value in table.column(column, "label_column")]

@@ -20,7 +20,7 @@ import numpy as np
 from adasearch.demo_assets import fetch_demo_reviews
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint
-from adasearch.labels import Schema, check_learnable, drop_single, read_labels, read_schema, read_soft_labels, text_columns
+from adasearch.labels import Schema, check_learnable, drop_single, has_labels, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.questions import PROBLEM_TYPE, asks_questions, question_metrics, read_questions
 from adasearch.settings import check_choice
@@ -193,7 +193,7 @@ def _split(table: Table, source: Source, schema: Schema | None, split: str, skip
     if schema is not None:
         if schema.soft_columns and (split == "train" or schema.soft_columns[0] in table.columns):
             soft = read_soft_labels(table, schema)
-        if soft is not None and source.label not in table.columns and not schema.has_gold:
+        if soft is not None and not schema.has_gold and not has_labels(table, source.label):
             labels = soft.argmax(axis=1) if schema.problem_type == "single_label" else (soft > 0.5).astype(np.float32)
         else:
             labels = read_labels(table, source.label, schema, may_be_missing=soft is not None)

@@ -103,6 +103,10 @@ def _config(path: str, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"teacher: {path!r} has code of its own, which would run here; choices: read it, then --finetune.trust_remote_code true"
+            ) from error
         reason = one_line(error, 300)
         raise ModelError(f"teacher: {path!r} cannot be loaded ({reason}); choices: a folder, a hub name, 'demo' or 'none'") from error
 

@@ -268,6 +268,12 @@ def test_bench_settings_are_those_of_a_run_and_need_models(capsys: pytest.Captur
     own = names - {key.name for key in dataclasses.fields(BenchConfig)}
     assert {"models", "lengths_from", "json", "quiet"} <= own
     assert cli.main(["bench"]) == 2 and "models: no folder to time" in capsys.readouterr().err
+    for request, says in (
+        (["some", "--batch_size", "8"], "batch_size: it is not read without --build_lut; choices: --batch_sizes"),
+        (["--build_lut", "--seq_lengths", "16"], "seq_lengths: it is not read with --build_lut; choices: --lengths"),
+        (["--build_lut", "--runtimes", "torch"], "runtimes: it is not read with --build_lut; choices: --runtime"),
+    ):
+        assert cli.main(["bench", *request]) == 2 and says in capsys.readouterr().err
 
 
 def test_rows_become_an_aligned_table() -> None:

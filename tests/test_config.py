@@ -122,6 +122,8 @@ def test_a_target_is_a_constraint_by_itself(target: str) -> None:
         ),
         ({"search.efficiency": "constraint"}, {"search.target_params": 1e5}, ["search.target_macs"]),
         ({"search.efficiency": "constraint"}, {"search.latency_target_ms": 2.0}, ["search.latency_target_ms"]),
+        ({"tokenizer": "another"}, {"teacher": "none", "soft_label_columns": ["p"]}, ["tokenizer", "'another'", "--teacher none"]),
+        ({"vocabulary.min_count": 3}, {"vocabulary.kind": "pruned"}, ["vocabulary.min_count", "3", "pruned"]),
         ({"controls": ["tfidf", "tfidf"]}, {"controls": ["tfidf"]}, ["controls", "'tfidf'", "twice"]),
         ({"search.latency_lengths": []}, {"search.latency_lengths": [4, 128]}, ["search.latency_lengths", "empty"]),
         ({"search.latency_lengths": [8, 129]}, {"max_seq_length": 129}, ["search.latency_lengths[1]: 129", "1 to 128"]),
@@ -161,6 +163,8 @@ def test_threads_are_at_most_the_cores_and_every_seed_is_one() -> None:
     check_threads(None), check_threads(cores)
     with pytest.raises(ConfigError, match=rf"threads: {cores + 1} on {cores} cores?; choices: 1 to {cores}, or leave it out"):
         check_threads(cores + 1)
+    with pytest.raises(ConfigError, match="threads: 0 on "):
+        check_threads(0)
     EncoderRunConfig().check()
     with pytest.raises(ConfigError, match="seed: -1 is out of range; choices: 0 to "):
         EncoderRunConfig(seed=-1).check()

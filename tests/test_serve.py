@@ -133,6 +133,8 @@ class Slow:
         assert self.released.wait(SECONDS)
         if "fail" in texts:
             raise RuntimeError("as asked")
+        if "panic" in texts:  # of a library in Rust: no Exception
+            raise BaseException("as asked")
         return self.model.answer(texts, pairs)
 
 
@@ -166,6 +168,7 @@ def test_who_waits_is_answered_together_and_gets_what_is_his(model: TextClassifi
         assert slow.calls[0][0] == TEXTS[:1] and len(slow.calls) < 4  # some of the three went together
         assert not any(pairs and len(texts) > 2 for texts, pairs in slow.calls)  # pairs by themselves
         assert ask(["fail"]).result(SECONDS).status_code == 500
+        assert ask(["panic"]).result(SECONDS).status_code == 500
         assert ask(["bad"]).result(SECONDS).status_code == 200  # one failed call is not the end
 
 

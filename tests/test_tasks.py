@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from datasets import ClassLabel, Dataset, Features, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from adasearch.chunks import RowFile
 from adasearch.config import TaskConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.progress import Progress
-from adasearch.sources import PRESETS
+from adasearch.sources import PRESETS, find_source
 from adasearch.tables import read_table
 from adasearch.tasks import Task, demo_task, load_task
 from adasearch.texts import Split, split_sentences, tokenize
@@ -79,6 +81,49 @@ def test_every_format_reads_the_same(tmp_path: Path, suffix: str) -> None:
     assert any("taken for single_label" in note for note in task.notes)
 
 
+def test_columns_without_a_name_that_hold_nothing_are_left_out(tmp_path: Path) -> None:
+    """Excel adds them behind the last."""
+    path = _csv(tmp_path / "t.csv", "text,label,,\n" + "fine,a,,\ndull,b,,\n" * 5)
+    assert set(read_table(Path(path), "train_file").columns) == {"text", "label"} and len(_load(path, validation_file=path).train) == 10
+    assert [row.values for row in RowFile(Path(path), ("text",), "input_file").rows()][0] == {"text": "fine", "label": "a"}
+
+
+def test_lists_as_a_program_writes_them_are_no_names(tmp_path: Path) -> None:
+    lines = "".join(f"film {i},\"['a', 'b']\"\n" for i in range(6))
+    message = _error(_csv(tmp_path / "t.csv", f"text,label\n{lines}"), problem_type="multi_label")
+    assert "\"['a', 'b']\" is a list as a program writes it; expected: the labels of each example by name, such as spam|urgent" in message
+
+
+def test_what_was_guessed_shows_stray_labels(tmp_path: Path) -> None:
+    def note(*labels: str) -> str:
+        path = _csv(tmp_path / "t.csv", "text,label\n" + "".join(f"film {i},{label}\n" for i, label in enumerate(labels)))
+        return next(note for note in _load(path, validation_file=path).notes if "taken for" in note)
+
+    assert note(*["pos", "neg"] * 3, "pos").endswith("taken for single_label with 2 labels (pos 4, neg 3); problem_type overrules it")
+    assert "; is 'nan' a label?" in note(*["pos", "neg", "nan"] * 2) and "'spam' stands in several spellings" in note(*["Spam", "spam", "ham"] * 2)
+
+
+def test_an_empty_gold_column_beside_soft_labels_is_none(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", "text,label,p_no,p_yes\n" + "fine,,0.1,0.9\ndull,,0.8,0.2\n" * 5)
+    task = _load(path, validation_file=path, soft_label_columns=["p_no", "p_yes"])
+    assert task.label_names == ("no", "yes") and any("is empty: the likeliest soft label stands in" in note for note in task.notes)
+    nothing = _csv(tmp_path / "none.csv", "text,label\n" + "fine,\ndull,\n" * 5)
+    assert "no label in 10 examples" in _error(nothing, problem_type="multi_label")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"data_dir": "somewhere"}, "data_dir: somewhere is not read where a file is named"),
+        ({"task": "sst2", "train_file": None, "text_column": "message"}, "text_column: 'message' is not read: task 'sst2' has sentence, label"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    path = _csv(tmp_path / "t.csv", "text,label\nfine,a\ndull,b\n")
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        find_source(TaskConfig(**{"train_file": path, **settings}))
+
+
 def test_line_numbers_count_header_and_quoted_line_breaks(tmp_path: Path) -> None:
     path = _csv(tmp_path / "t.csv", 'text,label\n"two\nlines",a\n\n,b\nfine,a\none,two,three\nfine,b\n" ",c\n')
     message = _error(path)
@@ -110,6 +155,9 @@ def test_bad_rows_are_all_counted_and_five_are_shown(tmp_path: Path) -> None:
         ("t.csv", b"text,label\nok,1\ncaf\xe9,0\n", r"t.csv: line 3: byte 0xe9 is not UTF-8"),
         ("t.csv", b'text,label\nok,1\n"open,0\nx,1\n', r"1 bad row: line 3: cannot be read \(unexpected end of data"),
         ("t.csv", b"text,text\na,b\n", r"line 1: a column name stands twice: text, text"),
+        ("t.csv", b"text,label,,\na,1,,\nb,2,,x\nc,1,,\n", r"1 bad row: line 3: a field in a column without a name"),
+        ("t.tsv", b'text\tlabel\n"I came.\tpos\nI saw."\tneg\nfine\tpos\n', r"1 bad row: line 2: a quoted field runs over tabs and lines"),
+        ("t.jsonl", b'{"text": "a", "label": [0.0, 1.0]}\n{"text": "b", "label": [1.0, 1.0]}\n', r"lists of 0 and 1; expected: the labels of each"),
         ("t.csv", b"body,label\nok,1\nno,0\n", r"t.csv: text_column: no column 'text'; columns: body, label"),
         ("t.csv", b"text,stars\nok,1\nno,0\n", r"t.csv: label_column: no column 'label'; columns: text, stars"),
         ("t.csv", b"text;label\nok;1\nno;0\n", r"columns: text;label; the file seems to be separated by ';'; save it with commas"),

@@ -5,8 +5,10 @@ Dimensions: N texts, B batch, L tokens, D hidden, P levels, C labels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,30 @@ def test_labels_in_the_same_order_or_of_other_names_pass(
     assert model.config.id2label == {0: "negative", 1: "positive"} and model.config.label2id["positive"] == 1
     saved = BertForSequenceClassification.from_pretrained(path)
     assert torch.equal(model.classifier.weight, saved.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [({"problem_type": "multi_label_classification"}, "of problem type multi_label_classification"), ({"is_pair": True}, "of pairs of texts: True")],
+)
+def test_a_model_of_another_kind_of_task_is_refused_unless_fine_tuned(declared: dict[str, Any], says: str, tmp_path: Path, encoder: Path) -> None:
+    path, task = classifier(tmp_path, encoder, ("bad", "good")), task_with("bad", "good")
+    load_teacher(path, task, is_finetuned=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | declared))
+    with pytest.raises(ModelError, match=f"is a model {says}, task 'moods' asks for"):
+        load_teacher(path, task, is_finetuned=True)
+    load_teacher(path, task, is_finetuned=False)
+
+
+def test_a_model_with_code_of_its_own_is_read_where_that_is_allowed(tmp_path: Path) -> None:
+    """To see whether it has a head its configuration is read, which is code as well."""
+    (tmp_path / "own.py").write_text("from transformers import BertConfig\nclass OwnConfig(BertConfig):\n    model_type = 'own_of_test'\n")
+    settings = {"model_type": "own_of_test", "auto_map": {"AutoConfig": "own.OwnConfig"}, "architectures": ["OwnForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert needs_finetuning(str(tmp_path), "auto", True) is False
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        needs_finetuning(str(tmp_path), "auto")
 
 
 def test_order_is_the_numbers_not_the_letters(tmp_path: Path, encoder: Path) -> None:
