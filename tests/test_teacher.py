@@ -431,7 +431,8 @@ def test_the_lesson_is_the_teachers_and_its_probes_word_and_soft_labels_come_bef
     weights_PCD, biases_PC = fit_probes(features.numpy(), labels, "single_label", 3, Progress())
     own_NPC = torch.einsum("npd,pcd->npc", features, weights_PCD) + biases_PC
     np.testing.assert_allclose(torch.tensor(lesson.probe_logits[:count]).softmax(-1), own_NPC.softmax(-1), atol=0.01)
-    np.testing.assert_allclose(lesson.probe_logits, torch.cat([probes for _, probes in alone]), rtol=1e-3, atol=1e-4)
+    # so small a teacher's first tokens are nearly alike: its probes, of size 18, are differences of numbers of size 3,000
+    np.testing.assert_allclose(lesson.probe_logits, torch.cat([probes for _, probes in alone]), atol=0.01)
     logits_NC = torch.cat([logits for logits, _ in alone])
     np.testing.assert_allclose(lesson.teacher_logits[count:], logits_NC[count:], rtol=1e-4, atol=1e-5)
     if is_soft:
