@@ -36,6 +36,7 @@ from adasearch.encoder_training import Workplace, dense_recipe, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json
 from adasearch.gate_values import GateValues
+from adasearch.methods.finetune_encoder import FinetuneEncoder
 from adasearch.progress import Progress
 from adasearch.quantize import quantize
 from adasearch.report_files import read_report
@@ -295,6 +296,19 @@ def test_the_dense_model_s_time_is_that_of_its_training_alone(tmp_path: Path, mo
     _, problem = open_encoders(tiny_earlybert(tmp_path, checkpoint_seconds=0.0, max_steps=2), ABOUT)
     assert while_writing == {"checkpoint.pt": False, "teacher": False}
     assert len(watches) == 1 and problem.teacher_training["seconds"] == watches[0].wall_s > 0
+
+
+def test_every_seed_has_its_own_course_of_training(tmp_path: Path) -> None:
+    """From the same weights: the order of the texts and dropout alone differ, and the same seed repeats itself."""
+    config = tiny_earlybert(tmp_path)
+    _, problem = open_encoders(config, ABOUT, with_teacher=False)
+    ends = []
+    for name, seed in (("first", 1), ("other", 2), ("again", 1)):
+        place = Workplace(problem, config, seed, tmp_path / name, name)
+        model = problem.pretrained(7)
+        place.fit(model, FinetuneEncoder(place.fit_config(2, config.finetune), problem.forward, problem.loss), "train", evaluations=0)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(ends[0], ends[2]) and (ends[0] - ends[1]).abs().max() > 1e-3
 
 
 def test_a_ticket_of_a_fixed_step_has_not_failed_to_settle(tmp_path: Path) -> None:

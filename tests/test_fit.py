@@ -17,7 +17,7 @@ from adasearch.config import DistillConfig, FitConfig, SearchConfig
 from adasearch.errors import TrainingError
 from adasearch.fit import Training, fit, learning_rate_factor
 from adasearch.methods.adabert import AdaBert
-from adasearch.methods.base import Method
+from adasearch.methods.base import Group, Method
 from adasearch.methods.distill import Distill
 from adasearch.progress import Progress
 from adasearch.shrink import build_student
@@ -136,6 +136,61 @@ def test_constraint_drives_the_cost_to_its_target(tmp_path: Path) -> None:
     method = AdaBert(config, DistillConfig(), "single_label", 3, 6.0)
     run(tmp_path, (supernet, method, config), checkpoint_seconds=1e9)
     assert supernet.expected_cost(6.0).params.item() < 1.1 * target
+
+
+def test_the_multiplier_of_a_constraint_rises_while_it_is_missed_and_falls_to_zero_at_most(tmp_path: Path) -> None:
+    """By 0.05 times the gap, a share of the target; a cost far below its target has a gap of -1 and is no merit."""
+    model, method, config = search_parts(efficiency="constraint", target_params=1e9)
+    method.multiplier.data.fill_(0.12)
+    seen = [record["multiplier"] for record in run(tmp_path / "met", (model, method, config), checkpoint_seconds=1e9)]
+    assert seen == pytest.approx([0.12, 0.12, 0.12, 0.07, 0.02, 0.0, 0.0, 0.0, 0.0], abs=1e-5), "the warm-up's three steps leave it"
+    model, method, config = search_parts(efficiency="constraint", target_params=1_500.0)
+    gap = model.expected_cost(6.0, is_derived=True).params.item() / 1_500 - 1
+    seen = [record["multiplier"] for record in run(tmp_path / "missed", (model, method, config), checkpoint_seconds=1e9)]
+    assert seen[:4] == pytest.approx([0.0, 0.0, 0.0, 0.05 * gap], rel=1e-3) and seen == sorted(seen) and seen[-1] > seen[3] > 0
+
+
+def test_a_large_beta_makes_the_mean_member_cheaper(tmp_path: Path) -> None:
+    supernet = Supernet(tiny_space(nodes=1), tiny_config())
+    config = SearchConfig(steps=25, batch_size=8, arch_warmup=0.0, beta=100.0, arch_learning_rate=0.1)
+    before = supernet.expected_cost(6.0).macs.item()
+    run(tmp_path, (supernet, AdaBert(config, DistillConfig(), "single_label", 3, 6.0), config), checkpoint_seconds=1e9)
+    assert supernet.expected_cost(6.0).macs.item() < 0.6 * before
+
+
+def test_every_step_has_its_scheduled_rate_and_a_clipped_gradient(tmp_path: Path) -> None:
+    """Gradients (30, 40) of norm 50 are clipped to 5, so (3, 4); that of the other group, 7, is not. SGD steps by rate times gradient."""
+
+    class Steep(Method):
+        def __init__(self, config: FitConfig):
+            super().__init__(config, "single_label")
+            self.free = torch.nn.Parameter(torch.zeros(()))
+            self.places: list[tuple[float, ...]] = []
+
+        def groups(self, student: torch.nn.Module) -> list[Group]:
+            params = [{"params": [student.weight]}, {"params": [student.bias], "rate": 0.1}]
+            own = [{"params": [self.free]}]
+            return [
+                Group("weights", params, 2.0, "linear", torch.optim.SGD),
+                Group("own", own, 3.0, lambda step: 1 / (1 + step), torch.optim.SGD, is_clipped=False),
+            ]
+
+        def begin_step(self, student: torch.nn.Module, step: int, steps: int) -> None:
+            self.places.append((student.weight.item(), student.bias.item(), self.free.item()))
+
+        def loss(self, student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            return {"ce": (30 * student.weight + 40 * student.bias).sum() + 7 * self.free}
+
+    config = FitConfig(steps=5, batch_size=8, warmup=0.4, clip_norm=5.0)
+    model, method = torch.nn.Linear(1, 1), Steep(config)
+    history = run(tmp_path, (model, method, config))
+    method.begin_step(model, 5, 5)
+    moved = -np.diff(np.array(method.places), axis=0)
+    shares = np.array([1 / 2, 1, 1, 2 / 3, 1 / 3])  # two steps up, three down
+    np.testing.assert_allclose(moved[:, 0], 3 * 2.0 * shares, rtol=1e-4)
+    np.testing.assert_allclose(moved[:, 1], 4 * 2.0 * 0.1 * shares, rtol=1e-4)
+    np.testing.assert_allclose(moved[:, 2], 7 * 3.0 / np.arange(1, 6), rtol=1e-4)
+    assert [record["learning_rate"] for record in history] == pytest.approx(2.0 * shares)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:

@@ -15,19 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_task import rows, tiny_run, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 import adasearch
+from adasearch import systems
 from adasearch.config import DistillConfig, FinetuneConfig, RetrainConfig, SearchConfig, TransferConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.files import write_json
 from adasearch.finished import FinishedRun
-from adasearch.pipeline import check_settings, prepare_only, retrain, run, search
+from adasearch.pipeline import check_settings, prepare_only, retrain, run, search, train
+from adasearch.prepare import prepare
 from adasearch.progress import Progress
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
+from adasearch.tasks import load_task
 
 KINDS = ["teacher", "student", "student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"]
 
@@ -113,6 +117,54 @@ def test_the_table_has_every_system_once_with_all_its_numbers(finished: Path) ->
     assert report["ratios"]["student_vs_teacher"]["speed"] == pytest.approx(
         report["systems"][0]["latency_ms_p50"] / student["latency_ms_p50"]
     )
+
+
+def test_students_hear_of_the_teacher_s_probes(finished: Path) -> None:
+    """In the search and after it; what they are told of a text is what the teacher says of it alone."""
+    search_history = [json.loads(line) for line in (finished / "search" / "history.jsonl").read_text().splitlines()]
+    for history in (search_history, json.loads((finished / "models" / "student-1" / "history.json").read_text())):
+        assert history and all(record["terms"]["probes"] > 0 for record in history)
+    config = tiny_run(finished.parent, seeds=[1, 2])
+    problem = prepare(config, load_task(config, seed=config.seed), finished, Accelerator(cpu=True), Progress())
+    lesson = problem.lesson
+    with torch.no_grad():
+        for row in range(0, len(lesson), 9):
+            logits, probes = problem.teacher.outputs(*lesson.tokens.pad([row], lesson.pad_token_id))
+            np.testing.assert_allclose(lesson.teacher_logits[row], logits[0], rtol=1e-3, atol=1e-4)
+            # so small a teacher's first tokens are nearly all alike: its probes are differences of large numbers
+            np.testing.assert_allclose(lesson.probe_logits[row], probes[0], atol=0.01)
+
+
+def test_every_seed_s_student_starts_as_the_supernet_left_it_and_goes_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without probes, whose student's side is drawn anew, seeds differ in the order of the texts and in dropout alone."""
+    starts, ends, fit = [], [], systems.fit
+
+    def weights(student: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+
+    def watched(student: Any, *args: Any, **options: Any) -> Any:
+        starts.append(weights(student))
+        history = fit(student, *args, **options)
+        ends.append(weights(student))
+        return history
+
+    monkeypatch.setattr(systems, "fit", watched)
+    config = tiny_run(
+        tmp_path, seeds=[1, 2], controls=[], search=SearchConfig(steps=4, batch_size=16), retrain=RetrainConfig(steps=2, batch_size=16),
+        distill=DistillConfig(probe_weight=0.0), finetune=FinetuneConfig(epochs=0.2, batch_size=16),
+    )  # fmt: skip
+    space = Path(config.space)
+    space.write_text(space.read_text().replace("sample_edges: true", "sample_edges: true\nlearned_per_node: 1"))
+    train(config)
+    left = torch.load(tmp_path / "run" / "search" / "supernet.pt", weights_only=True)
+    inherited = [name for name in starts[0] if name.startswith(("trunk.cells.", "trunk.embeddings."))]
+    assert len(starts) == 2 and any(".edges." in name and starts[0][name].ndim > 1 for name in inherited)
+    for name in inherited:
+        whole = left[name][tuple(map(slice, starts[0][name].shape))]  # a width is a prefix
+        assert torch.equal(starts[0][name], whole) and torch.equal(starts[1][name], whole), name
+    cells = [name for name in inherited if ".edges." in name and name.endswith("weight")]
+    assert any(not torch.equal(starts[0][name], ends[0][name]) for name in cells)
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in cells)
 
 
 def test_the_student_is_a_hugging_face_model(finished: Path) -> None:

@@ -15,6 +15,7 @@ from tiny_task import tiny_run
 
 import adasearch.play_off as subject
 from adasearch import derive, search_method, systems
+from adasearch.config import FinetuneConfig
 from adasearch.errors import ConfigError
 from adasearch.pipeline import run, search
 from adasearch.play_off import Finals, play_off, rounds_of
@@ -139,6 +140,24 @@ def test_finalists_are_compared_on_what_they_did_not_learn(tmp_path: Path, monke
     assert not any(set(texts_of(one)) & set(texts_of(other)) for one in learned for other in weighed), "nor did the search"
     report = json.loads((folder / "report.json").read_text())
     assert report["search"]["finalists"] == 2 and "finalists trained: 2" in (folder / "report.md").read_text()
+
+
+def test_a_bilevel_search_learns_its_architecture_from_texts_that_its_weights_never_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        """Nothing more is wanted of this search."""
+
+    def watched(student: Any, method: Any, splits: dict[str, Examples], *args: Any, **options: Any) -> None:
+        raise Seen(splits)
+
+    monkeypatch.setattr(search_method, "fit", watched)
+    config = tiny_run(tmp_path, finetune=FinetuneConfig(epochs=0.2, batch_size=16))
+    with pytest.raises(Seen) as caught:
+        search(replace(config, search=replace(config.search, mode="bilevel")))
+    (splits,) = caught.value.args
+    train, valid = splits["train"], splits["valid"]
+    gold = train.select(np.flatnonzero(train.labels >= 0))  # a made text may say by chance what a labelled one says
+    assert set(splits) == {"train", "valid"} and len(valid) >= 12 and len(gold) > 60 and (valid.labels >= 0).all()
+    assert not set(texts_of(gold)) & set(texts_of(valid))
 
 
 @pytest.mark.filterwarnings("ignore")

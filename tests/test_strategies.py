@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from test_cost import LENGTH, mean_cost
 from test_fit import Killed, KillAt, examples, run
 from tiny import make_certain, randomise, tiny_config, tiny_space
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from adasearch.comparison import TEXTS, comparison_texts, member_loss
 from adasearch.config import DistillConfig, SearchConfig
 from adasearch.errors import ConfigError
+from adasearch.fit import fit
 from adasearch.gates import ChoiceGate, gates_of
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import architecture_cost
@@ -177,6 +180,84 @@ def test_gdas_hears_of_the_drawn_exit_alone() -> None:
     gradient = supernet.depth_gate.logits.grad[0]
     assert gradient.sum().abs() < 1e-9 and gradient.abs().max() > 0 and p_K.shape == (2,)
     assert gradient.abs().max() <= abs(value) / (4 * float(supernet.depth_gate.temperature)) + 1e-9  # y (1 - y) / temperature times the loss
+
+
+@pytest.mark.parametrize("strategy", ["gumbel", "gumbel_all", "gdas"])
+def test_the_depth_learns_each_exits_loss_through_its_relaxed_choice(strategy: str) -> None:
+    """The sum over exits (GDAS: the drawn one alone) of loss times d softmax((log p + noise) / temperature) / d logits, written out."""
+    supernet, method, batch = learning(strategy, {"cells": (1, 3)}, temperature_start=2.0, temperature_end=2.0)
+    gate, heard = supernet.depth_gate, set()
+    for seed in range(4):
+        gate.logits.grad = None
+        torch.manual_seed(seed)
+        total(method, supernet, batch).backward()
+        torch.manual_seed(seed)
+        noise_K = -torch.empty(3, dtype=torch.double).exponential_().log()  # the depth is drawn first
+        torch.manual_seed(seed)
+        output = supernet(batch["input_ids"], batch["attention_mask"], method.draw(supernet))
+        losses_K = torch.zeros(3, dtype=torch.double)
+        for exit_index, (depth, logits) in enumerate(zip(output.depths, output.logits)):
+            if strategy != "gdas" or exit_index == output.drawn:
+                losses_K[exit_index] = sum(method.objective(logits, output.levels[:depth], batch).values()).detach()
+        y_K = ((gate.logits.detach()[0].log_softmax(-1) + noise_K) / gate.temperature).softmax(-1)
+        expected_K = y_K * (losses_K - (losses_K * y_K).sum()) / gate.temperature
+        assert int(y_K.argmax()) == output.drawn and expected_K.abs().max() > 1e-4
+        assert torch.allclose(gate.logits.grad[0], expected_K, atol=1e-8)
+        heard.add(output.drawn)
+    assert len(heard) > 1
+
+
+@pytest.mark.parametrize(("strategy", "middle"), [("gumbel", 2.0), ("gdas", 4.25)])
+def test_the_temperature_of_every_gate_falls_from_start_to_end(strategy: str, middle: float) -> None:
+    """From 8 to 0.5: by the same factor a step, and GDAS's in a straight line."""
+    supernet, method, _ = parts(strategy, temperature_start=8.0, temperature_end=0.5)
+    method.attach(supernet)
+    for step, expected in ((0, 8.0), (2, middle), (4, 0.5)):
+        method.begin_step(supernet, step, 5)
+        assert [float(gate.temperature) for gate in supernet.gates] == pytest.approx([expected] * len(supernet.gates))
+
+
+def test_the_efficiency_term_is_beta_times_the_mean_share_of_the_whole_cost() -> None:
+    """Half of parameters, half of MACs; the mean over all members that may be drawn, one by one."""
+    supernet, method, _ = parts("gumbel", {"nodes": 1}, beta=3.0)
+    method.length = LENGTH
+    method.attach(supernet)
+    randomise(supernet)
+    full, (_, params, macs) = supernet.full_cost(LENGTH), mean_cost(supernet)
+    assert params / full.params != pytest.approx(macs / full.macs, rel=0.1)
+    for step, is_priced in ((0, False), (5, True)):  # the warm-up knows no price
+        method.begin_step(supernet, step, 6)
+        terms = method.loss(supernet, examples().collate(np.arange(6)))
+        assert ("efficiency" in terms) == is_priced
+    assert float(terms["efficiency"].detach()) == pytest.approx(3.0 / 2 * (params / full.params + macs / full.macs), rel=1e-5)
+    member = supernet.decide()
+    own = architecture_cost(member, LENGTH, supernet.config)
+    assert method.member_penalty(member) == pytest.approx(3.0 / 2 * (own.params / full.params + own.macs / full.macs))
+
+
+@pytest.mark.parametrize("strategy", ["gumbel", "gumbel_all", "darts", "gdas", "proxyless"])
+def test_in_bilevel_mode_the_architecture_learns_from_other_texts_than_the_weights(tmp_path: Path, strategy: str) -> None:
+    model, method, config = parts(strategy, {"nodes": 1}, mode="bilevel")
+    texts = examples()
+    splits = {"train": texts.select(np.arange(20)), "valid": texts.select(np.arange(20, 40))}
+    seen: dict[tuple[str, ...], set[float]] = {}
+    before_loss, loss, learning_now = method.before_loss, method.loss, []
+
+    def watched_before(student: Supernet, learners: tuple[str, ...], batch_of: Any) -> None:
+        learning_now[:] = learners
+        before_loss(student, learners, batch_of)
+
+    def watched_loss(student: Supernet, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.setdefault(tuple(learning_now), set()).update(batch["teacher_logits"][:, 0].tolist())  # random: each text has its own
+        return loss(student, batch)
+
+    method.before_loss, method.loss = watched_before, watched_loss
+    fit(model, method, splits, config, seed=3, folder=tmp_path, accelerator=Accelerator(cpu=True), progress=Progress(), title="")
+    own = {name: set(part.teacher_logits[:, 0].tolist()) for name, part in splits.items()}
+    assert len(seen) == 2
+    for learners, texts_seen in seen.items():
+        assert len(texts_seen) > 8 and texts_seen <= own["valid" if "arch" in learners else "train"], learners
+        assert ("arch" in learners) != ("weights" in learners)
 
 
 def test_every_candidate_tells_where_all_are_run() -> None:

@@ -5,9 +5,11 @@ Dimensions: N texts, B batch, L tokens, D hidden, P levels, C labels.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from transformers import (
 from adasearch import outputs
 from adasearch.errors import ModelError
 from adasearch.files import write_array
+from adasearch.lesson import lesson_rows, soft_label_logits, teach
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
 from adasearch.student import AdasearchForSequenceClassification
@@ -411,3 +414,62 @@ def test_a_kill_between_any_two_files_costs_a_chunk_at_most(
     resumed = cached(rest, examples, tmp_path / "killed")
     assert rest.texts == max(0, 21 - 8 * (at // 2))
     assert all(np.array_equal(a, b) for a, b in zip(resumed, undisturbed))
+
+
+# --- the lesson made of its word ---
+
+
+def test_labelled_texts_are_repeated_until_they_make_up_their_share() -> None:
+    """Three labelled texts among ten: 10 x 3 of 37 rows are 81%, 9 x 3 of 34 are 79%."""
+    assert np.bincount(lesson_rows(3, 10, 0.8)).tolist() == [10] * 3 + [1] * 7
+    assert lesson_rows(3, 10, 0.2).tolist() == lesson_rows(3, 10, 0.0).tolist() == list(range(10)), "never fewer than there are"
+    assert lesson_rows(4, 4, 0.8).tolist() == [0, 1, 2, 3]
+
+
+def test_soft_labels_are_what_their_logits_predict() -> None:
+    p_NC = np.random.default_rng(0).dirichlet(np.ones(3), 20).clip(2e-4, 1).astype(np.float32)
+    p_NC /= p_NC.sum(1, keepdims=True)
+    np.testing.assert_allclose(torch.from_numpy(soft_label_logits(p_NC, "single_label")).softmax(-1), p_NC, rtol=1e-4)
+    np.testing.assert_allclose(torch.from_numpy(soft_label_logits(p_NC, "multi_label")).sigmoid(), p_NC, rtol=1e-4)
+    assert np.array_equal(soft_label_logits(p_NC, "regression"), p_NC)
+    sure_NC = np.array([[0.0, 1.0]])
+    for problem_type, predict in (("single_label", lambda logits: logits.softmax(-1)), ("multi_label", torch.sigmoid)):
+        np.testing.assert_allclose(predict(torch.from_numpy(soft_label_logits(sure_NC, problem_type))), sure_NC, atol=1.1e-4)
+
+
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_the_lesson_is_the_teachers_and_its_probes_word_and_soft_labels_come_before_it(encoder: Path, tmp_path: Path, is_soft: bool) -> None:
+    """Ten labelled texts and six more, of which soft labels say nothing."""
+    teacher, count = teacher_of(encoder), 10
+    everything = examples_of(teacher, 16)
+    labels = np.arange(count) % 3
+    p_NC = np.random.default_rng(0).dirichlet(np.full(3, 5.0), count).astype(np.float32)
+    split = Split([""] * count, labels=labels, soft_labels=p_NC if is_soft else None)
+    task = dataclasses.replace(task_with("a", "b", "c"), train=split)
+    labelled = dataclasses.replace(everything.select(np.arange(count)), labels=labels)
+    extra = [everything.tokens.select(np.arange(count, 16))]
+    lesson = teach(SimpleNamespace(seed=3), task, teacher, labelled, extra, tmp_path, Accelerator(cpu=True), Progress())
+    assert lesson.labels.tolist() == [*labels, *[-100] * 6]
+    with torch.no_grad():
+        alone = [teacher.outputs(*everything.tokens.pad([n], 0)) for n in range(16)]
+        features = torch.cat([teacher.logits_and_features(*everything.tokens.pad([n], 0))[1] for n in range(count)])
+    # fitted anew on what each text gives alone; L-BFGS stops at a loss within 1e-9 of the optimum, hence the tolerance
+    weights_PCD, biases_PC = fit_probes(features.numpy(), labels, "single_label", 3, Progress())
+    own_NPC = torch.einsum("npd,pcd->npc", features, weights_PCD) + biases_PC
+    np.testing.assert_allclose(torch.tensor(lesson.probe_logits[:count]).softmax(-1), own_NPC.softmax(-1), atol=0.01)
+    # so small a teacher's first tokens are nearly alike: its probes, of size 18, are differences of numbers of size 3,000
+    np.testing.assert_allclose(lesson.probe_logits, torch.cat([probes for _, probes in alone]), atol=0.01)
+    logits_NC = torch.cat([logits for logits, _ in alone])
+    np.testing.assert_allclose(lesson.teacher_logits[count:], logits_NC[count:], rtol=1e-4, atol=1e-5)
+    if is_soft:
+        np.testing.assert_allclose(torch.tensor(lesson.teacher_logits[:count]).softmax(-1), p_NC, rtol=1e-3)
+    else:
+        np.testing.assert_allclose(lesson.teacher_logits[:count], logits_NC[:count], rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_teacher_soft_labels_are_the_lesson(encoder: Path, tmp_path: Path) -> None:
+    labelled = dataclasses.replace(examples_of(teacher_of(encoder), 4), labels=np.array([0, 1, 1, 0]))
+    p_NC = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3]], np.float32)
+    task = dataclasses.replace(task_with("a", "b"), train=Split([""] * 4, labels=labelled.labels, soft_labels=p_NC))
+    lesson = teach(SimpleNamespace(seed=3), task, None, labelled, [], tmp_path, Accelerator(cpu=True), Progress())
+    np.testing.assert_allclose(torch.from_numpy(lesson.teacher_logits).softmax(-1), p_NC, rtol=1e-4)
