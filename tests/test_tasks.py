@@ -559,6 +559,9 @@ TABLES: dict[str, tuple[bytes, list[tuple[int, str | None]] | str]] = {
     "empty lines": (b"\n\ntext,n\n\na,1\n\n\nb,2\n\n", [(5, "a"), (8, "b")]),
     "blanks around the names": (b" text , n\n a ,1\n", [(2, " a ")]),
     "an empty text in quotes": (b'text\na\n""\nb\n', [(2, "a"), (3, ""), (4, "b")]),
+    "an empty line of one column": (b"text\na\n\nb\n", [(2, "a"), (3, ""), (4, "b")]),
+    "a carriage return alone": (b"text,n\na\rb,1\nc,2\n", [(2, None), (3, "c")]),
+    "a quoted carriage return alone": (b'text,n\n"a\rb",1\nc,2\n', [(2, "a\rb"), (3, "c")]),
     "a name that stands twice": (b"text,n,text\na,1,b\n", "a column name stands twice: text, n, text"),
     "a name that stands twice but for blanks": (b"text,text \na,b\n", "a column name stands twice: text, text"),
 }
