@@ -27,7 +27,8 @@ from adasearch.word_pieces import Pieces
 
 def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
     """Rows of the lesson: the ``labelled`` first ones, repeated until they make up that share, then the others."""
-    again = max(1, math.ceil(labelled_share / (1 - labelled_share) * (whole - labelled) / labelled))
+    wanted = labelled_share / (1 - labelled_share) * (whole - labelled) / labelled
+    again = max(1, math.ceil(wanted - 1e-9))  # 0.8 / (1 - 0.8) is a little more than 4
     return np.concatenate([np.tile(np.arange(labelled), again), np.arange(labelled, whole)])
 
 

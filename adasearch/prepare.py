@@ -22,7 +22,7 @@ from adasearch.comparison import TEXTS
 from adasearch.config import RunConfig
 from adasearch.demo_assets import fetch_demo_model
 from adasearch.distributed import main_first
-from adasearch.errors import ConfigError, DataError
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.lesson import lesson_rows, teach, transfer_stores
 from adasearch.model_inputs import check_positions, check_vocabulary
@@ -103,8 +103,6 @@ class Problem:
         texts = np.concatenate([np.arange(first_made) % count, count + np.arange(self.made)])  # which of the different texts a row is
         is_known = ~np.isin(texts, np.concatenate([compared, copies]))
         train, known = (self.lesson.select(np.flatnonzero(rows)) for rows in (is_known & ~np.isin(texts, valid), is_known))
-        if not len(train):
-            raise DataError(f"search: {count} labelled texts, of which none is left to learn from beside those to compare members on; more are needed")
         return SearchSplits(train, self.lesson.select(valid), known, self.lesson.select(compared))
 
 

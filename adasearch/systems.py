@@ -20,7 +20,7 @@ from adasearch.architecture import Architecture, Space
 from adasearch.config import RunConfig
 from adasearch.derive import finalists
 from adasearch.distributed import main_first
-from adasearch.errors import ModelError
+from adasearch.errors import DataError, ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_atomically, write_json
 from adasearch.fit import fit
@@ -78,6 +78,9 @@ def run_search(
     latency = None if table is None else table.at(lengths)
     check_targets(settings, space, problem.length, problem.student_config, latency)
     parts = problem.search_splits(settings.valid_share, config.seed, is_bilevel := settings.mode == "bilevel")
+    if not len(parts.train):
+        count = len(problem.labelled)
+        raise DataError(f"search: of {count} labelled texts none is left to learn from beside those to compare members on; more are needed")
     splits = {"train": parts.train, "valid": parts.valid} if is_bilevel else {"train": parts.train}
     if remark(settings):
         progress.message(remark(settings))

@@ -132,7 +132,7 @@ def read_text(path: Path) -> str:
 def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
     """With a header; a row's number is the line on which it begins, quoted line breaks counted."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)  # a lone carriage return ends no line
     rows: list[list[str]] = []
     numbers: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -144,6 +144,8 @@ def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
         except StopIteration:
             break
         except csv.Error as error:
+            if header is None and "new-line" in str(error):
+                raise DataError(f"{where}: lone carriage returns end its lines; save it with line feeds") from error
             broken.append((number, f"cannot be read ({error}; quotes inside a quoted field are doubled)"))
             continue
         if not row:

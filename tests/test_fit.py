@@ -127,6 +127,41 @@ def test_history_terms_sum_to_the_loss(tmp_path: Path) -> None:
         assert sum(record["operations"].values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("kill_before", [None, 1, 4, 5])
+def test_a_record_is_the_mean_of_the_steps_since_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_before: int | None) -> None:
+    """Also of steps before a kill that fell between two records, and of those left over at the end."""
+    monkeypatch.setattr("adasearch.fit.HISTORY_RECORDS", 2)
+    seen: dict[int, dict[str, float]] = {}
+
+    def watched(kill: int | None) -> tuple[torch.nn.Module, Distill, FitConfig]:
+        model, method, config = student_parts()
+        loss, begin_step, now = method.loss, method.begin_step, []
+
+        def begin(student: torch.nn.Module, step: int, steps: int) -> None:
+            if step == kill:
+                raise Killed
+            now[:] = [step]
+            begin_step(student, step, steps)
+
+        def measured(student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            terms = loss(student, batch)
+            assert now[0] not in seen, "no step is made twice"
+            seen[now[0]] = {name: term.item() for name, term in terms.items()}
+            return terms
+
+        method.begin_step, method.loss = begin, measured
+        return model, method, config
+
+    if kill_before is not None:
+        with pytest.raises(Killed):
+            run(tmp_path, watched(kill_before))
+    history = run(tmp_path, watched(None))
+    assert [record["step"] for record in history] == [4, 8, 9]
+    for record, steps in zip(history, (range(4), range(4, 8), range(8, 9))):
+        means = {name: np.mean([seen[step][name] for step in steps]) for name in ("ce", "kd", "probes")}
+        assert record["terms"] == pytest.approx(means, rel=1e-6) and record["loss"] == pytest.approx(sum(means.values()), rel=1e-6)
+
+
 def test_constraint_drives_the_cost_to_its_target(tmp_path: Path) -> None:
     torch.manual_seed(0)
     supernet = Supernet(tiny_space(), tiny_config())

@@ -49,6 +49,87 @@ def test_multi_label_f1_from_counts(generator: np.random.Generator) -> None:
     assert METRICS["f1_macro"](logits_NC, labels_NC) == pytest.approx((2 * hits_C / (2 * hits_C + wrong_C)).mean())
 
 
+def skewed(generator: np.random.Generator, count: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that lean to the frequent one of four classes; the last class is predicted and has no example."""
+    labels_N = generator.choice(3, count, p=[0.85, 0.12, 0.03])
+    return np.eye(4)[labels_N] + generator.normal(size=(count, 4)) + [1.2, 0.0, -0.3, -1.0], labels_N
+
+
+def test_skewed_classes_weigh_as_each_metric_says(generator: np.random.Generator) -> None:
+    logits_NC, labels_N = skewed(generator)
+    table_CC = np.zeros((4, 4))  # gold, predicted
+    for gold, logits_C in zip(labels_N, logits_NC):
+        table_CC[gold, np.argmax(logits_C)] += 1
+    gold_C, found_C, hits_C, count = table_CC.sum(1), table_CC.sum(0), table_CC.diagonal(), table_CC.sum()
+    assert found_C[3] and not gold_C[3] and hits_C[2], "one class is wrongly predicted, a rare one found"
+    f1_C = 2 * hits_C / (gold_C + found_C)
+    ways = {"macro": f1_C.mean(), "micro": hits_C.sum() / count, "weighted": f1_C @ gold_C / count, "of the gold classes": f1_C[:3].mean()}
+    assert np.diff(sorted(ways.values())).min() > 0.005, "no two ways of averaging pass for each other"
+    assert METRICS["f1_macro"](logits_NC, labels_N) == pytest.approx(ways["macro"])
+    assert METRICS["accuracy"](logits_NC, labels_N) == pytest.approx(ways["micro"])
+    # Gorodkin 2004: the correlation of one-hot labels and predictions, all classes' covariances together
+    covariance = hits_C.sum() * count - gold_C @ found_C
+    expected = covariance / np.sqrt((count**2 - found_C @ found_C) * (count**2 - gold_C @ gold_C))
+    assert METRICS["matthews_correlation"](logits_NC, labels_N) == pytest.approx(expected)
+
+
+def test_f1_is_of_class_one_be_it_rare_or_frequent(generator: np.random.Generator) -> None:
+    labels_N = (generator.random(400) < 0.1).astype(np.int64)
+    logits_NC = np.eye(2)[labels_N] + generator.normal(size=(400, 2))
+    for labels, logits in ((labels_N, logits_NC), (1 - labels_N, logits_NC[:, ::-1])):
+        found = logits[:, 1] > logits[:, 0]
+        hits = (found & (labels == 1)).sum()
+        assert METRICS["f1"](logits, labels) == pytest.approx(2 * hits / (found.sum() + labels.sum()))
+    rare, frequent = METRICS["f1"](logits_NC, labels_N), METRICS["f1"](logits_NC[:, ::-1], 1 - labels_N)
+    assert frequent - rare > 0.2, "the test tells the two classes apart"
+
+
+def test_skewed_sets_of_labels_against_scikit_learn(generator: np.random.Generator) -> None:
+    """One class nearly always there, one seldom, one never there but predicted, one neither: that one has no F1."""
+    labels_NC = (generator.random((300, 4)) < [0.9, 0.1, 0.0, 0.0]).astype(np.float32)
+    logits_NC = 2 * labels_NC - 1 + generator.normal(size=(300, 4))
+    logits_NC[:, 3] = -1.0
+    columns = [(labels_NC[:, c].astype(int), (1 / (1 + np.exp(-logits_NC[:, c])) > 0.5).astype(int)) for c in range(4)]
+    one_by_one = [sk.f1_score(gold, found, zero_division=0) for gold, found in columns]
+    pooled = sk.f1_score(*(np.concatenate(side) for side in zip(*columns)))
+    assert abs(np.mean(one_by_one[:3]) - pooled) > 0.1 and one_by_one[2] == 0
+    assert METRICS["f1_macro"](logits_NC, labels_NC) == pytest.approx(np.mean(one_by_one[:3]))
+    assert METRICS["f1_micro"](logits_NC, labels_NC) == pytest.approx(pooled)
+
+
+def test_a_logit_of_zero_is_no_yes_and_nothing_asked_nothing_found_scores_zero() -> None:
+    nothing_NC, labels_NC = np.zeros((4, 2)), np.zeros((4, 2), np.float32)
+    assert METRICS["f1_micro"](nothing_NC, labels_NC) == METRICS["f1_macro"](nothing_NC, labels_NC) == 0
+    labels_NC[0, 0] = 1
+    assert METRICS["f1_micro"](nothing_NC, labels_NC) == 0, "p = 1/2 is not above one half"
+    # one right yes and one wrong one, one yes missed: 2 / (2 + 1 + 1)
+    assert METRICS["f1_micro"](np.array([[0.1, 0.0], [-9.0, 1e-9]]), np.array([[1, 1], [0, 0]], np.float32)) == pytest.approx(0.5)
+    never = np.array([0, 0, 0])
+    assert METRICS["f1"](np.eye(2)[never], never) == 0 and METRICS["matthews_correlation"](np.eye(2)[never], np.array([0, 1, 0])) == 0
+
+
+def test_a_skewed_regression_is_seen_otherwise_by_values_and_by_ranks(generator: np.random.Generator) -> None:
+    """Many small values, few large ones, ties: Pearson by its covariance, Spearman as the covariance of mean ranks."""
+    labels_N = np.round(np.exp(generator.normal(size=200) * 1.5)).astype(np.float32)
+    values_N = -np.exp(-labels_N) + 0.1 * generator.normal(size=200)
+    hidden_N = np.where(np.arange(200) % 4 == 0, np.nan, labels_N).astype(np.float32)
+    known_N = np.arange(200) % 4 != 0
+
+    def correlation(one_N: np.ndarray, other_N: np.ndarray) -> float:
+        one_N, other_N = one_N - one_N.mean(), other_N - other_N.mean()
+        return one_N @ other_N / np.sqrt((one_N @ one_N) * (other_N @ other_N))
+
+    def mean_ranks(x_N: np.ndarray) -> np.ndarray:
+        return np.array([(x_N < x).sum() + (x_N == x).sum() / 2 for x in x_N])
+
+    found = score(["pearson", "spearmanr", "mse"], values_N[:, None], hidden_N)
+    known = values_N[known_N], labels_N[known_N].astype(np.float64)
+    expected = {"pearson": correlation(*known), "spearmanr": correlation(*map(mean_ranks, known)), "mse": ((known[0] - known[1]) ** 2).mean()}
+    assert found == pytest.approx(expected, rel=1e-6) and abs(found["pearson"] - found["spearmanr"]) > 0.1
+    constant_N = np.full(200, 2.0, np.float32)
+    assert METRICS["pearson"](values_N, constant_N) == METRICS["spearmanr"](values_N, constant_N) == 0
+
+
 @pytest.mark.parametrize("shape", [(60,), (60, 1)])
 def test_regression_metrics(generator: np.random.Generator, shape: tuple[int, ...]) -> None:
     labels_N = generator.normal(size=60).astype(np.float32)

@@ -15,6 +15,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from adasearch.config import DistillConfig
 from adasearch.objectives import DISTILLATION_LOSSES, Distillation, kl_loss, known, probe_weights, task_loss, teacher_level
+from adasearch.teaching import teaching_terms
 
 B, C, D = 5, 3, 4
 PROBLEMS = ("single_label", "multi_label", "regression")
@@ -180,6 +181,60 @@ def test_the_terms_of_a_batch_of_two(temperature: float) -> None:
     assert terms["kd"].item() == pytest.approx(0.5 * (0.8 * kd[0] + 1.0 * kd[1]) / 2, rel=1e-5)
     assert terms["probes"].item() == pytest.approx(0.5 * (0.8 * probe[0] + 1.0 * probe[1]) / 2, rel=1e-5)
     assert set(terms) == {"ce", "kd", "probes"}
+
+
+# Of two examples and two labels: what a model says, what its teacher says, gold labels; the gold label's logit is 0 in both
+SAYS, TEACHES, GOLD = [[1.0, 0.0], [0.0, 2.0]], [[2.0, 0.0], [0.0, 1.0]], [1, 0]
+GOLD_LOSS = (math.log(math.exp(1) + 1) + math.log(math.exp(2) + 1)) / 2
+
+
+def kl_of_two(temperature: float = 1.0) -> float:
+    """Mean over the two examples of the softened divergence, without T^2."""
+    soft = [[[x / temperature for x in row] for row in rows] for rows in (TEACHES, SAYS)]
+    return sum(kl_by_hand(*pair, 1.0) for pair in zip(*soft)) / 2
+
+
+def test_without_a_teachers_word_gold_labels_are_all_there_is_and_count_in_full() -> None:
+    teach = Distillation(DistillConfig(gamma=0.8, probe_weight=0.5), "single_label", 2, width=2, deepest=2)
+    levels, probes = [torch.randn(2, 2) for _ in range(2)], torch.randn(2, 3, 2)
+    terms = teach(torch.tensor(SAYS), levels, {"labels": torch.tensor(GOLD), "probe_logits": probes})
+    assert {name: term.item() for name, term in terms.items()} == {"ce": pytest.approx(GOLD_LOSS, rel=1e-5)}
+
+
+def test_without_the_probes_word_the_final_logits_teach_with_the_whole_of_gamma() -> None:
+    teach = Distillation(DistillConfig(gamma=0.8, probe_weight=0.5), "single_label", 2, width=2, deepest=2)
+    batch = {"labels": torch.tensor(GOLD), "teacher_logits": torch.tensor(TEACHES)}
+    terms = teach(torch.tensor(SAYS), [torch.randn(2, 2) for _ in range(2)], batch)
+    expected = {"ce": 0.2 * GOLD_LOSS, "kd": 0.8 * kl_of_two()}
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("has_teacher", "task_weight", "kd_weight", "expected"),
+    [
+        (True, 0.3, 0.7, {"ce": 0.3 * GOLD_LOSS, "kd": 0.7 * 4 * kl_of_two(2.0)}),
+        (True, 0.0, 0.7, {"kd": 0.7 * 4 * kl_of_two(2.0)}),
+        (True, 0.3, 0.0, {"ce": 0.3 * GOLD_LOSS}),
+        (False, 0.3, 0.0, {"ce": 0.3 * GOLD_LOSS}),
+        (False, 0.3, 0.7, {"ce": GOLD_LOSS}),  # asked for a teacher that is not there: gold labels in full
+        (False, 0.0, 1.0, {"ce": GOLD_LOSS}),
+    ],
+)
+def test_a_task_model_is_taught_by_what_its_batch_has(
+    has_teacher: bool, task_weight: float, kd_weight: float, expected: dict[str, float]
+) -> None:
+    batch = {"labels": torch.tensor(GOLD), "attention_mask": torch.ones(2, 3), **({"teacher_logits": torch.tensor(TEACHES)} if has_teacher else {})}
+    terms = teaching_terms(torch.tensor(SAYS), batch, "single_label", task_weight=task_weight, kd_weight=kd_weight, temperature=2.0)
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_reader_without_a_teachers_word_learns_where_the_answer_begins_and_ends() -> None:
+    """One window of three tokens, the last of which is padding: two cross-entropies over two tokens, their mean."""
+    batch = {"labels": torch.tensor([[1, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    logits_B2L, weights = torch.tensor([[[2.0, 0.0, 9.0], [1.0, 0.0, 9.0]]]), {"task_weight": 0.3, "kd_weight": 0.7, "temperature": 2.0}
+    terms = teaching_terms(logits_B2L, batch, "question_answering", **weights)
+    expected = (math.log(math.exp(2) + 1) + math.log(math.exp(1) + 1) - 1) / 2
+    assert {name: term.item() for name, term in terms.items()} == {"ce": pytest.approx(expected, rel=1e-5)}
 
 
 @EVERY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,17 +18,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_task import rows, tiny_run, write_csv
+from tiny_task import BAD as BAD_WORDS
+from tiny_task import FILLERS, GOOD, SPACE, rows, tiny_run, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 import adasearch
 from adasearch import systems
-from adasearch.config import DistillConfig, FinetuneConfig, RetrainConfig, SearchConfig, TransferConfig
+from adasearch.calibration import COLDEST, HOTTEST, fit_temperature
+from adasearch.config import DistillConfig, FinetuneConfig, RetrainConfig, RunConfig, SearchConfig, TransferConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.files import write_json
 from adasearch.finished import FinishedRun
 from adasearch.pipeline import check_settings, prepare_only, retrain, run, search, train
-from adasearch.prepare import prepare
+from adasearch.predict import predict_file
+from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.shrink import random_architecture
 from adasearch.space import load_space
@@ -254,6 +258,153 @@ run(tiny_run(Path({str(tmp_path)!r}), seeds=[1, 2], checkpoint_seconds=0.0), Kil
     assert "seconds" not in stages["search"] and undisturbed["search"]["seconds"] > 0, "of a resumed search only the end is known"
     took = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "run" / "models").glob("*/training.json")}
     assert len(took) == 8 and {name for name in took if "seconds" not in took[name]} == {"random_architecture-1"}, "of a resumed training only the end is known"
+
+
+@torch.no_grad()
+def logits_of(folder: Path, texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
+    """(N, C) of a saved model, text by text, by transformers alone."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    batches = (tokenizer(text, pair, return_tensors="pt") for text, pair in zip(texts, pairs or [None] * len(texts)))
+    return np.concatenate([model(batch["input_ids"], batch["attention_mask"]).logits.numpy() for batch in batches])
+
+
+def test_the_students_temperature_is_fitted_on_the_validation_examples_whatever_it_is_scored_on(tmp_path: Path) -> None:
+    """A temperature of the examples that the scores are taken on would make them look more honest than they are."""
+    config = tiny_run(tmp_path, controls=[], test_file=write_csv(tmp_path / "test.csv", 30, 6))
+    folder = run(config)
+    parts = {"validation": rows(40, 2), "test": rows(30, 6)}
+    logits = {name: logits_of(folder / "student", [row["text"] for row in part]) for name, part in parts.items()}
+    labels = {name: np.array([int(row["label"] == "positive") for row in part]) for name, part in parts.items()}
+    fitted = {name: fit_temperature(logits[name], labels[name]) for name in parts}
+    assert COLDEST < fitted["validation"] < HOTTEST and abs(fitted["test"] / fitted["validation"] - 1) > 0.05
+    saved = json.loads((folder / "student" / "calibration.json").read_text())
+    assert saved["temperature"] == pytest.approx(fitted["validation"], rel=1e-3)  # logits of padded batches differ in the last digits
+    assert (saved["fitted_on"], saved["examples"]) == ("validation", 40)
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["cascade"]["temperature"], report["cascade"]["fitted_on"]) == (saved["temperature"], 40)
+    assert report["systems"][1]["scores"] == [pytest.approx((logits["test"].argmax(1) == labels["test"]).mean())]
+
+
+def prepared(config: RunConfig) -> Problem:
+    """What students of a run learn from."""
+    folder = Path(config.output_dir)
+    return prepare(config, load_task(config, seed=config.seed, cache=folder / "cache"), folder, Accelerator(cpu=True), Progress())
+
+
+@torch.no_grad()
+def test_texts_without_labels_join_the_lesson_with_the_teachers_word_on_them(tmp_path: Path) -> None:
+    own = [row["text"] for row in rows(24, 9)]
+    lines = [f"{own[0]}. {own[1]}", *own[2:]]  # cut into sentences
+    finetune = FinetuneConfig(epochs=10, learning_rate=3e-3, batch_size=16)  # enough to say something else of every text
+    config = tiny_run(tmp_path, finetune=finetune, unlabeled_file=_write(tmp_path / "more.txt", "\n".join(lines)))
+    with torch.enable_grad():
+        problem = prepared(config)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "teacher")
+    expected = [tokenizer(f"{own[0]}."), *map(tokenizer, own[1:])]
+    assert problem.made == 60 + 24 and len(problem.labelled) == 120
+    added = problem.lesson.select(np.arange(len(problem.lesson) - 24, len(problem.lesson)))
+    assert [added.tokens[index].tolist() for index in range(24)] == [text["input_ids"] for text in expected]
+    assert (added.labels == -100).all()
+    reference = logits_of(tmp_path / "run" / "teacher", [f"{own[0]}.", *own[1:]])
+    np.testing.assert_allclose(added.teacher_logits, reference, atol=1e-5)
+    assert np.ptp(reference, axis=0).min() > 0.01, "the test tells the texts apart"
+    assert problem.different.select(np.arange(120 + 60, 204)).ids.tolist() == added.tokens.ids.tolist()
+
+    few = prepared(replace(config, transfer=replace(config.transfer, unlabeled_size=10)))
+    kept = [few.lesson.tokens[index].tolist() for index in range(len(few.lesson) - 10, len(few.lesson))]
+    places = [[text["input_ids"] for text in expected].index(ids) for ids in kept]
+    assert few.made == 60 + 10 and places == sorted(set(places)), "some of them, each once, in their order"
+
+
+def tiny_kind(folder: Path, kind: str) -> tuple[RunConfig, list[dict[str, str]]]:
+    """A run of pairs, sets of labels or scores, and its validation examples: all may be read off one or two words of a text."""
+
+    def made(count: int, seed: int) -> list[dict[str, str]]:
+        rng = random.Random(seed)
+        found = []
+        for index in range(count):
+            good, bad = rng.choice(GOOD), rng.choice(BAD_WORDS)
+            words = {"multi_label": ([good], [bad], [good, bad])[index % 3], "regression": [good] * (index % 3) + [bad] * (index // 3 % 3)}
+            text, pair = (rng.choices(FILLERS, k=rng.randint(2, 4)) for _ in range(2))
+            label = "different" if index % 2 else "same"
+            if kind == "pairs":
+                text.insert(rng.randrange(len(text)), good)
+                pair.insert(rng.randrange(len(pair)), bad if index % 2 else good)
+            else:
+                text += words[kind]
+                rng.shuffle(text)
+                names = [name for name, those in (("negative", BAD_WORDS), ("positive", GOOD)) if set(text) & set(those)]
+                label = "|".join(names) if kind == "multi_label" else str(0.5 * (index % 3) - 0.25 * (index // 3 % 3))
+            found.append({"text": " ".join(text), **({"other": " ".join(pair)} if kind == "pairs" else {}), "label": label})
+        return found
+
+    files, parts = {}, {"train_file": made(120, 1), "validation_file": made(42, 2)}
+    for name, part in parts.items():
+        files[name] = str(folder / f"{name}.csv")
+        with open(files[name], "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(part[0]))
+            writer.writeheader()
+            writer.writerows(part)
+    config = tiny_run(folder, controls=["tfidf"], text_pair_column="other" if kind == "pairs" else None)
+    return replace(config, **files), parts["validation_file"]
+
+
+def predicted(folder: Path, file: str, **columns: str) -> list[dict[str, Any]]:
+    """The rows that `predict` writes."""
+    predict_file(folder / "student", Path(file), folder / "answers.jsonl", runtime="torch", **columns)
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_a_run_on_pairs_searches_among_operations_of_pairs_and_answers_pairs_alone(tmp_path: Path) -> None:
+    config, examples = tiny_kind(tmp_path, "pairs")
+    Path(config.space).write_text(SPACE + "pair_operations: [soft_alignment]\n", encoding="utf-8")
+    folder = run(config)
+    operations = {"conv3", "sep_conv3", "max_pool3", "skip", "soft_alignment"}
+    history = [json.loads(line) for line in (folder / "search" / "history.jsonl").read_text().splitlines()]
+    assert all(set(record["operations"]) == operations for record in history)
+    assert any("soft_alignment" in name for name in torch.load(folder / "search" / "supernet.pt", weights_only=True))
+    assert json.loads((folder / "student" / "config.json").read_text())["is_pair"] is True
+    firsts, seconds = ([row[name] for row in examples] for name in ("text", "other"))
+    logits = logits_of(folder / "student", firsts, seconds)
+    turned = logits_of(folder / "student", firsts, seconds[::-1])
+    assert np.abs(logits - turned).max() > 1e-3, "the second text is read"
+    report = json.loads((folder / "report.json").read_text())
+    gold = np.array([("different", "same").index(row["label"]) for row in examples])
+    assert report["systems"][1]["scores"] == [pytest.approx((logits.argmax(1) == gold).mean())]
+    assert [system["kind"] for system in report["systems"]] == ["teacher", "student", "tfidf"]
+    answers = predicted(folder, config.validation_file, text_pair_column="other")
+    assert [row["prediction"] for row in answers] == [("different", "same")[index] for index in logits.argmax(1)]
+    with pytest.raises(ConfigError, match="text_pair_column: none given; the model was trained on pairs of texts"):
+        predicted(folder, config.validation_file)
+    with pytest.raises(ConfigError, match="pairs: none given; the model was trained on pairs of texts"):
+        adasearch.TextClassifier(folder / "student", runtime="torch").answer(firsts)
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "regression"])
+def test_a_run_on_sets_of_labels_or_scores_goes_from_search_to_prediction(tmp_path: Path, kind: str) -> None:
+    config, examples = tiny_kind(tmp_path, kind)
+    folder = run(config)
+    logits = logits_of(folder / "student", [row["text"] for row in examples])
+    student = next(system for system in json.loads((folder / "report.json").read_text())["systems"] if system["kind"] == "student")
+    saved = json.loads((folder / "student" / "config.json").read_text())
+    answers = [row["prediction"] for row in predicted(folder, config.validation_file)]
+    problem = prepared(config)
+    made = problem.lesson.labels[-problem.made :]
+    assert problem.made == 60 and np.isnan(made).all() and not np.isnan(problem.labelled.labels).any()
+    if kind == "regression":
+        gold = np.array([float(row["label"]) for row in examples])
+        assert saved["problem_type"] == "regression" and logits.shape == (42, 1)
+        assert student["scores"] == [pytest.approx(np.corrcoef(logits[:, 0], gold)[0, 1], abs=1e-4)]
+        np.testing.assert_allclose(answers, logits[:, 0], atol=1e-5)
+        assert not (folder / "student" / "calibration.json").exists(), "a score has no probability"
+        return
+    gold = np.array([["negative" in row["label"], "positive" in row["label"]] for row in examples])
+    yes = logits > 0
+    assert saved["problem_type"] == "multi_label_classification" and saved["id2label"] == {"0": "negative", "1": "positive"}
+    assert student["scores"] == [pytest.approx(2 * (yes & gold).sum() / (yes.sum() + gold.sum()))]
+    assert answers == ["|".join(name for name, said in zip(("negative", "positive"), row) if said) for row in yes]
+    found = json.loads((folder / "student" / "calibration.json").read_text())
+    assert found["temperature"] == pytest.approx(fit_temperature(logits, gold.astype(np.float32)), rel=1e-3)
 
 
 def test_soft_labels_take_the_teachers_place(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,16 @@ from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.export import save_student
 from adasearch.files import write_json
 from adasearch.finished import find_run
+from adasearch.predict import predict_file
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
 from adasearch.prune import SIZES, load_student_and_tokenizer, prune_vocabulary, scorer
 from adasearch.known_labels import Columns, read_examples
-from adasearch.calibration import calibrate, load_calibration
+from adasearch.calibration import calibrate, expected_calibration_error, load_calibration
+from adasearch.cascade import Cascade
+from adasearch.classifier import TextClassifier
 from adasearch.prune_files import prune_student
+from adasearch.score_models import score_models
 from adasearch.shrink import build_student
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 from adasearch.tasks import load_task
@@ -259,6 +264,42 @@ def test_a_pruned_students_probabilities_stay_honest(ran: tuple[Path, Problem], 
     assert load_calibration(prune_student(student, tmp_path / "never", texts_file=texts).folder) is None
     dataclasses.replace(own, temperature=2.5).save(student)
     assert load_calibration(prune_student(student, tmp_path / "unseen", texts_file=texts).folder).temperature == 2.5
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_what_a_pruned_student_serves_is_divided_by_its_own_temperature(ran: tuple[Path, Problem], tmp_path: Path, runtime: str) -> None:
+    """In predictions, in a cascade and in a score; recomputed from its logits and its calibration.json."""
+    folder, problem = ran
+    student = Path(shutil.copytree(folder / "student", tmp_path / "run" / "student"))
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+        (student / "onnx").mkdir()
+        (student / "onnx" / "model.onnx").touch()  # as of a student that was exported: the cut one then is, too
+    split, source = problem.task.validation, tmp_path / "validation.csv"
+    with open(source, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, ("negative", "positive")[label]) for text, label in zip(split.texts, split.labels))])
+    found = prune_student(student, tmp_path / "small", size=REQUIRED + 2, texts_file=source, validation_file=source).folder
+    temperature = json.loads((found / "calibration.json").read_text())["temperature"]
+    scores_NC = logits(found, split.texts)
+    shares_NC = (scores_NC / temperature).softmax(-1).numpy()
+    plain_NC = scores_NC.softmax(-1).numpy()
+    assert np.abs(shares_NC - plain_NC).max() > 0.05, "the temperature shows"
+
+    predict_file(found, source, tmp_path / "out.jsonl", runtime=runtime)
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    served_NC = np.array([[row["probability_negative"], row["probability_positive"]] for row in answers])
+    np.testing.assert_allclose(served_NC, shares_NC, atol=1e-4)
+
+    confidence_N = np.sort(shares_NC.max(1))
+    gap = int(np.diff(confidence_N).argmax())  # a threshold that no rounding crosses
+    threshold = float(confidence_N[gap : gap + 2].mean())
+    assert ((plain_NC.max(1) < threshold) != (shares_NC.max(1) < threshold)).any()
+    cascade = Cascade(TextClassifier(found, runtime=runtime), TextClassifier(folder / "student", runtime="torch"), threshold=threshold)
+    assert cascade.answer(split.texts).is_escalated_N.tolist() == (shares_NC.max(1) < threshold).tolist()
+
+    error = score_models([found], source, runtime=runtime).board.models[0].calibration_error
+    expected, other = (expected_calibration_error(each_NC, split.labels) for each_NC in (shares_NC, plain_NC))
+    assert error == pytest.approx(expected, abs=1e-3) and abs(other - expected) > 0.01
 
 
 def test_a_student_from_elsewhere_needs_the_users_files(ran: tuple[Path, Problem], student: Path, tmp_path: Path) -> None:

@@ -384,6 +384,30 @@ def test_glue_presets_are_complete() -> None:
     }
 
 
+# Text columns and label names in the order of their numbers, as the data cards have them (nyu-mll/glue's: ``glue.py`` of ``datasets``)
+PUBLISHED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "sst2": (("sentence",), ("negative", "positive")),
+    "cola": (("sentence",), ("unacceptable", "acceptable")),
+    "mrpc": (("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "qnli": (("question", "sentence"), ("entailment", "not_entailment")),
+    "rte": (("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "stsb": (("sentence1", "sentence2"), ("score",)),
+    "snli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "imdb": (("text",), ("neg", "pos")),
+    "rotten_tomatoes": (("text",), ("neg", "pos")),
+    "ag_news": (("text",), ("World", "Sports", "Business", "Sci/Tech")),
+    "squad": (("question", "context"), ("start", "end")),
+}
+
+
+def test_presets_have_the_published_columns_and_order_of_labels() -> None:
+    """A published label is a number: names in another order would turn every prediction's meaning round, and no score would show it."""
+    found = {name: ((preset.text, *([preset.pair] if preset.pair else [])), preset.label_names) for name, preset in PRESETS.items()}
+    assert found == PUBLISHED
+
+
 def test_hub_data_set_with_its_own_label_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``datasets`` reads a folder called like a hub id as that data set; no network."""
     features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
@@ -565,3 +589,41 @@ def test_tokenizer_that_cannot_do_it(tmp_path: Path, tokenizer: PreTrainedTokeni
 def test_a_field_of_any_length_is_read(tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text(f'text,label\n"{"word " * 40_000}",yes\n', encoding="utf-8")  # the csv module alone stops at 131,072
     assert len(read_table(tmp_path / "long.csv", "train_file").columns["text"][0]) == 200_000
+
+
+# Lines and texts that both readers must find, None where the line is no row; or what both refuse the file with
+TABLES: dict[str, tuple[bytes, list[tuple[int, str | None]] | str]] = {
+    "a byte order mark": (b"\xef\xbb\xbftext,n\na,1\n", [(2, "a")]),
+    "a byte order mark before a quoted name": (b'\xef\xbb\xbf"text",n\na,1\n', [(2, "a")]),
+    "carriage returns before line feeds": (b"text,n\r\na,1\r\n\r\nb,2\r\n", [(2, "a"), (4, "b")]),
+    "a quoted line break": (b'text,n\n"a\nb",1\nc,2\n', [(2, "a\nb"), (4, "c")]),
+    "a quoted carriage return and line feed": (b'text,n\r\n"a\r\nb",1\r\nc,2\r\n', [(2, "a\r\nb"), (4, "c")]),
+    "line breaks of other alphabets": ("text,n\na\u2028b\x85c\x0cd,1\ne,2\n".encode(), [(2, "a\u2028b\x85c\x0cd"), (3, "e")]),
+    "a short row": (b"text,n\na,1\nb\nc,3\n", [(2, "a"), (3, None), (4, "c")]),
+    "a long row": (b"text,n\na,1\nb,2,3\nc,3\n", [(2, "a"), (3, None), (4, "c")]),
+    "a quote that never ends": (b'text,n\na,1\n"b,2\nc,3\n', [(2, "a"), (3, None)]),
+    "letters behind a quote": (b'text,n\n"a"b,1\nc,2\n', [(2, None), (3, "c")]),
+    "empty lines": (b"\n\ntext,n\n\na,1\n\n\nb,2\n\n", [(5, "a"), (8, "b")]),
+    "blanks around the names": (b" text , n\n a ,1\n", [(2, " a ")]),
+    "an empty text in quotes": (b'text\na\n""\nb\n', [(2, "a"), (3, ""), (4, "b")]),
+    "a carriage return alone": (b"text,n\na\rb,1\nc,2\n", [(2, None), (3, "c")]),
+    "a quoted carriage return alone": (b'text,n\n"a\rb",1\nc,2\n', [(2, "a\rb"), (3, "c")]),
+    "a name that stands twice": (b"text,n,text\na,1,b\n", "a column name stands twice: text, n, text"),
+    "a name that stands twice but for blanks": (b"text,text \na,b\n", "a column name stands twice: text, text"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_learns_and_what_predicts_read_the_same_rows(tmp_path: Path, name: str) -> None:
+    """``read_table`` takes a file whole, ``RowFile`` as a stream: a text that one of them has and the other has not is lost unseen."""
+    content, expected = TABLES[name]
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    if isinstance(expected, str):
+        for read in (lambda: read_table(path, "train_file"), lambda: list(RowFile(path, ("text",)).rows())):
+            assert pytest.raises(DataError, read).match(expected)
+        return
+    table, stream = read_table(path, "train_file"), list(RowFile(path, ("text",)).rows())
+    whole = [*zip(table.numbers, table.columns["text"]), *((number, None) for number, _ in table.broken)]
+    assert sorted(whole, key=lambda row: row[0]) == expected
+    assert [(row.number, None if row.problem else row.values["text"]) for row in stream] == expected

@@ -424,6 +424,7 @@ def test_labelled_texts_are_repeated_until_they_make_up_their_share() -> None:
     assert np.bincount(lesson_rows(3, 10, 0.8)).tolist() == [10] * 3 + [1] * 7
     assert lesson_rows(3, 10, 0.2).tolist() == lesson_rows(3, 10, 0.0).tolist() == list(range(10)), "never fewer than there are"
     assert lesson_rows(4, 4, 0.8).tolist() == [0, 1, 2, 3]
+    assert np.bincount(lesson_rows(1, 5, 0.8)).tolist() == [16, 1, 1, 1, 1], "met exactly"
 
 
 def test_soft_labels_are_what_their_logits_predict() -> None:

@@ -96,6 +96,19 @@ def test_its_states_are_the_teachers_pooled_levels(made: Path) -> None:
         assert np.allclose(states_NPM[index], expected_PM, atol=2e-3)  # float16 has 11 bits
 
 
+def test_states_of_the_first_token_are_the_teachers_above_its_embeddings(made: Path, tmp_path: Path) -> None:
+    """Of the embeddings the mean remains: their first token is the same in every text."""
+    warm(tiny_warm(tmp_path, teacher=str(made / "encoder"), pooling="first", fit=WarmFitConfig(steps=1, batch_size=8)))
+    states_NPM = np.load(next((tmp_path / "warm" / "cache").glob("states-*.npy")))
+    model, tokenizer = (kind.from_pretrained(made / "encoder") for kind in (AutoModel, AutoTokenizer))
+    for index in (0, 5, 71):
+        with torch.no_grad():
+            hidden = model.eval()(**tokenizer(LINES[index % 24], return_tensors="pt"), output_hidden_states=True).hidden_states
+        expected_PM = torch.stack([hidden[0][0].mean(0), hidden[1][0, 0], hidden[2][0, 0]])
+        assert np.allclose(states_NPM[index], expected_PM, atol=2e-3)  # float16 has 11 bits
+        assert all(not np.allclose(level[0].mean(0), level[0, 0], atol=0.05) for level in hidden), "the test tells the two apart"
+
+
 class Kill(Progress):
     """Ends the work at a step, as Ctrl-C does; nothing is tidied up."""
 
