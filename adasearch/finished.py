@@ -50,11 +50,11 @@ class FinishedRun:
         return task
 
     def _found(self, given: str) -> str:
-        """A path of the run's settings; one that leads nowhere from here, from where the run was begun."""
+        """A path of the run's settings, from where the run was begun; where that leads nowhere now, from here."""
         path = self.folder / "run.json"
         begun_in = read_json(path).get("directory") if path.exists() else None
         there = Path(begun_in or ".") / given
-        return str(there) if not Path(given).exists() and there.exists() else given
+        return str(there) if there.exists() else given
 
     def stores(self, kind: str) -> list[TokenStore]:
         """The texts of one kind in the student's pieces, all that lie in the cache: train, transfer or unlabeled."""

@@ -408,3 +408,17 @@ def test_a_student_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     export.save_student(second, None, folder)
     assert torch.equal(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, second(ids).logits)
     assert list(tmp_path.iterdir()) == [folder] and not (folder / "onnx").exists()
+
+
+@pytest.mark.parametrize("limit", [4, 5, 6])
+def test_a_model_of_very_short_texts_is_exported(limit: int, tmp_path: Path) -> None:
+    """The length that a graph is traced with is no longer than its texts may be."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForSequenceClassification(BertConfig(vocab_size=60, max_position_embeddings=limit, **shape)).eval()
+    path = export.export_onnx(model, tmp_path / "model.onnx")
+    batch = trace.example_inputs(model, batch=2, length=limit)
+    with torch.no_grad():
+        expected = model(**batch).logits.numpy()
+    found = OnnxRuntime(path, 1, "fp32", 60)(**{name: tensor.numpy() for name, tensor in batch.items()})
+    np.testing.assert_allclose(found, expected, atol=1e-5)

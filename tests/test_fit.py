@@ -369,3 +369,21 @@ def test_the_watch_rests_while_a_model_is_scored_and_a_checkpoint_written(tmp_pa
             title="test", checkpoint_seconds=0.0, evaluate=evaluate, evaluations=2, on_step=lambda: seen["learned"].add(is_running()), watch=watch,
         )  # fmt: skip
     assert seen == {"scored": {False}, "saved": {False}, "learned": {True}}
+
+
+def test_gradients_that_are_not_finite_are_never_learned(tmp_path: Path) -> None:
+    """The loss of sqrt(w^2) is 0 where w is, and its gradient is none: one step on, and a checkpoint would hold NaN for ever."""
+
+    class Kinked(Method):
+        def groups(self, student: torch.nn.Module) -> list[Group]:
+            return [Group("weights", [{"params": [student.weight]}], 0.1, "constant", torch.optim.SGD)]
+
+        def loss(self, student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            return {"ce": (student.weight**2).sum().sqrt() * 1.0}
+
+    config = FitConfig(steps=5, batch_size=8, warmup=0.0)
+    model, method = torch.nn.Linear(1, 1), Kinked(config, "single_label")
+    torch.nn.init.zeros_(model.weight)
+    with pytest.raises(TrainingError, match="gradients are not finite at step 0; a smaller learning rate helps"):
+        run(tmp_path, (model, method, config), checkpoint_seconds=0.0)
+    assert model.weight.item() == 0.0 and not (tmp_path / "checkpoint.pt").exists()

@@ -474,6 +474,23 @@ def _three_labels(folder: Path) -> Path:
     return folder / "three"
 
 
+def test_a_finished_run_is_read_from_any_folder_and_without_its_unlabelled_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    for name, seed in (("train", 0), ("valid", 1), ("more", 2)):
+        write_csv(Path(f"{name}.csv"), 40, seed)
+    config = replace(
+        tiny_run(tmp_path), train_file="train.csv", validation_file="valid.csv", unlabeled_file="more.csv", test_file=None, output_dir="run",
+        finetune=FinetuneConfig(epochs=0.2, batch_size=16),
+    )  # fmt: skip
+    prepare_only(config)
+    Path("more.csv").unlink()
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "home" / "run"
+    task = FinishedRun(folder, json.loads((folder / "run.json").read_text())["config"]).task()
+    assert len(task.train) == len(task.validation) == 40 and task.unlabeled is None
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_in_one_line_before_any_training(tmp_path: Path, name: str) -> None:
     change, error, message = BAD[name]

@@ -528,3 +528,24 @@ def test_pictures_in_a_models_folder_change_no_answer(tmp_path: Path) -> None:
     assert predict._fingerprint(tmp_path) == before
     (tmp_path / "onnx" / "model.onnx").write_text("another")
     assert predict._fingerprint(tmp_path) != before
+
+
+def test_one_tag_is_a_set_of_labels_and_no_score(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "toxic", "multi_label_classification", labels=1)
+    model = TextClassifier(folder, runtime="torch", threads=1)
+    answers = model.answer(["good film", "bad film", "the end"])
+    assert model.labels == ["neg"] and model.is_multi_label and answers.probabilities_NC.shape == (3, 1)
+    assert answers.predictions == ["neg" if logit > 0 else "" for logit in answers.logits_NC[:, 0]]
+    amounts = TextClassifier(make_classifier(tmp_path / "stars", "regression", labels=1), runtime="torch", threads=1)
+    assert amounts.labels == [] and amounts.answer(["good film"]).probabilities_NC is None
+
+
+def test_a_tokenizer_without_padding_is_refused_in_words(tmp_path: Path) -> None:
+    folder = make_classifier(tmp_path / "model")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            settings = json.loads((folder / name).read_text())
+            settings.pop("pad_token", None)
+            (folder / name).write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="its tokenizer has no padding token, so texts make no batch"):
+        TextClassifier(folder, runtime="torch")

@@ -18,8 +18,9 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.int8_modules import int8_layers, int8_twin
 from adasearch.methods.qat import QuantizeAware
 from adasearch.prune_ofa_task_config import Int8Config
-from adasearch.qdq_export import export_int8, zeros_of
-from adasearch.quantize_aware import attach_int8, bake_int8, find_int8, stacked_layers, weight_integers
+from adasearch.qdq_export import QdqConv1d, export_int8, zeros_of
+from adasearch.quantize_aware import attach_int8, bake_int8, find_int8, stacked_layers
+from adasearch.quantize_model import weight_integers
 from adasearch.runtimes import OnnxRuntime, OpenvinoRuntime, is_installed
 from adasearch.sparse_model import attach_masks, lock_pattern, prune_once, prune_to
 from adasearch.student import AdasearchForSequenceClassification
@@ -218,6 +219,24 @@ def test_graphs_predict_what_the_model_does_with_its_scales_and_zeros(kind: str,
         found = runtime(path, 1, "int8", model.config.vocab_size)(**batch)
         # sums in another order may round to the next level here and there; a wrong scale is off by whole steps everywhere
         assert np.abs(found - expected).mean() < 0.5 * step, runtime.name
+
+
+def test_a_bias_beyond_int32_in_its_scale_stays_what_it_is() -> None:
+    """A row of weights that pruning emptied has hardly any scale; its bias is as large as before."""
+    model = a_model("student")
+    conv = next(name for name, part in model.named_modules() if isinstance(part, torch.nn.Conv1d) and part.bias is not None and part.groups == 1)
+    with torch.no_grad():
+        model.get_submodule(conv).weight[0] = 0
+        model.get_submodule(conv).bias[:] = 3.0
+    attach_int8(model, per="row")
+    model.train()
+    model(**inputs("student"))
+    layer = int8_twin(model.eval()).get_submodule(conv)
+    assert not QdqConv1d(layer).has_integer_bias
+    layer.scale[0] = layer.scale[1]
+    whole = QdqConv1d(layer)
+    assert whole.has_integer_bias
+    torch.testing.assert_close(whole.bias_integers * whole.bias_scale, layer.bias, atol=1e-3, rtol=0)
 
 
 def test_activations_round_from_the_delay_on_and_their_ranges_rest_from_the_freeze_on() -> None:
