@@ -93,7 +93,7 @@ def fill_neurons(values: GateValues, gates: StructureGates, budget: Budget, targ
     """
     assert values.neurons is not None and gates.neurons is not None, "neurons are what is closed or opened"
     sizes = [len(item) for item in values.neurons]
-    soft = [(gate.settings.sharpness * gate.log_alpha_S / gate.temperature).sigmoid() for gate in gates.neurons]
+    soft = [gate.soft() for gate in gates.neurons]
     may_change = [torch.full_like(gate.log_alpha_S, has) != 0 for gate, has in zip(gates.neurons, values.kept().ffn_N)]
     for gate, may in zip(gates.neurons, may_change):
         if gate.size:

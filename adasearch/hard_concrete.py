@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,39 +18,13 @@ from adasearch.gates import Gate
 from adasearch.structure import FAMILIES, Axes, GateValues, check_families
 
 
-@dataclass(frozen=True)
-class HardConcreteSettings:
-    """The constants of the distribution; the defaults are CoFi's.
-
-    Attributes:
-        temperature: beta of the concrete distribution.
-        low, high: ends of the interval it is stretched to before it is clipped to [0, 1].
-        epsilon: how far uniform numbers and probabilities keep from 0 and 1.
-        init_std: spread of the initial log alpha around its mean.
-        least, most: alpha is clamped between them after each step, so that no gate is ever lost (P(open) 0.047 to 0.998).
-        sharpness: of the deterministic values, sigmoid(sharpness * log alpha / beta). From FLOP (Wang et al. 2020).
-    """
-
-    temperature: float = 2 / 3
-    low: float = -0.1
-    high: float = 1.1
-    epsilon: float = 1e-6
-    init_std: float = 0.01
-    least: float = 0.01
-    most: float = 100.0
-    sharpness: float = 0.8
-
-    def __post_init__(self) -> None:
-        wrong = {
-            "temperature": self.temperature > 0, "low": self.low < 0, "high": self.high > 1, "epsilon": 0 < self.epsilon < 0.5,
-            "init_std": self.init_std >= 0, "least": 0 < self.least < self.most, "sharpness": self.sharpness > 0,
-        }  # fmt: skip
-        for name, is_right in wrong.items():
-            if not is_right:
-                raise ConfigError(f"hard concrete: {name}: {getattr(self, name)} is out of range")
-
-
-SETTINGS = HardConcreteSettings()
+# CoFi's, but for the last
+TEMPERATURE = 2 / 3  # beta of the concrete distribution
+LOW, HIGH = -0.1, 1.1  # the interval that it is stretched to before it is clipped to [0, 1]
+EPSILON = 1e-6  # how far uniform numbers and probabilities keep from 0 and 1
+INIT_STD = 0.01  # of the initial log alpha around its mean
+LEAST, MOST = 0.01, 100.0  # alpha is clamped between them after each step, so that no gate is ever lost (P(open) 0.047 to 0.998)
+SHARPNESS = 0.8  # of the deterministic values, sigmoid(SHARPNESS * log alpha / beta). From FLOP (Wang et al. 2020)
 OPEN_MEAN = 10.0  # initial log alpha of heads, sublayers and hidden dimensions: as good as open
 NEURON_DROP = 0.5  # initial drop rate of neurons as released, ln((1 - p) / p) = 0; "mostly a typo, harmless" (its author)
 
@@ -65,63 +38,57 @@ class HardConcrete(Gate):
         init_mean: mean of the initial log alpha.
         is_each: whether each element is decided for itself (open when P >= 0.5: sublayers), instead of the expected number
             of them together.
-        settings: the constants.
     """
 
-    def __init__(
-        self, axis: str, size: int, *, init_mean: float = OPEN_MEAN, is_each: bool = False,
-        settings: HardConcreteSettings = SETTINGS,
-    ):  # fmt: skip
+    def __init__(self, axis: str, size: int, *, init_mean: float = OPEN_MEAN, is_each: bool = False):
         super().__init__(axis)
-        self.size, self.is_each, self.settings = size, is_each, settings
-        self.temperature.fill_(settings.temperature)
-        self.log_alpha_S = nn.Parameter(init_mean + settings.init_std * torch.randn(size))
+        self.size, self.is_each = size, is_each
+        self.temperature.fill_(TEMPERATURE)
+        self.log_alpha_S = nn.Parameter(init_mean + INIT_STD * torch.randn(size))
 
     def forward(self) -> Tensor:
-        """A sample while training, the deterministic values in eval, ones while frozen; (S,) in [0, 1]."""
+        """A sample while training, the deterministic values in eval, ones while frozen; (S,) in [0, 1].
+
+        A sample, differentiable in log alpha: z = clip(s (high - low) + low, 0, 1) with
+        s = sigmoid((ln u - ln(1 - u) + log alpha) / beta). Louizos et al. 2018, eq. 10-11.
+        """
         if self.is_frozen:
             return torch.ones_like(self.log_alpha_S)
-        return self._draw() if self.training else self.deterministic()
-
-    def sample(self) -> Tensor:
-        """One draw z of every element, (S,) in [0, 1], differentiable in log alpha. Louizos et al. 2018, eq. 10-11.
-
-        z = clip(s (high - low) + low, 0, 1) with s = sigmoid((ln u - ln(1 - u) + log alpha) / beta).
-        """
-        return self._draw()
-
-    def _draw(self) -> Tensor:
-        settings = self.settings
-        u_S = torch.empty_like(self.log_alpha_S).uniform_(settings.epsilon, 1 - settings.epsilon)
+        if not self.training:
+            return self.deterministic()
+        u_S = torch.empty_like(self.log_alpha_S).uniform_(EPSILON, 1 - EPSILON)
         s_S = ((u_S.log() - (1 - u_S).log() + self.log_alpha_S) / self.temperature).sigmoid()
-        return (s_S * (settings.high - settings.low) + settings.low).clamp(0, 1)
+        return (s_S * (HIGH - LOW) + LOW).clamp(0, 1)
 
     def open_probability(self) -> Tensor:
         """P(z > 0) = sigmoid(log alpha - beta ln(-low / high)), (S,), differentiable. Louizos et al. 2018, eq. 12."""
-        settings = self.settings
-        p_S = (self.log_alpha_S - self.temperature * math.log(-settings.low / settings.high)).sigmoid()
-        return p_S.clamp(settings.epsilon, 1 - settings.epsilon)
+        p_S = (self.log_alpha_S - self.temperature * math.log(-LOW / HIGH)).sigmoid()
+        return p_S.clamp(EPSILON, 1 - EPSILON)
 
     def expected(self) -> Tensor:
         """The same, under the name that all gates have."""
         return self.open_probability()
 
     @torch.no_grad()
-    def deterministic(self, *, is_hard: bool = False) -> Tensor:
+    def deterministic(self) -> Tensor:
         """The values without chance, (S,): the expected number of zeros is where the smallest values are.
 
         round(S - sum P) elements are 0 (``is_each``: those of P < 0.5), the others keep sigmoid(sharpness log alpha / beta):
-        never quite 1, which is why they are folded into weights. ``is_hard``: they become 1.
+        never quite 1, which is why they are folded into weights.
         """
         p_S = self.open_probability()
-        value_S = (self.settings.sharpness * self.log_alpha_S / self.temperature).sigmoid()
+        value_S = self.soft()
         kept_S = torch.ones_like(value_S)
         if self.is_each:
             kept_S[p_S < 0.5] = 0
         else:
             zeros = round(self.size - float(p_S.cpu().double().sum()))
             kept_S[value_S.argsort(stable=True)[:zeros]] = 0
-        return kept_S if is_hard else value_S * kept_S
+        return value_S * kept_S
+
+    def soft(self) -> Tensor:
+        """The values without chance and without zeros, (S,): sigmoid(sharpness log alpha / beta)."""
+        return (SHARPNESS * self.log_alpha_S / self.temperature).sigmoid()
 
     def decide(self) -> list[int]:
         """Indices of the elements that are kept."""
@@ -136,8 +103,8 @@ class HardConcrete(Gate):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Edit in place, after each optimiser step: alpha back between ``least`` and ``most``."""
-        self.log_alpha_S.clamp_(math.log(self.settings.least), math.log(self.settings.most))
+        """Edit in place, after each optimiser step: alpha back between ``LEAST`` and ``MOST``."""
+        self.log_alpha_S.clamp_(math.log(LEAST), math.log(MOST))
 
 
 class StructureGates(nn.Module):
@@ -147,15 +114,11 @@ class StructureGates(nn.Module):
         axes: of the encoder.
         families: of ``FAMILIES``: "heads", "neurons", "layers" (both kinds of sublayers), "hidden".
         neuron_drop: initial drop rate of neurons.
-        settings: the constants of all of them.
 
     Raises ``ConfigError``.
     """
 
-    def __init__(
-        self, axes: Axes, families: Sequence[str] = FAMILIES, *, neuron_drop: float = NEURON_DROP,
-        settings: HardConcreteSettings = SETTINGS,
-    ):  # fmt: skip
+    def __init__(self, axes: Axes, families: Sequence[str] = FAMILIES, *, neuron_drop: float = NEURON_DROP):
         super().__init__()
         check_families(families)
         if not 0 < neuron_drop < 1:
@@ -164,17 +127,15 @@ class StructureGates(nn.Module):
         neuron_mean = math.log((1 - neuron_drop) / neuron_drop)
 
         def each_layer(name: str, sizes: list[int], mean: float) -> nn.ModuleList:
-            return nn.ModuleList(
-                HardConcrete(f"{n}.{name}", size, init_mean=mean, settings=settings) for n, size in enumerate(sizes)
-            )
+            return nn.ModuleList(HardConcrete(f"{n}.{name}", size, init_mean=mean) for n, size in enumerate(sizes))
 
         has = set(families)
         self.heads = each_layer("heads", axes.heads, OPEN_MEAN) if "heads" in has else None
         self.neurons = each_layer("neurons", axes.neurons, neuron_mean) if "neurons" in has else None
         self.mha, self.ffn = (
-            HardConcrete(name, axes.layers, is_each=True, settings=settings) if "layers" in has else None for name in ("mha", "ffn")
+            HardConcrete(name, axes.layers, is_each=True) if "layers" in has else None for name in ("mha", "ffn")
         )
-        self.hidden = HardConcrete("hidden", axes.hidden, settings=settings) if "hidden" in has else None
+        self.hidden = HardConcrete("hidden", axes.hidden) if "hidden" in has else None
 
     def gates(self) -> list[HardConcrete]:
         """All of them."""
@@ -190,15 +151,8 @@ class StructureGates(nn.Module):
         return GateValues(ask(self.mha), ask(self.ffn), ask_all(self.heads), ask_all(self.neurons), ask(self.hidden))
 
     def forward(self) -> GateValues:
-        """A sample while training, the deterministic values in eval; one draw serves a whole batch.
-
-        Training calls this, not ``sample``: several processes draw alike by hooks on the gates' calls (``distributed``).
-        """
+        """A sample while training, the deterministic values in eval; one draw serves a whole batch."""
         return self._values("")
-
-    def sample(self) -> GateValues:
-        """A sample of every gate, in eval too."""
-        return self._values("sample")
 
     def open_probability(self) -> GateValues:
         """P(z > 0) of every element: what ``Axes.expected_params`` takes."""
@@ -212,8 +166,3 @@ class StructureGates(nn.Module):
         """Edit in place: every gate's ``clamp_``."""
         for gate in self.gates():
             gate.clamp_()
-
-    def entropy(self) -> Tensor:
-        """Mean entropy of all elements as a share of ln 2, 0 (decided) to 1 (open)."""
-        sizes = [gate.size for gate in self.gates()]
-        return sum(gate.entropy() * gate.size for gate in self.gates()) / max(sum(sizes), 1)

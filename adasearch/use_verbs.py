@@ -16,7 +16,8 @@ class PredictSettings(StudentSettings):
     """Label a file of texts; with a question-answering model's folder, answer a file of questions on contexts.
 
     Args:
-        input_file: texts as csv, tsv, jsonl, parquet or txt (one a line); ``-`` reads lines from standard input.
+        input_file: texts as csv, tsv, jsonl, parquet or txt (one a line); ``-`` reads lines from standard input and
+            answers them in parts of 8,192.
         output_file: csv, tsv, jsonl or parquet; ``-`` writes JSON lines to standard output.
         text_column: column of the text, or of the first text of a pair.
         text_pair_column: column of the second text of a pair.

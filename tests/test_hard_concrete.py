@@ -9,7 +9,7 @@ import torch
 
 from adasearch.errors import ConfigError
 from adasearch.gates import gates_of
-from adasearch.hard_concrete import HardConcrete, HardConcreteSettings, StructureGates
+from adasearch.hard_concrete import HardConcrete, StructureGates
 from adasearch.structure import Axes
 
 BETA = 2 / 3
@@ -40,7 +40,7 @@ def test_probabilities_are_the_samples_frequencies() -> None:
 def test_a_sample_is_the_papers_formula() -> None:
     gate = gate_at(-1.0, 0.3, 2.0)
     torch.manual_seed(3)
-    found = gate.sample()
+    found = gate()
     torch.manual_seed(3)
     u = torch.empty(3).uniform_(1e-6, 1 - 1e-6).tolist()
     for z, uniform, log_alpha in zip(found.tolist(), u, (-1.0, 0.3, 2.0)):
@@ -77,7 +77,6 @@ def test_deterministic_values_have_the_expected_number_of_zeros() -> None:
     kept = values != 0
     torch.testing.assert_close(values[kept], torch.sigmoid(0.8 * log_alpha[kept] / BETA))
     assert log_alpha[~kept].max() < log_alpha[kept].min()
-    assert torch.equal(gate.deterministic(is_hard=True), kept.float())
     assert not values.requires_grad and torch.equal(gate(), values)  # no chance in eval
     for p, kept_indices in (((0.2, 0.9), [1]), ((0.7, 0.9), [0, 1])):  # 0.9 zeros are one, 0.4 none
         edge = BETA * math.log(11)
@@ -105,11 +104,11 @@ def test_berts_gates_start_where_cofis_do() -> None:
 @pytest.mark.parametrize("families", [["heads"], ["layers", "hidden"], ["heads", "neurons", "layers", "hidden"]])
 def test_gates_stand_on_the_chosen_families(families: list[str]) -> None:
     gates = StructureGates(SMALL, families)
-    for values in (gates(), gates.sample(), gates.open_probability(), gates.deterministic(), gates.eval()()):
+    for values in (gates(), gates.open_probability(), gates.deterministic(), gates.eval()()):
         values.check(SMALL.heads, SMALL.neurons, SMALL.hidden)
         found = {"heads": values.heads, "neurons": values.neurons, "layers": values.mha_N, "hidden": values.hidden_D}
         assert {name for name, value in found.items() if value is not None} == set(families)
-    assert gates_of(gates) == gates.gates() and 0 <= float(gates.entropy().detach()) <= 1
+    assert gates_of(gates) == gates.gates()
     assert all(name.endswith("log_alpha_S") for name, _ in gates.named_parameters())
     again = StructureGates(SMALL, families)
     again.load_state_dict(gates.state_dict())
@@ -143,6 +142,3 @@ def test_wrong_settings_are_refused() -> None:
         StructureGates(SMALL, ["head"])
     with pytest.raises(ConfigError, match="neuron_drop: 1.0 is out of range"):
         StructureGates(SMALL, neuron_drop=1.0)
-    for name, value in {"temperature": 0.0, "low": 0.1, "high": 1.0, "least": 200.0, "epsilon": 0.7}.items():
-        with pytest.raises(ConfigError, match=f"hard concrete: {name}: {value} is out of range"):
-            HardConcreteSettings(**{name: value})

@@ -89,7 +89,7 @@ def test_sampled_gates_obey_the_law_too() -> None:
         torch.nn.init.normal_(parameter, std=2)
     batch = batch_for(model)
     for _ in range(10):
-        values = gates.sample()
+        values = gates()
         expected = answer(model, batch, gates=values)
         torch.testing.assert_close(answer(shrink_encoder(model, values), batch), expected, atol=1e-4, rtol=1e-4)
 
