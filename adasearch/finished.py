@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from adasearch.errors import ConfigError
+from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint, read_json
 from adasearch.lesson import lesson_rows, soft_label_logits
 from adasearch.run_files import DATA_FILES, check_same_data, model_in
@@ -33,12 +33,19 @@ class FinishedRun:
         """Whether its students have a vocabulary other than the teacher's."""
         return self.config.get("vocabulary", {}).get("kind", "teacher") != "teacher"
 
-    def task(self, data_dir: str | None = None) -> Task:
+    def task(self, data_dir: str | None = None, *, instead: str) -> Task:
         """Its task, loaded again without the unlabelled texts; ``data_dir`` where the data have moved.
 
         Files that the run was given by a path from where it was begun are found from anywhere. Raises what ``load_task`` and, for data that
-        have changed, ``check_same_data`` raise.
+        have changed, ``check_same_data`` raise; it says what the user may give ``instead``.
         """
+        try:
+            return self._task(data_dir)
+        except (ConfigError, DataError) as error:
+            why = str(error).split("; choices:")[0]  # those of a run that goes on
+            raise type(error)(f"{self.folder}: its data cannot be read again ({why}); choices: {instead}") from error
+
+    def _task(self, data_dir: str | None) -> Task:
         known = {field.name: self.config[field.name] for field in dataclasses.fields(TaskConfig) if field.name in self.config}
         is_file = Path(known["task"]).suffix.lower() in SUFFIXES
         places = (*DATA_FILES, "data_dir", *(("task",) if is_file else ()))

@@ -58,7 +58,7 @@ def prune_student(
     columns = Columns(text_column, text_pair_column, label_column)
     texts, labelled = _counted(run, texts_file, columns)
     needs_task = refit_steps or (validation_file is None and run is not None)
-    task = run.task(data_dir) if needs_task else None
+    task = run.task(data_dir, instead="--data_dir, --validation_file, or the data as they were") if needs_task else None
     split, metric = None, ""
     if validation_file is not None:
         check_pairs(trained_on_pairs(student_dir), columns.pair is not None, "text_pair_column")

@@ -132,7 +132,7 @@ def _splits(
         if run_dir is None:
             absent = "calibration_file" if config.calibration_file is None else "validation_file"
             raise ConfigError(f"{absent}: {model_dir} lies in no run's folder, which would have texts; name a file")
-        task = FinishedRun(run_dir, {"seed": config.seed, **settings}).task()
+        task = FinishedRun(run_dir, {"seed": config.seed, **settings}).task(instead="--calibration_file and --validation_file")
         if task.num_labels != count_labels(model_dir):
             raise ModelError(
                 f"{model_dir} is a model of another task: it has {count_labels(model_dir)} labels, "

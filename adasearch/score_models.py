@@ -142,7 +142,7 @@ def _examples(
         _, run = find_run(model)
         if run is None:
             raise ConfigError(f"input_file: none given, and {model} lies in no run's folder; choices: a file of labelled examples")
-        task = run.task(data_dir)
+        task = run.task(data_dir, instead="--input_file, --data_dir, or the data as they were")
         source = f"the {'validation' if task.test is None else 'test'} examples of {run.folder}"
         if isinstance(task.held_out, Questions):
             return source, task.held_out, question_metrics(metric)

@@ -487,8 +487,12 @@ def test_a_finished_run_is_read_from_any_folder_and_without_its_unlabelled_texts
     Path("more.csv").unlink()
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "home" / "run"
-    task = FinishedRun(folder, json.loads((folder / "run.json").read_text())["config"]).task()
+    finished = FinishedRun(folder, json.loads((folder / "run.json").read_text())["config"])
+    task = finished.task(instead="a file")
     assert len(task.train) == len(task.validation) == 40 and task.unlabeled is None
+    write_csv(tmp_path / "home" / "valid.csv", 41, 1)
+    with pytest.raises(ConfigError, match=r"its data cannot be read again \(.*validation: 40 -> 41 examples.*\); choices: a file$"):
+        finished.task(instead="a file")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -535,10 +539,10 @@ def test_a_run_goes_on_with_its_own_data_alone_wherever_they_lie(tmp_path: Path)
     moved = replace(config, train_file=str(path.rename(tmp_path / "moved.csv")))
     assert prepare_only(moved) and teacher.read_bytes() == weights
     found = FinishedRun(tmp_path / "run", json.loads((tmp_path / "run" / "run.json").read_text())["config"])
-    assert len(found.task().train) == 120, "read where the file lies now"
+    assert len(found.task(instead="").train) == 120, "read where the file lies now"
     text = Path(moved.train_file).read_text()
     Path(moved.train_file).write_text(text.replace("positive", "-").replace("negative", "positive").replace("-", "negative"))
-    for again in (lambda: prepare_only(moved), found.task):
+    for again in (lambda: prepare_only(moved), lambda: found.task(instead="")):
         with pytest.raises(ConfigError, match=r"run: the data have changed since \(train: other labels, 120 examples\)"):
             again()
     with pytest.raises(ConfigError, match=r"the data have changed since \(train: other labels, 120 examples; test: none -> 40 examples\)"):
