@@ -22,7 +22,7 @@ from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
 from adasearch.run_files import (
     Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
-    note_stage, path_of, refuse_run,
+    note_stage, only_one, path_of, refuse_run,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
@@ -90,6 +90,11 @@ def run_encoders(
 
 def run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
     """The same where all is checked: settings are noted from here on, and the dense model is trained where it is missing."""
+    with only_one(run.folder):
+        return _run_recipes(run, problem, recipes)
+
+
+def _run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
     assert recipes[0].kind == "student" and len({recipe.key for recipe in recipes}) == len(recipes), "recipes"
     first = f"{recipes[0].key}-{(recipes[0].seeds or run.seeds)[0]}"
     check_first(run.folder, first)

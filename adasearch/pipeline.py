@@ -30,7 +30,7 @@ from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
 from adasearch.run_files import (
     Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
-    note_stage, path_of, refuse_run, stage_facts,
+    note_stage, only_one, path_of, refuse_run, stage_facts,
 )  # fmt: skip
 from adasearch.search_config import SearchConfig
 from adasearch.settings import to_dict
@@ -82,24 +82,27 @@ def run(config: RunConfig, progress: Progress | None = None) -> Path:
 
     Raises ``ConfigError`` or ``DataError`` before any training when the request or the data are wrong.
     """
-    this, problem, architecture, systems = _train(config, progress)
-    if this.accelerator.is_main_process:
-        measure_and_report(this, problem, architecture, systems)
-        this.note("report")
-    this.accelerator.wait_for_everyone()
+    with only_one(run_folder(config)):
+        this, problem, architecture, systems = _train(config, progress)
+        if this.accelerator.is_main_process:
+            measure_and_report(this, problem, architecture, systems)
+            this.note("report")
+        this.accelerator.wait_for_everyone()
     return this.folder
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> Path:
     """All of ``run`` but the measurement, which ``run`` then does alone: training may share the machine, timing may not."""
-    return _train(config, progress)[0].folder
+    with only_one(run_folder(config)):
+        return _train(config, progress)[0].folder
 
 
 def prepare_only(config: RunConfig, progress: Progress | None = None) -> Path:
     """Only what comes before the search: ``teacher/`` and ``cache/`` of the run's folder, which is returned."""
-    this = _open(config, progress or Progress())
-    _prepare(this)
-    this.note("prepare")
+    with only_one(run_folder(config)):
+        this = _open(config, progress or Progress())
+        _prepare(this)
+        this.note("prepare")
     return this.folder
 
 
@@ -175,10 +178,11 @@ def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, 
 
 def search(config: RunConfig, progress: Progress | None = None) -> Path:
     """Only the search; returns the path of ``architecture.json``."""
-    this = _open(config, progress or Progress())
-    problem = _prepare(this)
-    _search(this, problem)
-    stop_trackers(this.accelerator)
+    with only_one(run_folder(config)):
+        this = _open(config, progress or Progress())
+        problem = _prepare(this)
+        _search(this, problem)
+        stop_trackers(this.accelerator)
     return this.folder / "search" / "architecture.json"
 
 
@@ -186,12 +190,13 @@ def retrain(config: RunConfig, progress: Progress | None = None) -> Path:
     """Train the student of ``config.architecture`` (or of the search in the run's folder); returns its folder."""
     if not config.architecture and not (run_folder(config) / "search" / "architecture.json").exists():
         raise ConfigError(f"architecture: none given and {run_folder(config)} holds no search; choices: --architecture FILE, or search first")
-    this = _open(config, progress or Progress())
-    problem = _prepare(this)
-    supernet, architecture = _search(this, problem)
-    trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
-    _hand_over(this, [trainer.train("student", architecture, seed) for seed in this.seeds][0])
-    stop_trackers(this.accelerator)
+    with only_one(run_folder(config)):
+        this = _open(config, progress or Progress())
+        problem = _prepare(this)
+        supernet, architecture = _search(this, problem)
+        trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
+        _hand_over(this, [trainer.train("student", architecture, seed) for seed in this.seeds][0])
+        stop_trackers(this.accelerator)
     return this.folder / "student"
 
 

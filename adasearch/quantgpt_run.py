@@ -37,7 +37,8 @@ from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_f
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
 from adasearch.run_files import (
-    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, note_stage, stage_facts,
+    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, note_stage, only_one,
+    stage_facts,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.stopwatch import Stopwatch
@@ -80,15 +81,16 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
     folder = run_folder(config)
     check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(QuantGptConfig()), FREE)
-    if not (folder / "report.json").exists():
-        this = _open(config, folder, progress or Progress())
-        if not (folder / "model" / "config.json").exists():
-            _train(this)
-        _checkpoint(folder).unlink(missing_ok=True)  # here, so that a kill just after the model was written leaves none for good
-        write_json(folder / "report.json", _measure(this))
-    report = read_json(folder / "report.json")
-    write_text(folder / "report.md", report_text(report, folder))
-    write_text(folder / "model" / "README.md", model_card(report))
+    with only_one(folder):
+        if not (folder / "report.json").exists():
+            this = _open(config, folder, progress or Progress())
+            if not (folder / "model" / "config.json").exists():
+                _train(this)
+            _checkpoint(folder).unlink(missing_ok=True)  # here, so that a kill just after the model was written leaves none for good
+            write_json(folder / "report.json", _measure(this))
+        report = read_json(folder / "report.json")
+        write_text(folder / "report.md", report_text(report, folder))
+        write_text(folder / "model" / "README.md", model_card(report))
     return report
 
 

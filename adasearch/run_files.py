@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from adasearch.errors import ConfigError
 from adasearch.files import closed_parent, fingerprint, read_json, write_folder, write_json, write_text
 
 DATA_FILES = ("train_file", "validation_file", "test_file", "unlabeled_file")  # settings that say where data lie, not which
 
+LOCK = ".lock"
 WEIGHTS = ("*.safetensors", "*.bin")  # of a model's folder
 Inputs = Mapping[str, Path | str | None]  # by setting: where it lies, or what already is a fingerprint
 
@@ -58,6 +63,29 @@ def check_folder(folder: Path, *marks: str) -> None:
     if names:
         shown = ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
         raise ConfigError(f"output_dir: {folder} belongs to something else ({shown}); choices: another --output_dir, new or empty")
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """No other process at work in a folder while the block lasts: two would delete each other's unfinished files. The lock ends with the process.
+
+    Of several that torchrun has started the main one holds it. A folder that is made for it and stays empty is removed again. Raises
+    ``ConfigError`` where another process is at work; a place that takes no lock goes without.
+    """
+    is_new, lock = not folder.exists(), FileLock(folder / LOCK)
+    with contextlib.suppress(OSError, NotImplementedError):
+        if os.environ.get("RANK", "0") == "0":
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ConfigError(f"output_dir: another process is at work in {folder}; choices: wait for it, or another --output_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if is_new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _comes_first(path: Path) -> bool:

@@ -35,7 +35,8 @@ from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.run_files import (
-    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, model_in, note_stage, path_of,
+    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, model_in, note_stage, only_one,
+    path_of,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
@@ -94,16 +95,17 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
     folder = run_folder(config)
     check_folder(folder, "run.json")
     check_reopening(folder, to_dict(config), to_dict(SparsePretrainingConfig()), FREE)
-    if not (folder / "report.json").exists():
-        this = _open(config, folder, progress or Progress())
-        if not (folder / TEACHER / "config.json").exists():
-            _prepare_teacher(this)
-        if not (folder / SPARSE / "config.json").exists():
-            _prune(this)
-        write_json(folder / "report.json", _report(this))
-        stop_trackers(this.accelerator)
-    report = read_json(folder / "report.json")
-    write_pretraining(folder, report, config.figures)
+    with only_one(folder):
+        if not (folder / "report.json").exists():
+            this = _open(config, folder, progress or Progress())
+            if not (folder / TEACHER / "config.json").exists():
+                _prepare_teacher(this)
+            if not (folder / SPARSE / "config.json").exists():
+                _prune(this)
+            write_json(folder / "report.json", _report(this))
+            stop_trackers(this.accelerator)
+        report = read_json(folder / "report.json")
+        write_pretraining(folder, report, config.figures)
     return report
 
 

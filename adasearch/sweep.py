@@ -11,11 +11,9 @@ Trainings share the machine. Measurements do not: they come when all trainings a
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from adasearch.files import fingerprint, write_json
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
-from adasearch.run_files import check_folder, check_same_data, commit, typed_command
+from adasearch.run_files import check_folder, check_same_data, commit, only_one, typed_command
 from adasearch.settings import check_choice, cores_here
 from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
@@ -64,7 +62,7 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
     runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, threads=threads)) for run in plan(config)]
     check_folder(config.folder, "sweep.json", "prepared")  # what is prepared is begun before anything is noted
     _check_runs(config, runs, progress)
-    with _locked(config.folder):
+    with only_one(config.folder):
         board = Board(config, runs, progress)
         engine: Engine = LocalEngine(threads) if config.engine == "local" else RayEngine(config.address, threads, workers)
         try:
@@ -129,18 +127,6 @@ def _jobs(config: SweepConfig, runs: Sequence[SweepRun], kind: str) -> list[Job]
 
 def _job(config: SweepConfig, name: str, kind: str, settings: Any, needs: Path | None) -> Job:
     return Job(name, kind, settings, needs, _user_modules(), Path.cwd(), config.folder / "logs" / f"{name}.log")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder; the lock goes with this process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"output_dir: another sweep is at work in {folder}; choices: wait for it, or another --output_dir") from None
-        yield
 
 
 class Board:

@@ -39,7 +39,7 @@ from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, check_same_inputs, digests, refuse_run
+from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, check_same_inputs, digests, only_one, refuse_run
 from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
@@ -83,10 +83,11 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     check_reopening(folder, to_dict(config), to_dict(WarmConfig()), FREE)
     if (folder / FACTS).exists():
         return folder
-    this = _open(config, folder, progress or Progress())
-    tokens = tokenize_stream(this)
-    states_NPM = _states(this, tokens)
-    _train(this, tokens, states_NPM)
+    with only_one(folder):
+        this = _open(config, folder, progress or Progress())
+        tokens = tokenize_stream(this)
+        states_NPM = _states(this, tokens)
+        _train(this, tokens, states_NPM)
     return folder
 
 

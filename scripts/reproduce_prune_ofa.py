@@ -3,6 +3,7 @@
     python scripts/reproduce_prune_ofa.py --sparse_model runs/sparse --data_dir DIR [--tasks sst2 mrpc rte qnli squad] [--seeds 1 2 3]
     ... --teachers runs/teachers   (folders by task name; a task without one is fine-tuned by the run itself)
     ... --equal_total_steps        (pruning on a task alone gets its share of the steps of sparse pre-training, too)
+    ... --direct_tasks sst2 rte    (pruning on a task alone, which takes longest, for these only)
     ... --configs scripts/prune_ofa   (settings of each task's run, <task>.yaml)
 
 Every run is `adasearch compress prune-ofa TASK` in a folder of its own: a second call trains nothing that is finished, times
@@ -50,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--equal_total_steps", type=int, nargs="?", const=len(TASKS), metavar="TASKS",
                         help="add the steps of sparse pre-training, shared out over so many tasks, to the baseline's")  # fmt: skip
+    parser.add_argument("--direct_tasks", nargs="*", help="tasks on which pruning on the task alone is trained too; all when absent")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     parser.add_argument("rest", nargs="*", help="after --: for every run")
     return parser.parse_args()
@@ -65,7 +67,7 @@ def command(args: argparse.Namespace, task: str) -> list[str]:
         "sparse_model": args.sparse_model,
         "data_dir": args.data_dir,
         "seeds": f"[{','.join(map(str, args.seeds))}]",
-        "direct": "true",
+        "direct": str(args.direct_tasks is None or task in args.direct_tasks).lower(),
         "direct_more_steps": spent // args.equal_total_steps if args.equal_total_steps else None,
         "threads": args.threads,
         "output_dir": Path(args.output_dir) / task,

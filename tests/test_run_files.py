@@ -20,7 +20,7 @@ from adasearch.files import read_json, write_json
 from adasearch.questions import Questions
 from adasearch.run_files import (
     begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, commit, differences, digests, hand_over,
-    model_in, note_stage, refuse_run, stage_facts,
+    model_in, note_stage, only_one, refuse_run, stage_facts,
     typed_command,
 )  # fmt: skip
 from adasearch.tasks import Task
@@ -296,3 +296,28 @@ def test_a_kill_between_the_first_two_files_locks_nobody_out(tmp_path: Path) -> 
     check_folder(tmp_path, "run.json")
     begin_run(tmp_path, changed(seed=1), "no")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == changed(seed=1)
+
+
+def test_one_process_at_a_time_is_at_work_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "runs" / "one"
+    with only_one(folder):
+        (folder / "kept.txt").write_text("work")
+        with pytest.raises(ConfigError, match="another process is at work in .*one; choices: wait for it, or another --output_dir"), only_one(folder):
+            pass
+        monkeypatch.setenv("RANK", "1")  # of several that torchrun started the main one holds the lock for all
+        with only_one(folder):
+            pass
+        monkeypatch.delenv("RANK")
+    with only_one(folder):  # free again, however the block ended
+        pass
+    with pytest.raises(KeyError), only_one(folder):
+        raise KeyError
+    with only_one(folder):
+        assert (folder / "kept.txt").exists()
+    with pytest.raises(ConfigError), only_one(tmp_path / "refused"):
+        raise ConfigError("before any work")
+    assert not (tmp_path / "refused").exists()
+    (tmp_path / "file").write_text("no folder")
+    with only_one(tmp_path / "file" / "run"):  # what is wrong with the place is said by who checks it
+        pass
+

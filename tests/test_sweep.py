@@ -342,7 +342,7 @@ def test_a_second_sweep_stays_out_of_the_folder(tmp_path: Path) -> None:
     config.folder.mkdir()
     with open(config.folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another sweep is at work"):
+        with pytest.raises(ConfigError, match="another process is at work"):
             sweep(config)
 
 
