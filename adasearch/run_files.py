@@ -83,9 +83,13 @@ def only_one(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                (folder / LOCK).unlink()  # before it is released: who opens it later makes one of its own
         lock.release()
-        if is_new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK}:
-            shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def _comes_first(path: Path) -> bool:

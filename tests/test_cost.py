@@ -52,12 +52,13 @@ def members(gates: CellGates, is_derived: bool = False) -> list[Member]:
     space, shares_RN = gates.space, gates.operations.logits.softmax(-1)
     if is_derived:
         allowed = torch.tensor([name not in space.never_derived for name in space.operations])
-        shares_RN = shares_RN * allowed / (shares_RN * allowed).sum(1, keepdim=True)
+        allowed_RN = shares_RN * allowed
+        shares_RN = allowed_RN / allowed_RN.sum(1, keepdim=True)
     drawn = [[(1.0, set(range(node + 2)))] for node in range(space.nodes)]
     if gates.edges is not None:
         drawn = [list(subsets(gate.logits.softmax(-1), gate.size)) for gate in gates.edges]
     elif is_derived:
-        best = [torch.stack([p_N.max() for p_N, pair in zip(shares_RN, gates.pairs) if pair[0] == node]) for node in range(space.nodes)]
+        best = [torch.stack([p_N.max() for p_N, pair in zip(allowed_RN, gates.pairs) if pair[0] == node]) for node in range(space.nodes)]
         drawn = [list(subsets(p_S, min(len(p_S), space.edges_per_node))) for p_S in best]
     p_RN, found = shares_RN.tolist(), []
     for picked in itertools.product(range(len(space.operations)), repeat=len(gates.pairs)):
