@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from adasearch.deploy import Deployment, save_deployment
+from adasearch.deploy import DEPLOY_FILE, Deployment, save_deployment
 from adasearch.errors import ModelError
 from adasearch.export import check_onnx, export_student, input_names, staged
 from adasearch.formats import align_columns
@@ -65,6 +65,8 @@ def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progres
     progress.stage("score torch fp32")
     logits_NC = material.validation.logits_of(TorchRuntime(model, config.threads))
     reference = Reference(logits_NC, _score(material, logits_NC))
+    if any(precision.startswith("int8") and runtime in GRAPH_RUNTIMES for runtime, precision in ways):
+        (material.model_dir / DEPLOY_FILE).unlink(missing_ok=True)  # an earlier choice was of the graph that is written anew now
     left_out = _write_graphs(model, material, reference, ways, config, progress)
     tried = _try_all(material, reference, ways, config, progress)
     for row in tried:

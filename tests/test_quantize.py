@@ -296,6 +296,24 @@ def test_few_texts_are_refused(made: Path, tmp_path: Path) -> None:
         quantize(made / "student", config_of(made, calibration_texts=5))
 
 
+def test_a_choice_does_not_outlive_the_graph_it_was_of(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails after int8 was written anew leaves no word of the old graph's score."""
+    folder = copy_of(made, tmp_path)
+    quantize(folder, config_of(made, runtimes=["torch"], precisions=["fp32"]))
+    assert (folder / "deploy.json").exists()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adasearch.quantize._try_all", fail)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(folder, config_of(made, runtimes=["torch"], precisions=["fp32"]))
+    assert (folder / "deploy.json").exists(), "no graph was written"
+    with pytest.raises(KeyboardInterrupt):
+        quantize(folder, config_of(made, runtimes=["onnxruntime"], precisions=["int8"]))
+    assert not (folder / "deploy.json").exists()
+
+
 def test_a_graph_of_other_weights_is_refused(made: Path, tmp_path: Path) -> None:
     folder = copy_of(made, tmp_path)
     path = folder / "onnx" / "model.onnx"
