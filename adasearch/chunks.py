@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.errors import DataError, one_line
-from adasearch.tables import LONGEST_FIELD, SHOWN_ROWS, SURROGATE, no_column, problem_of_row
+from adasearch.tables import LONGEST_FIELD, SHOWN_ROWS, SURROGATE, has_name_twice, kept_columns, no_column, problem_of_row
 
 STANDARD_STREAM = Path("-")
 CHUNK_ROWS = 8192  # enough for batches of nearly equal lengths; few enough that little is lost by a kill
@@ -173,7 +173,7 @@ def _header(reader: Any) -> list[str]:
     if header is None:
         raise ValueError("it is empty; a header with the columns' names is expected")
     names = [name.strip() for name in header]
-    if len(set(names) - {""}) < len(names) - names.count(""):
+    if has_name_twice(names):
         raise ValueError(f"a column name stands twice: {', '.join(names)}")
     return names
 
@@ -182,6 +182,7 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Iterator[Row]:
     """With a header; a row's number is the line on which it begins. Every cell stays the text it is."""
     reader = _csv_reader(path)
     header = _header(reader)
+    kept = kept_columns(header)
     while True:
         number = reader.line_num + 1
         try:
@@ -197,7 +198,7 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Iterator[Row]:
         elif problem := problem_of_row(cells, header):
             yield Row(number, {}, problem)
         else:
-            yield Row(number, {name: cell for name, cell in zip(header, cells) if name or header.count("") == 1})
+            yield Row(number, {name: cells[i] for i, name in kept})
 
 
 def _read_jsonl(path: Path, texts: Sequence[str]) -> Iterator[Row]:

@@ -180,6 +180,7 @@ def streamed_blocks(
                 store = TokenStore.load(cache, name)
     return MaskedBlocks(store, wrap, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
 
+
 def _write_stream(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, room: int, between: list[int], most_tokens: int, identity: Any,
     cache: Path, name: str, progress: Progress,

@@ -152,15 +152,27 @@ def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
             continue
         if header is None:
             header = [name.strip() for name in row]
-            if len(set(header) - {""}) < len(header) - header.count(""):
+            if has_name_twice(header):
                 raise DataError(f"{where}: line {number}: a column name stands twice: {', '.join(header)}")
         elif problem := problem_of_row(row, header):
             broken.append((number, problem))
         else:
             rows.append(row)
             numbers.append(number)
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header or ()) if name or (header or []).count("") == 1}
+    columns = {name: [row[i] for row in rows] for i, name in kept_columns(header or [])}
     return Table(where, columns, numbers, is_typed=False, broken=broken)
+
+
+def has_name_twice(header: list[str]) -> bool:
+    """Whether two columns have one name; several without any are no such."""
+    names = [name for name in header if name]
+    return len(set(names)) < len(names)
+
+
+def kept_columns(header: list[str]) -> list[tuple[int, str]]:
+    """Place and name of the columns that are read: all with a name, and one without where it is the only such, as an index is written."""
+    is_index = header.count("") == 1
+    return [(i, name) for i, name in enumerate(header) if name or is_index]
 
 
 def problem_of_row(row: list[str], header: list[str]) -> str | None:
