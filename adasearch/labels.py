@@ -298,7 +298,7 @@ def _refuse_other_lists(values: Sequence[Any], place: str) -> None:
     """Raise ``DataError`` for labels of an example that stand neither as a list of names nor between bars."""
     lists = [value for value in values if isinstance(value, tuple)]
     if lists and len({len(value) for value in lists}) == 1 and len(lists[0]) > 1 and all(set(value) <= {0, 1} for value in lists):
-        raise DataError(f"{place}: lists of 0 and 1; expected: the labels of each example by name, such as ['spam', 'urgent']")
+        raise DataError(f"{place}: lists of 0 and 1; expected: the labels of each example by name, such as [\"spam\", \"urgent\"]")
     written = [value for value in values if isinstance(value, str) and value.startswith("[") and value.endswith("]")]
     if 2 * len(written) > sum(_kind(value) != "missing" for value in values):
         raise DataError(f"{place}: {written[0]!r} is a list as a program writes it; expected: the labels of each example by name, such as spam|urgent")
