@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,14 @@ def process_place() -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. Errors of ours keep their traceback; the user's are one line."""
+    """Run the command line and return its exit code."""
+    return explained(lambda: dispatch(sys.argv[1:] if arguments is None else arguments))
+
+
+def explained(work: Callable[[], int | None]) -> int:
+    """Do the work of a command and return its exit code. Errors of ours keep their traceback; the user's are one line."""
     try:
-        code = _explained(sys.argv[1:] if arguments is None else arguments)
+        code = _explained(work)
         sys.stdout.flush()  # a reader that has gone away is noticed here rather than at exit
         return code
     except BrokenPipeError:
@@ -177,10 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
-def _explained(arguments: Sequence[str]) -> int:
+def _explained(work: Callable[[], int | None]) -> int:
     try:
         with _terminated_like_stopped():
-            return dispatch(arguments)
+            return work() or 0
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
     except AdasearchError as error:

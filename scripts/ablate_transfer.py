@@ -39,8 +39,10 @@ from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture
 from adasearch.arguments import parse_settings
 from adasearch.canvas import LINE_COLOURS, save_figure
+from adasearch.cli import explained
 from adasearch.config import DistillConfig, RunConfig
 from adasearch.console import make_progress
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.finished import FinishedRun
 from adasearch.lesson import lesson_rows
@@ -140,7 +142,7 @@ def main() -> None:
     settings = {"run": arguments.run.name, "steps": steps, "without_efficiency": free_file}
     held = folder / "ablation.json"
     if held.exists() and read_json(held) != settings:
-        sys.exit(f"{folder} was begun with other settings ({read_json(held)}); choose another --output_dir")
+        raise ConfigError(f"output_dir: {folder} was begun with other settings ({read_json(held)}); choices: another --output_dir")
     own = Architecture.load(arguments.run / "search" / "architecture.json")
     with make_progress(False) as progress:
         task, space = check(config)
@@ -202,4 +204,4 @@ def _teacher_score(run: Path) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

@@ -29,8 +29,8 @@ import torch
 from accelerate import Accelerator
 from benchmark_search import student_config, texts
 
+from adasearch.cli import explained
 from adasearch.cold import peak_rss_bytes
-from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.fit_config import DistillConfig
 from adasearch.measure import hardware
@@ -147,7 +147,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="adasearch")
@@ -162,17 +162,12 @@ def main() -> int:
     torch.set_num_threads(1)
     if arguments.system:
         work(arguments)
-        return 0
-    try:
-        find_strategy(SearchConfig(**SYSTEMS["nni_gumbel_darts"]))
-    except ConfigError as error:
-        print(f"benchmark_nni.py: {error}", file=sys.stderr)
-        return 2
+        return
+    find_strategy(SearchConfig(**SYSTEMS["nni_gumbel_darts"]))  # says what is missing before anything is measured
     found = measure(arguments)
     write_json(Path(arguments.output), found)
     print(json.dumps({key: found[key] for key in ("step_seconds_mean", "peak_rss_bytes", "ratios")}, indent=2))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

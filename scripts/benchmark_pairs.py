@@ -25,8 +25,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture, Edge, Macro, Space
+from adasearch.cli import explained
 from adasearch.config import FinetuneConfig, RetrainConfig, RunConfig, TransferConfig
 from adasearch.console import make_progress
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
@@ -88,11 +90,11 @@ def main() -> None:
     settings = {key: value for key, value in vars(arguments).items() if key not in free}
     held = folder / "benchmark.json"
     if held.exists() and read_json(held) != settings:
-        sys.exit(f"{folder} was begun with other settings ({read_json(held)}); choose another --output_dir")
+        raise ConfigError(f"output_dir: {folder} was begun with other settings ({read_json(held)}); choices: another --output_dir")
     with make_progress(False) as progress:
         task, _ = check(config)
         if not task.is_pair:
-            sys.exit(f"{arguments.task} is no task of pairs")
+            raise ConfigError(f"task: {arguments.task} is no task of pairs; choices: mrpc, rte, qnli, qqp, mnli, snli, or one of your own with a column of second texts")
         write_json(held, settings)
         accelerator = make_accelerator(config)
         problem = prepare(config, task, folder, accelerator, progress)
@@ -125,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

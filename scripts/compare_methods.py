@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,9 +26,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 import adasearch
 from adasearch.bench import bench_folders
 from adasearch.canvas import LINE_COLOURS, dress_axes, save_figure
+from adasearch.cli import explained
 from adasearch.cofi_config import target_name
 from adasearch.config import BenchConfig
 from adasearch.console import make_progress, quiet_third_parties
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.run_files import commit, script_command
@@ -51,7 +54,7 @@ def arguments() -> argparse.Namespace:
 def systems_of(run: Path, method: str) -> list[dict[str, Any]]:
     """The models of a finished run that are compared: name, folders by seed, scores, and the dense model's score."""
     if not (run / "report.json").exists():
-        raise SystemExit(f"{run}: no finished run; choices: --tasks with those that have one, --adabert, --cofi")
+        raise ConfigError(f"{run}: no finished run; choices: --tasks with those that have one, --adabert, --cofi")
     report = read_json(run / "report.json")
     dense = next(row for row in report["systems"] if row["kind"] == "teacher")
     targets = {folder.name.rsplit("-", 1)[0] for folder in (run / "models").glob("cofi-sparsity-*")}
@@ -147,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

@@ -20,10 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import shutil
 
 from adasearch.arguments import parse_settings
-from adasearch.cli import import_user_code
+from adasearch.cli import explained, import_user_code
 from adasearch.console import make_progress
 from adasearch.diagnosis_run import DiagnosisConfig, diagnose
-from adasearch.errors import AdasearchError
 from adasearch.files import write_json
 from adasearch.pipeline import run_folder
 from adasearch.run_files import script_command
@@ -32,19 +31,15 @@ from adasearch.search_plots import format_rank
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
-def main() -> int:
+def main() -> None:
     """Diagnose, write, and say the few numbers that count."""
-    try:
-        settings, modules = parse_settings(
-            DiagnosisConfig, sys.argv[1:], prog="diagnose_search.py", about=__doc__.splitlines()[0], positional="task"
-        )
-        for module in modules:
-            import_user_code(module)
-        with make_progress(settings.quiet) as progress:
-            found = diagnose(settings, progress)
-    except AdasearchError as error:
-        print(f"diagnose_search.py: {error}", file=sys.stderr)
-        return 2
+    settings, modules = parse_settings(
+        DiagnosisConfig, sys.argv[1:], prog="diagnose_search.py", about=__doc__.splitlines()[0], positional="task"
+    )
+    for module in modules:
+        import_user_code(module)
+    with make_progress(settings.quiet) as progress:
+        found = diagnose(settings, progress)
     name = f"diagnosis_{found['task'].replace('/', '--')}" + ("" if found["strategy"] == "gumbel" else f"_{found['strategy']}")
     what = f"is the search worth its time on {found['task']}: controls at equal cost, discretisation, agreement, ranking"
     write_json(RESULTS / "runs" / f"{name}.json", {"what": what, "command": script_command(), **found})
@@ -56,8 +51,7 @@ def main() -> int:
     print(f"rank correlation {format_rank(ranking)} over {ranking['members']} members")
     for group, facts in found["controls"].items():
         print(f"{group:<20} {100 * facts['mean']:.1f}" + ("" if facts["sd"] is None else f" ± {100 * facts['sd']:.1f}"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,10 +29,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adasearch.cli import explained
 from adasearch.config import FinetuneConfig
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_run import About, open_encoders
+from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_folder
 from adasearch.question_config import QuestionConfig
 from adasearch.sources import PRESETS
@@ -60,14 +63,21 @@ def arguments() -> argparse.Namespace:
 def read_train(source: Path, task: str) -> pa.Table:
     """A task's training rows; of snli those of the first small split where the whole is not there."""
     path = source / task / "train.parquet"
-    return pq.read_table(path if task != "snli" or path.exists() else source / "snli_devtest" / "validation.parquet")
+    return read(path if task != "snli" or path.exists() else source / "snli_devtest" / "validation.parquet")
+
+
+def read(path: Path) -> pa.Table:
+    """A split as it was given."""
+    if not path.exists():
+        raise DataError(f"data_dir: {path} is not there; choices: a folder that has it, --tasks with those that are there")
+    return pq.read_table(path)
 
 
 def split(source: Path, target: Path, task: str, seed: int) -> None:
     """Write the task's three splits."""
     train = read_train(source, task)
     folder = "snli_devtest" if task == "snli" and not (source / task).is_dir() else task
-    test = pq.read_table(source / folder / f"{'test' if task in ('mrpc', 'snli') else 'validation'}.parquet")
+    test = read(source / folder / f"{'test' if task in ('mrpc', 'snli') else 'validation'}.parquet")
     target.mkdir(parents=True, exist_ok=True)
     if task == "mrpc":
         shutil.copyfile(source / task / "validation.parquet", target / "validation.parquet")
@@ -99,7 +109,7 @@ def finetune(args: argparse.Namespace, task: str) -> None:
     target = args.output_dir / "teachers" / task
     start = args.output_dir / "teachers" / "snli" if task == "rte" else args.model
     if task == "rte" and not start.is_dir():
-        raise SystemExit("rte: its teacher learns snli first; choices: --tasks snli rte")
+        raise ConfigError("tasks: rte: its teacher learns snli first; choices: --tasks snli rte")
     config = EncoderRunConfig(
         task=task, data_dir=str(args.output_dir / "data"), model=str(start), output_dir=str(args.output_dir / "work" / task), seed=args.seed,
         mixed_precision=args.mixed_precision, threads=args.threads, cpu=True,
@@ -127,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 
 from adasearch.arguments import parse_settings
 from adasearch.canvas import INK, LINE_COLOURS, dress_axes, save_figure
+from adasearch.cli import explained
 from adasearch.cofi_config import CofiConfig
 from adasearch.cofi_run import compress_cofi
 from adasearch.console import make_progress, quiet_third_parties
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ import yaml
 
 import adasearch
 from adasearch.arguments import parse_settings
+from adasearch.cli import explained
 from adasearch.config import to_dict
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.earlybert_run import ABOUT, earlybert_recipes
@@ -157,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

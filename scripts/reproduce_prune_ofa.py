@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from adasearch.cli import explained
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.prune_ofa_source import pretraining_run, pretraining_stages
@@ -136,7 +138,7 @@ def main() -> None:
     """Run every task and write the results."""
     args = arguments()
     if args.equal_total_steps and "sparse" not in pretraining_stages(args.sparse_model):
-        raise SystemExit(f"--equal_total_steps: {args.sparse_model}: its run.json, which says how many steps it took, is not there")
+        raise ConfigError(f"equal_total_steps: {args.sparse_model}: its run.json, which says how many steps it took, is not there")
     if args.list:
         for task in args.tasks:
             print(shlex.join(command(args, task)[1:]))
@@ -156,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

@@ -29,6 +29,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from transformers import AutoTokenizer
 
 from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.cli import explained
+from adasearch.errors import TrainingError
 from adasearch.files import read_json, write_json
 from adasearch.low_bit import load_low_bit
 from adasearch.measure import hardware
@@ -144,7 +146,7 @@ class Matrix:
             code = subprocess.run(self.command(folder, settings), stdout=log, stderr=log, env=environment).returncode
         if code:
             last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
-            raise SystemExit(f"{folder}: exit code {code}: {' '.join(last)}")
+            raise TrainingError(f"{folder}: exit code {code}: {' '.join(last)}")
         report = read_json(folder / "report.json")
         print(f"{folder.name}: {report['metric']} {report['score_quantized']:.3f}", flush=True)
 
@@ -282,4 +284,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(explained(main))

@@ -203,6 +203,15 @@ def test_exit_codes_and_one_clear_line(
     assert says in err and "Traceback" not in err and "search: stopped" in err
 
 
+def test_a_script_ends_like_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise ConfigError("task: 'sts' is no task of pairs")
+
+    assert cli.explained(refuse) == 2
+    assert capsys.readouterr().err == "error: task: 'sts' is no task of pairs\n"
+    assert cli.explained(lambda: None) == 0 and cli.explained(lambda: sys.exit(3)) == 3
+
+
 def test_a_termination_ends_like_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     add_verb(monkeypatch, lambda settings, progress: signal.raise_signal(signal.SIGTERM))
     assert cli.main(["try"]) == 128 + signal.SIGTERM
