@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adasearch.errors import ConfigError
-from adasearch.latency import Deployment, Lengths, differing, interpolation, load_table
+from adasearch.latency import Deployment, Lengths, differing, interpolation_within, load_table
 
 TABLE_VERSION = 1
 UNITS = ("call", "attention", "head", "ffn", "neuron")
@@ -68,13 +68,7 @@ class EncoderLatencyTable:
 
     def at(self, lengths: Lengths) -> EncoderLatency:
         """The table at a distribution of lengths. Raises ``ConfigError`` for lengths beyond it."""
-        known = self.lengths
-        if max(lengths) > known[-1] or (len(known) == 1 and set(lengths) != set(known)):
-            raise ConfigError(
-                f"latency.table: measured at {list(known)} word pieces, asked for {min(lengths)} to {max(lengths)};"
-                " choices: lengths within, or another table (without --latency.table it is measured)"
-            )
-        weights = interpolation(known, lengths)
+        weights = interpolation_within(self.lengths, lengths, "latency.table", "another table (without --latency.table it is measured)")
         return EncoderLatency(self.shape, tuple(max(0.0, sum(w * ms for w, ms in zip(weights, self.part_ms[part]))) for part in PARTS))
 
     def check(self, here: Deployment, shape: EncoderShape, where: str) -> None:

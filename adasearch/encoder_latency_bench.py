@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
-import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.optimize import nnls
 
 from adasearch.encoder import axes_of
 from adasearch.encoder_latency import PARTS, EncoderLatencyTable, EncoderShape, part_counts
@@ -23,7 +20,7 @@ from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassifica
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.latency import MISS, Deployment, Lengths, interpolation, knots_for
-from adasearch.latency_bench import VOCABULARY, runtime_of, time_runtimes
+from adasearch.latency_bench import VOCABULARY, fit_facts, fit_parts, time_models
 from adasearch.model_inputs import positions_of
 from adasearch.progress import Progress
 
@@ -101,14 +98,7 @@ def time_structures(
     title: str,
 ) -> list[list[float]]:  # fmt: skip
     """Milliseconds of one call of encoders of random weights, for each at each length; they are timed in turns."""
-    progress.stage(f"{title}: export", len(structures))
-    ready = {}
-    with tempfile.TemporaryDirectory(prefix="adasearch-latency-") as scratch, torch.random.fork_rng(devices=[]):
-        for index, structure in enumerate(structures):
-            ready[str(index)] = runtime_of(_encoder(config, structure), deployment, Path(scratch) / str(index))
-            gc.collect()
-            progress.step(index + 1)
-        return list(time_runtimes(ready, lengths, deployment, progress, title).values())
+    return time_models([partial(_encoder, config, structure) for structure in structures], lengths, deployment, progress, title)
 
 
 def _encoder(config: EncoderConfig, structure: Mapping[str, Any]) -> EncoderForSequenceClassification:
@@ -117,7 +107,7 @@ def _encoder(config: EncoderConfig, structure: Mapping[str, Any]) -> EncoderForS
     small.vocab_size = min(config.vocab_size, VOCABULARY)
     for name, value in structure.items():
         setattr(small, name, value)
-    return EncoderForSequenceClassification(small).eval()
+    return EncoderForSequenceClassification(small)
 
 
 def fit_table(
@@ -126,29 +116,8 @@ def fit_table(
     """The parts' times from encoders' times, each length by itself; ``fit`` from leaving out one random encoder at a time."""
     shape = shape_of(config)
     counts = np.array([_counts(structure, shape) for structure in structures], dtype=float)
-    ms = np.array(measured)
-    parts = np.zeros((len(PARTS), len(lengths)))
-    errors = []
-    for column in range(len(lengths)):
-        parts[:, column] = fit_parts(counts, ms[:, column])
-        for left_out in range(FIRST, len(structures)):
-            rest = np.arange(len(structures)) != left_out
-            predicted = counts[left_out] @ fit_parts(counts[rest], ms[rest, column])
-            errors.append(abs(predicted / ms[left_out, column] - 1))
-    fit = {
-        "networks": len(structures), "left_out": len(errors), "median_error": float(np.median(errors)),
-        "p90_error": float(np.quantile(errors, 0.9)),
-    }  # fmt: skip
-    return EncoderLatencyTable(deployment, shape, tuple(lengths), dict(zip(PARTS, parts.tolist())), fit)
-
-
-def fit_parts(counts: Sequence[Sequence[float]], ms: Sequence[float]) -> list[float]:
-    """Times of the parts, none below 0, with the least sum of squares of the encoders' relative errors."""
-    rows = np.array(counts, dtype=float)
-    scale = np.abs(rows).max(0)  # neurons count in thousands
-    scale[scale == 0] = 1.0
-    times, _ = nnls(rows / scale / np.array(ms)[:, None], np.ones(len(ms)), maxiter=10_000)
-    return (times / scale).tolist()
+    parts, errors = fit_parts(counts, np.array(measured), range(FIRST, len(structures)))
+    return EncoderLatencyTable(deployment, shape, tuple(lengths), dict(zip(PARTS, parts.tolist())), fit_facts(len(structures), errors))
 
 
 def _counts(structure: Mapping[str, Any], shape: EncoderShape) -> list[float]:

@@ -77,6 +77,17 @@ def interpolation(knots: Sequence[int], lengths: Lengths) -> list[float]:
     return weights.tolist()
 
 
+def interpolation_within(knots: Sequence[int], lengths: Lengths, where: str, otherwise: str) -> list[float]:
+    """``interpolation``, which raises ``ConfigError`` beyond the longest knot, where attention would grow faster than any
+    line, and where there is no line. The error begins with ``where`` and ends with ``otherwise``."""
+    if max(lengths) > knots[-1] or (len(knots) == 1 and set(lengths) != set(knots)):
+        raise ConfigError(
+            f"{where}: measured at {list(knots)} word pieces, asked for {min(lengths)} to {max(lengths)};"
+            f" choices: lengths within, or {otherwise}"
+        )
+    return interpolation(knots, lengths)
+
+
 @dataclass(frozen=True)
 class LatencyModel:
     """A table read at one distribution of lengths: milliseconds a call of every part, by width."""
@@ -126,15 +137,8 @@ class LatencyTable:
         )
 
     def knot_weights(self, lengths: Lengths) -> list[float]:
-        """``interpolation`` between the table's lengths. Raises ``ConfigError`` beyond the longest, where attention would
-        grow faster than any line, and where there is no line."""
-        known = self.lengths
-        if max(lengths) > known[-1] or (len(known) == 1 and set(lengths) != set(known)):
-            raise ConfigError(
-                f"latency table: measured at {list(known)} word pieces, asked for {min(lengths)} to {max(lengths)};"
-                f" choices: lengths within, or rebuild: {self.rebuild}"
-            )
-        return interpolation(known, lengths)
+        """``interpolation_within`` the table's lengths."""
+        return interpolation_within(self.lengths, lengths, "latency table", f"rebuild: {self.rebuild}")
 
     def at(self, lengths: Lengths) -> LatencyModel:
         """The table at a distribution of lengths; no part takes less than nothing."""

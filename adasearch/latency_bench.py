@@ -17,12 +17,15 @@ import gc
 import importlib.metadata
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
+from transformers import PreTrainedModel
 
 from adasearch.architecture import Architecture, Edge, Space
 from adasearch.errors import ConfigError
@@ -33,7 +36,7 @@ from adasearch.measure import hardware, time_systems
 from adasearch.progress import Progress
 from adasearch.runtimes import ONNX_FILES, Runtime, TorchRuntime, choose_runtime, load_runtime
 from adasearch.shrink import build_student, random_architecture
-from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
+from adasearch.student import AdasearchConfig
 
 RUNTIMES = ("onnxruntime", "openvino", "torch")  # torch_compile would take minutes a network to get ready
 VOCABULARY = 8_192  # rows of the timed networks' word tables: more than a core's cache holds, as any real one
@@ -121,19 +124,26 @@ def time_architectures(
     architectures: Sequence[Architecture], lengths: Sequence[int], deployment: Deployment, progress: Progress, title: str
 ) -> list[list[float]]:
     """Milliseconds of one call of networks of random weights, for each at each length; they are timed in turns."""
-    progress.stage(f"{title}: export", len(architectures))
     # a table of positions as long as the longest text, or the graph's free length would end before it
     config = AdasearchConfig(vocab_size=VOCABULARY, max_position_embeddings=max(*lengths, 512), num_labels=2)
+    return time_models([partial(build_student, architecture, config) for architecture in architectures], lengths, deployment, progress, title)
+
+
+def time_models(
+    makers: Sequence[Callable[[], PreTrainedModel]], lengths: Sequence[int], deployment: Deployment, progress: Progress, title: str
+) -> list[list[float]]:
+    """Milliseconds of one call of models, for each at each length; they are made and exported one after the other, timed in turns."""
+    progress.stage(f"{title}: export", len(makers))
     ready = {}
     with tempfile.TemporaryDirectory(prefix="adasearch-latency-") as scratch, torch.random.fork_rng(devices=[]):
-        for index, architecture in enumerate(architectures):
-            model = build_student(architecture, config).eval()
-            ready[str(index)] = runtime_of(model, deployment, Path(scratch) / str(index))
+        for index, make in enumerate(makers):
+            ready[str(index)] = runtime_of(make().eval(), deployment, Path(scratch) / str(index))
+            gc.collect()  # what is exported may be large, and refers to itself
             progress.step(index + 1)
         return list(time_runtimes(ready, lengths, deployment, progress, title).values())
 
 
-def runtime_of(model: AdasearchForSequenceClassification, deployment: Deployment, folder: Path) -> Runtime:
+def runtime_of(model: PreTrainedModel, deployment: Deployment, folder: Path) -> Runtime:
     """The model in the deployment's runtime; ``folder`` is filled with what the runtime reads."""
     if deployment.runtime == "torch":
         return TorchRuntime(model, deployment.threads)
@@ -171,30 +181,18 @@ def time_runtimes(
 def fit_table(space: Space, lengths: Sequence[int], deployment: Deployment, measured: Sequence[dict[str, Any]]) -> LatencyTable:
     """The parts' times from networks' times, each width and length by itself."""
     names, widths = derivable(space), list(space.widths)
-    parts = {width: np.zeros((2 + len(names), len(lengths))) for width in widths}
-    errors = []
+    parts, errors = {}, []
     for width in widths:
         networks = [network for network in measured if network["width"] == width]
         counts = np.array([_counts(network["cells"], names) for network in networks])
         ms = np.array([network["ms"] for network in networks])
-        weights = np.array([1.0 if network["is_random"] else OUTSIDER_WEIGHT for network in networks])
-        for column in range(len(lengths)):
-            parts[width][:, column] = _solve(counts, ms[:, column], weights)
-            for left_out, network in enumerate(networks):
-                if network["is_random"]:
-                    rest = np.arange(len(networks)) != left_out
-                    predicted = counts[left_out] @ _solve(counts[rest], ms[rest, column], weights[rest])
-                    errors.append(abs(predicted / ms[left_out, column] - 1))
-    fit = {
-        "networks": len(measured),
-        "left_out": len(errors),
-        "median_error": float(np.median(errors)),
-        "p90_error": float(np.quantile(errors, 0.9)),
-    }
+        is_random = np.array([network["is_random"] for network in networks])
+        parts[width], found = fit_parts(counts, ms, np.flatnonzero(is_random), np.where(is_random, 1.0, OUTSIDER_WEIGHT))
+        errors += found
     frame, cell, *operations = ({width: parts[width][row].tolist() for width in widths} for row in range(2 + len(names)))
     return LatencyTable(
         deployment, space.name, space.macro, space.nodes, space.edges_per_node, tuple(lengths), frame, cell,
-        dict(zip(names, operations)), fit,
+        dict(zip(names, operations)), fit_facts(len(measured), errors),
     )  # fmt: skip
 
 
@@ -204,12 +202,31 @@ def _counts(cells: Sequence[Any], names: Sequence[str]) -> list[float]:
     return [1.0, float(len(cells)), *(float(edges.count(name)) for name in names)]
 
 
+def fit_parts(counts: np.ndarray, ms: np.ndarray, left_out: Sequence[int], weights: np.ndarray | None = None) -> tuple[np.ndarray, list[float]]:
+    """Times of the parts (parts, lengths) from networks' ``counts`` (networks, parts) and ``ms`` (networks, lengths).
+
+    Beside them the relative errors of the predictions of ``left_out``, each by a fit without it, at every length.
+    """
+    weights, errors = np.ones(len(ms)) if weights is None else weights, []
+    for one in left_out:
+        rest = np.arange(len(ms)) != one
+        predicted = np.array([counts[one] @ _solve(counts[rest], column[rest], weights[rest]) for column in ms.T])
+        errors += np.abs(predicted / ms[one] - 1).tolist()
+    return np.stack([_solve(counts, column, weights) for column in ms.T], axis=1), errors
+
+
+def fit_facts(networks: int, errors: Sequence[float]) -> dict[str, Any]:
+    """What a table says of its fit."""
+    median, p90 = float(np.median(errors)), float(np.quantile(errors, 0.9))
+    return {"networks": networks, "left_out": len(errors), "median_error": median, "p90_error": p90}
+
+
 def _solve(counts: np.ndarray, ms: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Times of the parts, none below 0, with the least sum of squares of the networks' weighted relative errors."""
-    from sklearn.linear_model import LinearRegression  # a second to import
-
-    fitted = LinearRegression(positive=True, fit_intercept=False)
-    return fitted.fit(counts / ms[:, None], np.ones(len(ms)), sample_weight=weights**2).coef_
+    scale = np.abs(counts).max(0)  # an encoder's neurons count in thousands
+    scale[scale == 0] = 1.0
+    times, _ = nnls(counts / scale * (weights / ms)[:, None], weights, maxiter=10_000)
+    return times / scale
 
 
 def measure_architecture(table: LatencyTable, architecture: Architecture, lengths: Lengths, progress: Progress | None = None) -> float:
