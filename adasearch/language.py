@@ -5,7 +5,6 @@ Dimensions: N blocks or pairs, T tokens of all of them, B batch, L tokens of the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.language_objectives import UNSCORED, shift_right
 from adasearch.progress import Progress
-from adasearch.texts import CHUNK_TEXTS
+from adasearch.texts import CHUNK_TEXTS, tokenizer_rules
 from adasearch.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def tokenize_blocks(
         raise ConfigError(f"block_length: {block_length} is too short; expected: 2 or more tokens")
     between = tokenizer.eos_token_id if separator is None else separator
     end = [] if corpus.is_joined or between is None else [between]
-    name = f"{name}-{fingerprint(corpus.texts, language_rules(tokenizer), end, block_length)}"
+    name = f"{name}-{fingerprint(corpus.texts, tokenizer_rules(tokenizer), end, block_length)}"
     pad = _pad_token_id(tokenizer)
     if (store := TokenStore.load(cache, name)) is None:
         chunks: list[np.ndarray] = []
@@ -149,7 +148,7 @@ def tokenize_pairs(
         if length < 2:
             raise ConfigError(f"{side}_length: {length} is too short; expected: 2 or more tokens")
     for side, texts, length in sides:
-        file = f"{name}-{side}-{fingerprint(texts, language_rules(tokenizer), length)}"
+        file = f"{name}-{side}-{fingerprint(texts, tokenizer_rules(tokenizer), length)}"
         if (store := TokenStore.load(cache, file)) is None:
             chunks, count = [], 0
             for encoded in _encode(texts, tokenizer, f"tokenize {side}s", progress, truncation=True, max_length=length):
@@ -172,16 +171,6 @@ def _encode(
     for start in range(0, len(texts), CHUNK_TEXTS):
         yield tokenizer(list(texts[start : start + CHUNK_TEXTS]), padding=False, return_attention_mask=False, verbose=False, **options)
         progress.step(min(start + CHUNK_TEXTS, len(texts)))
-
-
-def language_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that decides about the tokens of a text. Raises ``ModelError`` for a tokenizer without a fast version."""
-    if not tokenizer.is_fast:
-        raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    for key in ("truncation", "padding"):  # left over from the last call
-        rules.pop(key, None)
-    return rules
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

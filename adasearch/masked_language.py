@@ -22,11 +22,11 @@ from torch import Tensor
 from adasearch.corpora import TEXT_SUFFIX, Corpus
 from adasearch.errors import ConfigError, DataError, ModelError, one_line
 from adasearch.files import fingerprint, write_array, write_json
-from adasearch.language import language_rules, tokenize_blocks
+from adasearch.language import tokenize_blocks
 from adasearch.language_objectives import UNSCORED
 from adasearch.progress import Progress
 from adasearch.tables import SUFFIXES, check_file, no_column
-from adasearch.texts import CHUNK_TEXTS
+from adasearch.texts import CHUNK_TEXTS, tokenizer_rules
 from adasearch.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Wrap:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Wrap:
         """Read off an encoded text. Raises ``ModelError`` for a tokenizer without a fast version."""
-        language_rules(tokenizer)
+        tokenizer_rules(tokenizer)
         encoded = tokenizer("a", return_special_tokens_mask=True)
         ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
         first = special.index(0) if 0 in special else len(special)
@@ -171,7 +171,7 @@ def streamed_blocks(
     wrap, progress = _checked_wrap(tokenizer, block_length), progress or Progress()
     room = block_length - wrap.size
     between = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
-    name = f"{name}-{fingerprint(identity, language_rules(tokenizer), between, room, most_tokens)}"
+    name = f"{name}-{fingerprint(identity, tokenizer_rules(tokenizer), between, room, most_tokens)}"
     if (store := TokenStore.load(cache, name)) is None:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{name}.lock"):  # of two runs that share the cache one reads the stream, the other waits

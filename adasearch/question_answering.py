@@ -9,7 +9,6 @@ longest window in a batch.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from adasearch.files import fingerprint, write_array
 from adasearch.progress import Progress
 from adasearch.question_config import QuestionConfig, check_questions
 from adasearch.questions import Questions
-from adasearch.texts import CHUNK_TEXTS
+from adasearch.texts import CHUNK_TEXTS, tokenizer_rules
 from adasearch.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -157,13 +156,8 @@ def tokenize_questions(
     Raises ``ModelError`` for a tokenizer without a fast version or without special tokens around a pair, ``ConfigError``
     when the settings leave a window no room.
     """
-    if not tokenizer.is_fast:
-        raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")
-    frame = Frame.of(tokenizer)
-    _check_room(config, tokenizer, frame)
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    for key in ("truncation", "padding"):  # left over from the last call
-        rules.pop(key, None)
+    rules = tokenizer_rules(tokenizer)
+    _check_room(config, tokenizer, Frame.of(tokenizer))
     sizes = (config.max_seq_length, config.doc_stride, config.max_question_length)
     name = f"{name}-{fingerprint(questions.texts, questions.contexts, questions.answers, questions.starts, rules, sizes)}"
     if TokenStore.load(cache, name) is None:

@@ -69,6 +69,16 @@ def split_sentences(texts: Iterable[str], *, shortest: int = 3, longest: int = 6
     return sentences
 
 
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that decides about the tokens of a text. Raises ``ModelError`` for a tokenizer without a fast version."""
+    if not tokenizer.is_fast:
+        raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for key in ("truncation", "padding"):  # left over from the last call
+        rules.pop(key, None)
+    return rules
+
+
 def tokenize(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, *,
     cache: Path, name: str, progress: Progress | None = None,
@@ -78,14 +88,10 @@ def tokenize(
     Pairs are cut longest text first. Done once: the files' name holds a fingerprint of texts, tokenizer and length.
     Raises ``ModelError`` for a tokenizer without a fast version, ``ConfigError`` when it cannot take ``max_length``.
     """
-    if not tokenizer.is_fast:
-        raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")
+    rules = tokenizer_rules(tokenizer)
     if max_length > tokenizer.model_max_length:
         most = f"tokenizer {tokenizer.name_or_path!r} takes up to {tokenizer.model_max_length}"
         raise ConfigError(f"max_seq_length: {max_length} is too long; {most}")
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    for key in ("truncation", "padding"):  # left over from the last call
-        rules.pop(key, None)
     name = f"{name}-{fingerprint(split.texts, split.pairs, rules, max_length)}"
     if (store := TokenStore.load(cache, name)) is not None:
         return store, read_json(cache / f"{name}.json")["cut"]
