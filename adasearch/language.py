@@ -51,7 +51,7 @@ class TokenBlocks:
 
     def in_order(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Every block once as (indices, batch), longest first."""
-        return _in_order(self, batch_size)
+        return ((indices, self.collate(indices)) for indices in self.tokens.longest_first(batch_size))
 
     def select(self, indices: np.ndarray) -> TokenBlocks:
         """The named blocks, in that order; ``words`` is their share of the words by tokens, rounded."""
@@ -80,7 +80,7 @@ class Seq2SeqPairs:
 
     def in_order(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Every pair once as (indices, batch), longest source first."""
-        return _in_order(self, batch_size)
+        return ((indices, self.collate(indices)) for indices in self.tokens.longest_first(batch_size))
 
     def select(self, indices: np.ndarray) -> Seq2SeqPairs:
         """The named pairs, in that order."""
@@ -181,10 +181,3 @@ def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _numbers(indices: Sequence[int]) -> Tensor:
     """Numbers of examples as int64, (B,)."""
     return torch.as_tensor(np.asarray(indices, dtype=np.int64))
-
-
-def _in_order(examples: TokenBlocks | Seq2SeqPairs, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    order = np.argsort(-examples.tokens.lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        yield indices, examples.collate(indices)

@@ -88,10 +88,7 @@ class QuestionExamples:
 
     def in_order(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Every window once as (indices, batch), longest first."""
-        order = np.argsort(-self.tokens.lengths, kind="stable")
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            yield indices, self.collate(indices)
+        return ((indices, self.collate(indices)) for indices in self.tokens.longest_first(batch_size))
 
     def select(self, indices: np.ndarray) -> QuestionExamples:
         """The named windows, in that order; the questions stay and keep their numbers."""

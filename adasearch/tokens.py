@@ -67,6 +67,11 @@ class TokenStore:
         """Word pieces of each text, (N,)."""
         return np.diff(self.offsets)
 
+    def longest_first(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Every text's index once, in batches, longest first."""
+        order = np.argsort(-self.lengths, kind="stable")
+        return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
     def select(self, indices: np.ndarray) -> TokenStore:
         """The named texts, in that order."""
         indices = np.arange(len(self))[indices]
@@ -133,10 +138,7 @@ class Examples:
 
     def in_order(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         """Every example once, longest first (a batch that does not fit fails at once), as (indices, batch)."""
-        order = np.argsort(-self.tokens.lengths, kind="stable")
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            yield indices, self.collate(indices)
+        return ((indices, self.collate(indices)) for indices in self.tokens.longest_first(batch_size))
 
 
 class BatchSampler:
