@@ -6,7 +6,7 @@ Dimensions: N texts, B batch, L tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -108,20 +108,30 @@ def cached_outputs(
     *,
     is_mixed: bool = True,
 ) -> list[np.ndarray]:
-    """The same from memory-mapped files ``folder/<name>.npy``, one for each output, made when they are absent.
+    """The same from memory-mapped files ``folder/<name>.npy``, one for each output, made when they are absent."""
 
-    Saved every ``CHUNK`` texts, so that a killed pass goes on where it was.
+    def compute(chunk: np.ndarray) -> list[np.ndarray]:
+        return outputs_of(forward, examples.select(chunk), accelerator, is_mixed=is_mixed)
+
+    return cached_in_chunks(compute, len(examples), folder, names, progress, title)
+
+
+def cached_in_chunks(
+    compute: Callable[[np.ndarray], Sequence[np.ndarray]], count: int, folder: Path, names: Sequence[str], progress: Progress, title: str
+) -> list[np.ndarray]:
+    """What ``compute`` makes of the examples' indices, an array for each name, from memory-mapped files ``folder/<name>.npy``.
+
+    Made when they are absent, and saved every ``CHUNK`` examples, so that a killed pass goes on where it was.
     """
     targets = [folder / f"{name}.npy" for name in names]
     if not all(path.exists() for path in targets):
-        starts = range(0, len(examples), CHUNK)
-        progress.stage(title, len(examples))
+        starts = range(0, count, CHUNK)
+        progress.stage(title, count)
         for start in starts:
-            stop = min(start + CHUNK, len(examples))
+            stop = min(start + CHUNK, count)
             parts = [folder / f"{name}.{start}.npy" for name in names]
             if not all(path.exists() for path in parts):
-                chunk = examples.select(np.arange(start, stop))
-                for path, array in zip(parts, outputs_of(forward, chunk, accelerator, is_mixed=is_mixed)):
+                for path, array in zip(parts, compute(np.arange(start, stop))):
                     write_array(path, array)
             progress.step(stop)
         for name, path in zip(names, targets):

@@ -16,8 +16,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from adasearch.answers import score_answers
 from adasearch.errors import ModelError, one_line
-from adasearch.files import write_array
-from adasearch.outputs import CHUNK, autocast
+from adasearch.outputs import autocast, cached_in_chunks
 from adasearch.progress import Progress
 from adasearch.question_answering import QuestionExamples
 from adasearch.question_config import QuestionConfig
@@ -79,23 +78,12 @@ def cached_spans(
     forward: SpanForward, examples: QuestionExamples, folder: Path, name: str, accelerator: Accelerator, progress: Progress,
     title: str, *, is_mixed: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """The same from the memory-mapped file ``folder/<name>.npy``, made when it is absent.
+    """The same from the memory-mapped file ``folder/<name>.npy``, made when it is absent; see ``outputs.cached_in_chunks``."""
 
-    Saved every ``outputs.CHUNK`` windows, so that a killed pass goes on where it was.
-    """
-    target = folder / f"{name}.npy"
-    if not target.exists():
-        parts = {start: folder / f"{name}.{start}.npy" for start in range(0, len(examples), CHUNK)}
-        progress.stage(title, len(examples))
-        for start, part in parts.items():
-            stop = min(start + CHUNK, len(examples))
-            if not part.exists():
-                write_array(part, spans_of(forward, examples.select(np.arange(start, stop)), accelerator, is_mixed=is_mixed))
-            progress.step(stop)
-        write_array(target, np.concatenate([np.load(part) for part in parts.values()]))
-        for part in parts.values():
-            part.unlink()
-    return np.load(target, mmap_mode="r")
+    def compute(chunk: np.ndarray) -> list[np.ndarray]:
+        return [spans_of(forward, examples.select(chunk), accelerator, is_mixed=is_mixed)]
+
+    return cached_in_chunks(compute, len(examples), folder, (name,), progress, title)[0]
 
 
 def score_reader(

@@ -374,7 +374,7 @@ def test_outputs_come_token_by_token_and_survive_a_kill(tmp_path: Path, monkeypa
         batch = examples.collate([index])
         alone = reader.spans(batch["input_ids"], batch["attention_mask"])[0].mT.detach().numpy()
         assert np.allclose(examples.of_window(logits_T2, index), alone, atol=1e-5)
-    monkeypatch.setattr("adasearch.reader.CHUNK", 5)
+    monkeypatch.setattr("adasearch.outputs.CHUNK", 5)
     calls = []
 
     def until(limit: int) -> Any:
