@@ -87,6 +87,11 @@ def fetch_demo_model(
     return folder
 
 
+def model_path(name: str, cache: Path, assets: str | None) -> str:
+    """``demo`` as the folder of its model, fetched into ``cache`` unless it is there; any other name as it is."""
+    return str(fetch_demo_model(cache, None if assets is None else Path(assets))) if name == "demo" else name
+
+
 def fetch_demo_reviews(cache: Path, assets: Path | None = None, *, pin: Pin | None = None) -> list[tuple[str, float]]:
     """The sentences with the mean of their 20 ratings, -4 to 4, in file order. The archive (2.4 MB) stays in ``cache``.
 

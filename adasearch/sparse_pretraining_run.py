@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.accelerator import make_accelerator
-from adasearch.demo_assets import fetch_demo_model
+from adasearch.demo_assets import model_path
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import fingerprint, read_json, write_folder, write_json
 from adasearch.fit import fit
@@ -119,9 +119,7 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     """Check all that can be checked, then make or reopen the run's folder."""
     check_trackers(config)
     cache = Path(config.cache_dir) if config.cache_dir else folder / "cache"
-    source = config.teacher or config.model
-    if source == "demo":
-        source = str(fetch_demo_model(cache, None if config.demo_assets is None else Path(config.demo_assets)))
+    source = model_path(config.teacher or config.model, cache, config.demo_assets)
     tokenizer = _tokenizer(source)
     masking = Masking.of(tokenizer, config.mask_share, config.seed)
     model, is_new = load_masked_model(source)

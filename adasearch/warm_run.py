@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer
 from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Space
 from adasearch.chunks import READERS, RowFile
-from adasearch.demo_assets import fetch_demo_model
+from adasearch.demo_assets import model_path
 from adasearch.errors import ConfigError, DataError, ModelError, one_line
 from adasearch.fit_config import capped
 from adasearch.files import fingerprint, write_atomically, write_json
@@ -109,9 +109,7 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
 
 def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     """The teacher without its head, whatever it was saved with. Raises ``ModelError``, and ``ConfigError`` where it reads no texts of ``max_seq_length``."""
-    path = config.teacher
-    if path == "demo":
-        path = str(fetch_demo_model(folder / "cache", None if config.demo_assets is None else Path(config.demo_assets)))
+    path = model_path(config.teacher, folder / "cache", config.demo_assets)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         model = AutoModel.from_pretrained(path, trust_remote_code=config.trust_remote_code)
