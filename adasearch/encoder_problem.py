@@ -42,7 +42,7 @@ from adasearch.structure import Axes
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher, load_teacher, needs_finetuning
 from adasearch.teacher_training import finetune
-from adasearch.texts import tokenize
+from adasearch.texts import tokenize_splits
 from adasearch.tokens import Examples
 
 Batch = dict[str, Tensor]
@@ -228,19 +228,17 @@ def load_problem(
             f"teacher: {config.teacher!r} has another vocabulary than model {config.model!r}; choices: one of the same vocabulary, or none"
         )
     notes, tokenizer = list(task.notes), teacher.tokenizer
-    splits = {}
-    for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
-        if is_asked:
-            splits[name] = tokenize_questions(split, tokenizer, config.question, cache=cache, name=name, progress=progress)
-            continue
-        store, cut = tokenize(split, tokenizer, config.max_seq_length, cache=cache, name=name, progress=progress)
-        splits[name] = Examples(store, tokenizer.pad_token_id, split.labels)
-        if cut:
-            notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {config.max_seq_length} and were cut")
     if is_asked:
-        splits["validation"] = splits["validation"].spread(config.question.glance)
+        train, validation, held_out = (
+            tokenize_questions(split, tokenizer, config.question, cache=cache, name=name, progress=progress) for name, split in task.splits.items()
+        )
+        validation = validation.spread(config.question.glance)
+    else:
+        train, validation, held_out = tokenize_splits(
+            task.splits, tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress
+        )
     parts = (
-        task, tokenizer, teacher, checkpoint, splits["train"], splits["validation"], splits["held_out"], notes, folder,
+        task, tokenizer, teacher, checkpoint, train, validation, held_out, notes, folder,
         Path(given) if given and not needs else folder / "teacher", whole_config,
         config.question.max_seq_length if is_asked else config.max_seq_length, accelerator, progress,
     )  # fmt: skip

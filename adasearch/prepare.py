@@ -36,7 +36,7 @@ from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced
 from adasearch.tasks import Task
 from adasearch.teacher import HF_PROBLEM_TYPES, Teacher, load_teacher, needs_finetuning, tables_of
 from adasearch.teacher_training import finetune
-from adasearch.texts import tokenize
+from adasearch.texts import tokenize_splits
 from adasearch.tokens import Examples, TokenStore
 from adasearch.vocabulary import start_rows
 from adasearch.word_pieces import pieces_of
@@ -174,15 +174,9 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
             check_positions("max_seq_length", config.max_seq_length, source, teacher.model.config)
         notes = list(task.notes)
         tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
-        stores: dict[str, TokenStore] = {}
-        for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
-            stores[name], cut = tokenize(split, teacher.tokenizer, config.max_seq_length, cache=cache, name=name, progress=progress)
-            if cut:
-                notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {config.max_seq_length} and were cut")
-        pad = teacher.tokenizer.pad_token_id
-        labelled = Examples(stores["train"], pad, task.train.labels)
-        validation = Examples(stores["validation"], pad, task.validation.labels)
-        held_out = Examples(stores["held_out"], pad, task.held_out.labels)
+        labelled, validation, held_out = tokenize_splits(
+            task.splits, teacher.tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress
+        )
         needs = needs and not is_tuned
         if needs and config.transfer.size and config.transfer.masked_lm:  # asked before the teacher learns, not after
             load_masked_lm(config.transfer.masked_lm_model, teacher.tokenizer)

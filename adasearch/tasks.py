@@ -71,6 +71,11 @@ class Task:
         """The split on which the final score is taken: test where its labels are known, else validation."""
         return self.validation if self.test is None else self.test
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """What a model is trained, watched and scored on."""
+        return {"train": self.train, "validation": self.validation, "held_out": self.held_out}
+
     @cached_property
     def data(self) -> dict[str, dict[str, Any]]:
         """What tells the data from others: of every split the number of examples, a fingerprint of its texts and one of its labels.

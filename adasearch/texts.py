@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.progress import Progress
-from adasearch.tokens import TokenStore
+from adasearch.tokens import Examples, TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,3 +115,16 @@ def tokenize(
     write_json(cache / f"{name}.json", {"texts": len(store), "cut": cut, "max_length": max_length})
     store.save(cache, name)  # last: its presence says that all is there
     return TokenStore.load(cache, name), cut
+
+
+def tokenize_splits(
+    splits: Mapping[str, Split], tokenizer: PreTrainedTokenizerBase, max_length: int, *, cache: Path, notes: list[str], progress: Progress
+) -> list[Examples]:
+    """``tokenize`` for each split, with its labels; adds to ``notes`` how many texts were cut."""
+    examples = []
+    for name, split in splits.items():
+        store, cut = tokenize(split, tokenizer, max_length, cache=cache, name=name, progress=progress)
+        examples.append(Examples(store, tokenizer.pad_token_id, split.labels))
+        if cut:
+            notes.append(f"{name}: {cut} of {len(split)} texts are longer than max_seq_length {max_length} and were cut")
+    return examples
