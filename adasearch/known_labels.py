@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adasearch.errors import ConfigError, DataError
+from adasearch.errors import DataError
 from adasearch.labels import Schema, read_labels
 from adasearch.metrics import is_known
-from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
+from adasearch.tables import Table, read_lines, read_table
 from adasearch.texts import Split
 
 
@@ -49,10 +49,8 @@ def read_texts(path: Path, setting: str, columns: Columns) -> Split:
 
     Raises ``ConfigError`` and ``DataError``; a bad row refuses the file.
     """
-    if check_file(path, setting, (".txt", *SUFFIXES)) == ".txt":
-        if columns.pair:
-            raise ConfigError(f"{setting}: {path}: a line holds no pair of texts; choices: {', '.join(SUFFIXES)}")
-        return Split([line.strip() for line in read_text(path).split("\n") if line.strip()])
+    if (lines := read_lines(path, setting, is_pair=bool(columns.pair))) is not None:
+        return Split(lines)
     table = read_table(path, setting)
     return _good(table, _texts(table, columns))
 

@@ -22,8 +22,8 @@ from adasearch.chunks import STANDARD_STREAM, RowFile, Values, in_chunks
 from adasearch.errors import ConfigError, DataError, one_line
 from adasearch.files import closed_parent, read_json, write_atomically, write_json
 from adasearch.run_files import differences
+from adasearch.task_config import SUFFIXES
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 STATE = "state.json"
 
 

@@ -129,6 +129,15 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from error
 
 
+def read_lines(path: Path, setting: str, is_pair: bool) -> list[str] | None:
+    """Texts, one a line, of a txt file; None where it is a table. Raises ``ConfigError`` and ``DataError``."""
+    if check_file(path, setting, (".txt", *SUFFIXES)) != ".txt":
+        return None
+    if is_pair:
+        raise ConfigError(f"{setting}: {path}: a line holds no pair of texts; choices: {', '.join(SUFFIXES)}")
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
 def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
     """With a header; a row's number is the line on which it begins, quoted line breaks counted."""
     csv.field_size_limit(LONGEST_FIELD)

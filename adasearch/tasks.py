@@ -25,7 +25,7 @@ from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.questions import PROBLEM_TYPE, asks_questions, question_metrics, read_questions
 from adasearch.settings import check_choice
 from adasearch.sources import Source, find_preset, find_source
-from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
+from adasearch.tables import Table, read_lines, read_table
 from adasearch.task_config import TaskConfig
 from adasearch.texts import Split
 
@@ -238,10 +238,8 @@ def _read_unlabeled(config: TaskConfig, task: Task) -> Split:
     A table without the task's text column gives its column ``text``, else the only one that holds texts.
     """
     path = Path(config.unlabeled_file)
-    if check_file(path, "unlabeled_file", (".txt", *SUFFIXES)) == ".txt":
-        if task.is_pair:
-            raise ConfigError(f"unlabeled_file: {path}: a line holds no pair of texts; choices: {', '.join(SUFFIXES)}")
-        return Split([line.strip() for line in read_text(path).split("\n") if line.strip()])
+    if (lines := read_lines(path, "unlabeled_file", task.is_pair)) is not None:
+        return Split(lines)
     table, preset = read_table(path, "unlabeled_file"), None if config.train_file else find_preset(task.name)
     own, pair = config.text_column, config.text_pair_column if task.is_pair else None
     # a preset's extra texts may have its columns or those of the settings
