@@ -18,24 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from adasearch.architecture import Macro, Space
+from adasearch.encoder import FAMILIES
 from adasearch.errors import ConfigError, ModelError
 from adasearch.inherited import Inherited
 from adasearch.objectives import task_loss
 from adasearch.student import Trunk
 
 PREFIX = "inherited_"
-BERT = {
-    "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
-    "output": "attention.output.dense", "attention_norm": "attention.output.LayerNorm",
-    "widen": "intermediate.dense", "narrow": "output.dense", "output_norm": "output.LayerNorm",
-}  # fmt: skip
-DISTILBERT = {
-    "query": "attention.q_lin", "key": "attention.k_lin", "value": "attention.v_lin", "output": "attention.out_lin",
-    "attention_norm": "sa_layer_norm", "widen": "ffn.lin1", "narrow": "ffn.lin2", "output_norm": "output_layer_norm",
-}  # fmt: skip
-FAMILIES: dict[str, tuple[str, Mapping[str, str]]] = {  # model type -> where its layers lie, what their parts are called
-    "bert": ("encoder.layer", BERT), "roberta": ("encoder.layer", BERT), "xlm-roberta": ("encoder.layer", BERT),
-    "distilbert": ("transformer.layer", DISTILBERT),
+PARTS = {  # names in ``Inherited`` -> those in a layer of our encoder, from which ``encoder`` knows every family's
+    "query": "attention.query", "key": "attention.key", "value": "attention.value", "output": "attention.output",
+    "attention_norm": "attention_norm", "widen": "ffn.input", "narrow": "ffn.output", "output_norm": "ffn_norm",
 }  # fmt: skip
 Batch = Mapping[str, Tensor]
 Logits = Callable[[Tensor, Tensor], Tensor]  # (input_ids, attention_mask) -> (B, C)
@@ -87,8 +79,8 @@ def layers_of(model: PreTrainedModel) -> list[dict[str, nn.Module]]:
     """The parts of every layer by the names that ``Inherited`` gives them. Raises ``ModelError`` for other models."""
     if model.config.model_type not in FAMILIES:
         raise ModelError(f"the layers of a {model.config.model_type!r} model cannot be inherited; choices: {', '.join(FAMILIES)}")
-    place, names = FAMILIES[model.config.model_type]
-    return [{ours: layer.get_submodule(theirs) for ours, theirs in names.items()} for layer in model.base_model.get_submodule(place)]
+    _, place, names, _ = FAMILIES[model.config.model_type]
+    return [{ours: layer.get_submodule(names[part]) for ours, part in PARTS.items()} for layer in model.base_model.get_submodule(place)]
 
 
 def importance(model: PreTrainedModel, logits: Logits, batches: Iterator[Batch] | list[Batch], problem_type: str) -> Importance:
