@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 import adasearch
 from adasearch.answers import Answer, best_answers
 from adasearch.classifier import open_runtime, shortest
-from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.model_inputs import positions_of, segment_ids
 from adasearch.progress import Progress
 from adasearch.question_answering import QUESTION, QuestionExamples, cut_windows
@@ -63,10 +63,8 @@ class QuestionAnswerer:
         """Load what is needed. Raises ``ConfigError`` for a wrong setting, ``ModelError`` for a folder that is damaged."""
         self.batch_size = batch_size
         self.runtime = open_runtime(model_dir, runtime, precision, threads, progress)
-        try:
+        with loading(f"{model_dir}: no tokenizer can be loaded", most=None):
             self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{model_dir}: no tokenizer can be loaded ({one_line(error)})") from error
         if not self.tokenizer.is_fast:
             raise ModelError(f"{model_dir}: its tokenizer has no fast version, which alone knows the characters of a word piece")
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)

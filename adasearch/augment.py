@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adasearch.errors import ModelError, one_line
+from adasearch.errors import ModelError, loading
 from adasearch.registry import Registry
 from adasearch.task_config import TransferConfig
 from adasearch.tokens import TokenStore
@@ -243,11 +243,9 @@ def load_masked_lm(name: str, tokenizer: Any) -> Any:
     """The masked language model ``name`` in eval mode. ``ModelError`` if its vocabulary is not ``tokenizer``'s."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    try:
+    with loading(f"transfer.masked_lm_model: {name!r} cannot be loaded"):
         own = AutoTokenizer.from_pretrained(name)
         model, report = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"transfer.masked_lm_model: {name!r} cannot be loaded ({one_line(error, 300)})") from error
     if report["missing_keys"]:  # a bare encoder: its head would be random, and so would the proposals
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"transfer.masked_lm_model: {name!r} has no masked language model's head ({missing} missing)")

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 import adasearch
 from adasearch.calibration import load_calibration, probabilities
 from adasearch.deploy import load_deployed
-from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.known_labels import labels_of
 from adasearch.model_inputs import positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
@@ -75,11 +75,9 @@ class TextClassifier:
         self.batch_size = batch_size
         self.runtime = open_runtime(model_dir, runtime, precision, threads, progress)
         adasearch.register_student()
-        try:
+        with loading(f"{model_dir}: no tokenizer can be loaded", most=None):
             config: Any = AutoConfig.from_pretrained(model_dir, local_files_only=True)
             self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{model_dir}: no tokenizer can be loaded ({one_line(error)})") from error
         require_padding(self.tokenizer, model_dir)
         if answers_questions(config):
             raise ModelError(f"{model_dir}: its model answers questions and has no labels to give; choices: a classifier's folder")

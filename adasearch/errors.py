@@ -6,6 +6,9 @@ wrong) or 1 (any other ``AdasearchError``: the run failed). Every other exceptio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AdasearchError(Exception):
     """Base class of the errors that are the user's to mend."""
@@ -30,3 +33,16 @@ class TrainingError(AdasearchError):
 def one_line(error: BaseException, most: int | None = None) -> str:
     """What an error says, or its kind where it says nothing, without line breaks and cut to ``most`` characters."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+@contextmanager
+def loading(what: str, choices: str = "", most: int | None = 300) -> Iterator[None]:
+    """Around calls of Hugging Face that load something: where they fail, raise ``ModelError`` "<what> (<reason>); choices: <choices>".
+
+    The reason is cut to ``most`` characters. In code of our own the same exceptions would be bugs: it stands outside.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        advice = f"; choices: {choices}" if choices else ""
+        raise ModelError(f"{what} ({one_line(error, most)}){advice}") from error

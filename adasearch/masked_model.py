@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from adasearch.errors import ModelError, one_line
+from adasearch.errors import ModelError, loading
 from adasearch.language_objectives import UNSCORED
 from adasearch.masked_language import MaskedBlocks, Masking
 from adasearch.outputs import autocast
@@ -29,23 +29,20 @@ def load_masked_model(name: str, dropout: float | None = None) -> tuple[PreTrain
     A checkpoint without that head (MiniLM, any sentence encoder) is given the one of its family: a transform, fresh, and the
     word table as the decoder. ``dropout`` replaces that of hidden states and attention. Raises ``ModelError``.
     """
-    try:
-        model, loading = AutoModelForMaskedLM.from_pretrained(
+    choices = "a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ..."
+    with loading(f"model: {name!r} cannot be loaded as a masked language model", choices):
+        model, report = AutoModelForMaskedLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = one_line(error, 300)
-        choices = "a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ..."
-        raise ModelError(f"model: {name!r} cannot be loaded as a masked language model ({reason}); choices: {choices}") from error
     if model.get_output_embeddings() is None:
         raise ModelError(f"model: {name!r} ({type(model).__name__}) has no output embeddings; expected: a masked language model's")
     prefix = f"{model.base_model_prefix}."
-    missing = [key for key in loading["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
+    missing = [key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
     if missing:
         raise ModelError(f"model: {name!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
     if dropout is not None:
         set_dropout(model, dropout)
-    is_new = any(not key.startswith(prefix) for key in loading["missing_keys"])
+    is_new = any(not key.startswith(prefix) for key in report["missing_keys"])
     return model, is_new
 
 

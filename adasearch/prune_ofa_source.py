@@ -16,7 +16,7 @@ from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model, is_whole
-from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.errors import ConfigError, loading
 from adasearch.files import read_json
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
@@ -133,10 +133,8 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
 def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     """Find the model and raise what is wrong with it before anything is trained: ``ConfigError`` or ``ModelError``."""
     source = Source(config, problem, model_in(model_path(config.sparse_model, problem.cache, config.demo_assets)))
-    try:
+    with loading(f"sparse_model: {config.sparse_model} has no tokenizer that can be loaded"):
         theirs = AutoTokenizer.from_pretrained(source.path).get_vocab()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"sparse_model: {config.sparse_model} has no tokenizer that can be loaded ({one_line(error, 300)})") from error
     if theirs != problem.tokenizer.get_vocab():
         sizes = f"{len(theirs):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
         raise ConfigError(

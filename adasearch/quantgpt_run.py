@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.accelerator import make_accelerator
-from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.fit import fit
 from adasearch.language import Seq2SeqPairs, TokenBlocks, language_logits
@@ -104,18 +105,14 @@ def load_language_model(name: str, dropout: float | None = None) -> PreTrainedMo
     model_config = language_config(name)
     kind, dropouts = MODELS[model_config.model_type]
     changes = {} if dropout is None else dict.fromkeys(dropouts, dropout)
-    try:
+    with _loading(name):
         return kind.from_pretrained(name, dtype=torch.float32, **changes)
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from error
 
 
 def language_config(name: str) -> PretrainedConfig:
     """The model's configuration. Raises ``ModelError`` where there is none, or of another kind than GPT-2 and BART."""
-    try:
+    with _loading(name):
         found = AutoConfig.from_pretrained(name, trust_remote_code=False)  # else it asks at a terminal
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from error
     if found.model_type not in MODELS:
         raise ModelError(f"model: {name!r} is a {found.model_type}; choices: {', '.join(MODELS)}")
     return found
@@ -126,16 +123,13 @@ def cache_of(config: QuantGptConfig, folder: Path) -> Path:
     return Path(config.cache_dir) if config.cache_dir else folder / "cache"
 
 
-def _unloadable(name: str, error: Exception) -> ModelError:
-    reason = one_line(error, 300)
-    return ModelError(f"model: {name!r} cannot be loaded ({reason}); choices: a folder or a hub id of {' or '.join(MODELS)}")
+def _loading(name: str) -> AbstractContextManager[None]:
+    return loading(f"model: {name!r} cannot be loaded", f"a folder or a hub id of {' or '.join(MODELS)}")
 
 
 def _tokenizer(name: str, model_config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    try:
+    with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from error
     check_vocabulary("model", name, tokenizer, model_config)
     return tokenizer
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 import adasearch
 from adasearch.classifier import check_pairs
-from adasearch.errors import ConfigError, DataError, ModelError, one_line
+from adasearch.errors import ConfigError, DataError, ModelError, loading, one_line
 from adasearch.finished import FinishedRun
 from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.metrics import choose_metrics, is_skewed
@@ -87,11 +87,9 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
     require_model(model_dir, "path")
     require_head(model_dir)
     adasearch.register_student()
-    try:
+    with loading(f"{model_dir}: config and tokenizer cannot be loaded", most=None):
         model_config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model_dir}: config and tokenizer cannot be loaded ({one_line(error)})") from error
     if answers_questions(model_config):
         choices = "choices: adasearch compress prune-ofa (int8 for readers), or a classifier's folder"
         raise ConfigError(f"path: {model_dir}: its model answers questions, and quantize scores labels alone; {choices}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from adasearch.answers import score_answers
-from adasearch.errors import ModelError, one_line
+from adasearch.errors import ModelError, loading
 from adasearch.outputs import autocast, cached_in_chunks
 from adasearch.progress import Progress
 from adasearch.question_answering import QuestionExamples
@@ -47,14 +47,11 @@ def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = Fals
     """
     if is_finetuned and needs_answers(path, "auto", trust_remote_code):
         raise ModelError(f"teacher: {path!r} has no head for question answering; choices: another teacher, or --finetune.when always")
-    try:
+    with loading(f"teacher: {path!r} cannot be loaded as a question-answering model"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model = AutoModelForQuestionAnswering.from_pretrained(
             path, trust_remote_code=trust_remote_code, num_labels=2, ignore_mismatched_sizes=not is_finetuned  # a start and an end
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = one_line(error, 300)
-        raise ModelError(f"teacher: {path!r} cannot be loaded as a question-answering model ({reason})") from error
     return Reader(model.float(), tokenizer)
 
 

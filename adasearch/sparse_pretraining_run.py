@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.accelerator import make_accelerator
 from adasearch.demo_assets import model_path
-from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json
 from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
@@ -138,12 +138,8 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
+    with loading(f"model: {name!r} has no tokenizer that can be loaded", "a folder or a hub id of a masked language model"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = one_line(error, 300)
-        choices = "a folder or a hub id of a masked language model"
-        raise ModelError(f"model: {name!r} has no tokenizer that can be loaded ({reason}); choices: {choices}") from error
 
 
 def _check_model(config: SparsePretrainingConfig, model: PreTrainedModel, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:

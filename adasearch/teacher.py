@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from adasearch.errors import ModelError, one_line
+from adasearch.errors import ModelError, loading, one_line
 from adasearch.model_inputs import segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
@@ -166,14 +166,11 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
         "label2id": {name: index for index, name in enumerate(task.label_names)},
         "problem_type": HF_PROBLEM_TYPES[task.problem_type],
     }
-    try:
+    with loading(f"teacher: {path!r} cannot be loaded as a sequence classifier"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, output_loading_info=True, **labels
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = one_line(error, 300)
-        raise ModelError(f"teacher: {path!r} cannot be loaded as a sequence classifier ({reason})") from error
     if is_finetuned and report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
         raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")

@@ -28,7 +28,7 @@ from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Space
 from adasearch.chunks import READERS, RowFile
 from adasearch.demo_assets import model_path
-from adasearch.errors import ConfigError, DataError, ModelError, one_line
+from adasearch.errors import ConfigError, DataError, ModelError, loading
 from adasearch.fit_config import capped
 from adasearch.files import fingerprint, write_atomically, write_json
 from adasearch.fit import fit
@@ -110,12 +110,9 @@ def _open(config: WarmConfig, folder: Path, progress: Progress) -> WarmRun:
 def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     """The teacher without its head, whatever it was saved with. Raises ``ModelError``, and ``ConfigError`` where it reads no texts of ``max_seq_length``."""
     path = model_path(config.teacher, folder / "cache", config.demo_assets)
-    try:
+    with loading(f"teacher: {config.teacher!r} cannot be loaded", "a folder, a hub name or 'demo'"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         model = AutoModel.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = one_line(error, 300)
-        raise ModelError(f"teacher: {config.teacher!r} cannot be loaded ({reason}); choices: a folder, a hub name or 'demo'") from error
     if not tokenizer.is_fast or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
         raise ModelError(f"teacher: the tokenizer of {config.teacher!r} must be a fast one with a separator and a padding token")
     if config.max_seq_length > tokenizer.model_max_length:
