@@ -27,7 +27,7 @@ from adasearch.graph_runtimes import OnnxRuntime
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.qdq_export import SPARSE, export_trained, zeros_of
 from adasearch.quantize_aware import bake_int8, stacked_layers
-from adasearch.runtime_base import is_installed
+from adasearch.settings import is_installed
 from adasearch.sparse_files import SparseModel, save_sparse
 from adasearch.sparse_size import sparse_size
 from adasearch.teaching import predictions

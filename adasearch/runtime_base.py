@@ -5,7 +5,6 @@ Dimensions: B batch, L tokens, C labels.
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import adasearch
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.registry import Registry
+from adasearch.settings import is_installed
 
 
 class Runtime(ABC):
@@ -94,14 +94,6 @@ def require_onnx(where: str, *packages: str) -> None:
             __import__(package)
         except ImportError as error:
             raise ConfigError(f"{where}: {package!r} is not installed; pip install 'adasearch[onnx]'") from error
-
-
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # an entry of None in sys.modules, Python's own way to say: not installed
-        return False
 
 
 def require_runtime(name: str) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from adasearch.errors import ConfigError
 from adasearch.graph_runtimes import ONNX_FILES, OnnxRuntime, OpenvinoRuntime, graph_file, load_onnxruntime
 from adasearch.runtime_base import (
-    RUNTIMES, Runtime, RuntimeKind, count_labels, is_installed, load_classifier, read_vocab_size,
-    register_runtime, require_runtime,
+    RUNTIMES, Runtime, RuntimeKind, count_labels, load_classifier, read_vocab_size, register_runtime, require_runtime,
 )  # fmt: skip
+from adasearch.settings import is_installed
 from adasearch.torch_runtimes import CompiledTorchRuntime, TorchRuntime
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from adasearch.classifier import TextClassifier, check_settings
 from adasearch.deploy import DEPLOY_FILE
 from adasearch.errors import ConfigError
 from adasearch.progress import Progress
+from adasearch.settings import is_installed
 
 STOP_SECONDS = 10  # that requests under way have left when the server is told to stop
 
@@ -65,7 +65,7 @@ def serve(
 
 def require_serve() -> None:
     """Raise ``ConfigError`` that says how to get what serving needs unless it is installed."""
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn") if not is_installed(name)]
     if missing:
         raise ConfigError(f"serve: {' and '.join(missing)} not installed; pip install 'adasearch[serve]'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from typing import Any
 
@@ -36,6 +37,14 @@ def check_seeds(where: str, seeds: list[int] | None) -> None:
 def cores_here() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # an entry of None in sys.modules, Python's own way to say: not installed
+        return False
 
 
 def check_threads(threads: int | None) -> None:

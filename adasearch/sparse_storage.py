@@ -13,7 +13,6 @@ times less than float32. Every part may be compressed: ``zstd`` (needs the packa
 
 from __future__ import annotations
 
-import importlib.util
 import lzma
 import math
 import zlib
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from adasearch.errors import ConfigError, ModelError
+from adasearch.settings import is_installed
 
 FORMATS = ("bitmap", "index", "delta", "dense")
 COMPRESSIONS = ("none", "zstd", "zlib", "lzma")
@@ -55,7 +55,7 @@ def check_storage(format: str, compression: str) -> None:
     for what, value, choices in (("format", format, (*FORMATS, "smallest")), ("compression", compression, COMPRESSIONS)):
         if value not in choices:
             raise ConfigError(f"{what}: {value!r}; choices: {', '.join(choices)}")
-    if compression == "zstd" and importlib.util.find_spec("zstandard") is None:
+    if compression == "zstd" and not is_installed("zstandard"):
         raise ConfigError("compression: 'zstd' needs zstandard: pip install 'adasearch[compression]'; choices: zlib, lzma, none")
 
 

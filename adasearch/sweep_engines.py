@@ -6,7 +6,6 @@ process takes one job with it.
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import signal
@@ -16,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from adasearch.errors import ConfigError, one_line
+from adasearch.settings import is_installed
 from adasearch.sweep_jobs import Job, Outcome, perform
 
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -146,5 +146,5 @@ class RayEngine(Engine):
 
 def check_ray() -> None:
     """Raise ``ConfigError`` where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed("ray"):
         raise ConfigError("engine: ray is not installed; choices: pip install 'adasearch[ray]', or --engine local")

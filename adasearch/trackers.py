@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from accelerate import Accelerator
 from adasearch.config import RunConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
-from adasearch.settings import to_dict
+from adasearch.settings import is_installed, to_dict
 from adasearch.tracking import numbers
 
 # Where a tracker keeps what it does not send: unset, all of these lie in the home folder. wandb's own offline mode is the
@@ -29,7 +28,7 @@ _set: dict[str, str] = {}  # environment variables that were set here
 def check_trackers(config: RunConfig | EncoderRunConfig) -> None:
     """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
     for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
+        if not is_installed(name):
             raise ConfigError(f"report_to: {name!r} is not installed; pip install {name}, or 'adasearch[tracking]' for tensorboard")
 
 

@@ -7,7 +7,6 @@ then choose among members with the supernet's weights. NNI is imported when a se
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +28,7 @@ from adasearch.nni_space import Choices, Learned, sources_of
 from adasearch.progress import Progress
 from adasearch.search_config import SearchConfig
 from adasearch.search_method import MULTIPLIER_LEARNING_RATE, STRATEGIES, SearchMethod
+from adasearch.settings import is_installed
 from adasearch.shrink import shrink
 from adasearch.supernet import Supernet
 from adasearch.tokens import Examples
@@ -58,7 +58,7 @@ class NniSearch(SearchMethod):
 
     @classmethod
     def check(cls, config: SearchConfig) -> None:
-        missing = [name for package, name in PACKAGES.items() if not _is_installed(package)]
+        missing = [name for package, name in PACKAGES.items() if not is_installed(package)]
         if missing:
             raise ConfigError(
                 f"search.strategy: {config.strategy!r} needs {' and '.join(missing)}, not installed; choices: pip install 'adasearch[nni]',"
@@ -236,13 +236,6 @@ class NniTrials(NniRandomOneShot):
         if self.config.is_constrained:
             return Derived(best_within(losses, self, progress, measure), losses=losses)
         return Derived(min(losses, key=losses.__getitem__), losses=losses)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # an entry of None in sys.modules, Python's own way to say: not installed
-        return False
 
 
 @STRATEGIES.register("nni.darts")
