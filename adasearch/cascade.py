@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adasearch.calibration import probabilities
-from adasearch.classifier import Answers, Tell, TextClassifier
+from adasearch.classifier import Answers, Tell, TextClassifier, check_settings
 from adasearch.errors import ConfigError, ModelError
 from adasearch.known_labels import places_of
 from adasearch.metrics import METRICS, is_known, score
@@ -162,3 +163,12 @@ def check_cascade(threshold: float | None, share: float | None) -> None:
     name, value = ("cascade_threshold", threshold) if threshold is not None else ("cascade_share", share)
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}: {value} is out of range; choices: 0 to 1")
+
+
+def check_teacher(teacher_dir: Path | None, threshold: float | None, share: float | None, batch_size: int) -> None:
+    """Before anything is loaded, raise ``ConfigError`` unless a teacher's folder is given with when to ask it, or neither."""
+    if teacher_dir is not None:
+        check_cascade(threshold, share)
+        check_settings(teacher_dir, "auto", batch_size, "cascade_teacher")
+    elif threshold is not None or share is not None:
+        raise ConfigError("cascade_teacher: none given, so there is nobody to ask; choices: a model's folder")

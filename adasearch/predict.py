@@ -16,7 +16,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from adasearch.answers_file import SCHEMA, QuestionAnswerer, SpanAnswers, is_reader, question_columns
-from adasearch.cascade import Cascade, check_cascade
+from adasearch.cascade import Cascade, check_teacher
 from adasearch.chunks import CHUNK_ROWS, STANDARD_STREAM, Row, RowFile, Values, in_chunks
 from adasearch.classifier import Answers, TextClassifier, check_pairs, check_settings, shortest
 from adasearch.errors import ConfigError, DataError
@@ -65,11 +65,7 @@ def predict_file(
         if cascade_teacher is not None:
             raise ConfigError(f"cascade_teacher: {cascade_teacher}: a cascade is for single labels; {student_dir} answers questions")
     check_pairs(trained_on_pairs(student_dir), text_pair_column is not None, "text_pair_column")
-    if cascade_teacher is not None:
-        check_cascade(cascade_threshold, cascade_share)
-        check_settings(cascade_teacher, "auto", batch_size, "cascade_teacher")
-    elif cascade_threshold is not None or cascade_share is not None:
-        raise ConfigError("cascade_teacher: none given, so there is nobody to ask; choices: a model's folder")
+    check_teacher(cascade_teacher, cascade_threshold, cascade_share, batch_size)
     source = RowFile(input_file, (text_column, *((text_pair_column,) if text_pair_column else ())))
     columns, total = _survey(source, skip_bad_rows, progress)
     schema = input_schema(source, columns, output_file)

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from adasearch.cascade import Cascade, check_cascade
+from adasearch.cascade import Cascade, check_teacher
 from adasearch.classifier import TextClassifier, check_settings
 from adasearch.deploy import DEPLOY_FILE
 from adasearch.errors import ConfigError
@@ -36,19 +36,15 @@ def serve(
 
     limits = Limits(max_texts, max_characters)
     check_settings(student_dir, runtime, batch_size)
-    if cascade_teacher is not None:
-        check_cascade(cascade_threshold, None)
-        check_settings(cascade_teacher, "auto", batch_size, "cascade_teacher")
-    elif cascade_threshold is not None:
-        raise ConfigError("cascade_teacher: none given, so there is nobody to ask; choices: a model's folder")
+    check_teacher(cascade_teacher, cascade_threshold, None, batch_size)
     if threads is None and not (runtime == "auto" and precision is None and (student_dir / DEPLOY_FILE).is_file()):
         threads = 1
     listener = listen(host, port)  # before the model is loaded: a taken port should not cost seconds
     with listener:
         student = TextClassifier(
             student_dir, runtime=runtime, precision=precision, threads=threads, batch_size=batch_size,
-        is_calibrated=calibrated, progress=progress,
-        )
+            is_calibrated=calibrated, progress=progress,
+        )  # fmt: skip
         answerer: TextClassifier | Cascade = student
         if cascade_teacher is not None:
             teacher = TextClassifier(cascade_teacher, threads=threads, batch_size=batch_size, is_calibrated=calibrated, progress=progress)
