@@ -6,7 +6,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, dress_axes, family, save_figure, tint
+from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, dress_axes, family, tint
 from adasearch.errors import ConfigError
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_threads, metric_name
 from adasearch.histories import column_of, names_of
@@ -148,11 +147,6 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def draw_search(history: Sequence[dict[str, Any]], path: Path) -> list[Path]:
-    """Write the curves of a search (records of search/history.jsonl) as ``path``.svg and .png."""
-    return save_figure(search_figure(history), Path(path))
-
-
 def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     """Loss, validation metrics and learning rate of several trainings; seeds (``name-seed``) share a colour."""
     histories = {name: history for name, history in histories.items() if history}
@@ -180,11 +174,6 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     names = [KINDS.get(kind, kind.replace("_", " ")).removeprefix("the ").removeprefix("a ") for kind in colours]
     figure.legend(handles, names, loc="outside lower left", ncols=4, fontsize=8.5, frameon=False)
     return figure
-
-
-def draw_training(histories: dict[str, list[dict[str, Any]]], path: Path) -> list[Path]:
-    """Write the curves of several trainings as ``path``.svg and .png."""
-    return save_figure(training_figure(histories), Path(path))
 
 
 def comparison_figure(report: dict[str, Any]) -> Figure:
@@ -253,8 +242,3 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
             place = {"xycoords": "figure points", "textcoords": "figure points", "zorder": 1}
             axes.annotate("", (label.x, label.y), near, arrowprops=line, **place)
     return figure
-
-
-def draw_comparison(report: dict[str, Any], path: Path) -> list[Path]:
-    """Write score against latency of a report.json's systems as ``path``.svg and .png."""
-    return save_figure(comparison_figure(report), Path(path))

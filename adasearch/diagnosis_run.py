@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture
+from adasearch.canvas import save_figure
 from adasearch.config import RunConfig
 from adasearch.comparison import BATCH, batch_statistics, member_loss
 from adasearch.diagnosis import (
@@ -41,7 +42,7 @@ from adasearch.progress import Progress
 from adasearch.run_files import begin_run, begun_precision, check_same_data, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
-from adasearch.search_plots import draw_controls, draw_ranking, draw_retrained_front
+from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
 from adasearch.settings import check_seeds, to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
 from adasearch.strategies import find_strategy
@@ -145,9 +146,9 @@ class Diagnosis:
             points = self.ranking(first, self.front_points(first))
             found["front"] = {"members": points, **correlations(points)}
             if len(points) > 2:  # of fewer there is no order
-                draw_retrained_front(points, found["front"]["by_score"], self.task.metric, self.folder / "front")
-        draw_ranking(members, found["ranking"]["by_score"], self.task.metric, self.folder / "ranking")
-        draw_controls({name: scores for name, scores in controls.items()}, self.task.metric, self.folder / "controls")
+                save_figure(retrained_front_figure(points, found["front"]["by_score"], self.task.metric), self.folder / "front")
+        save_figure(ranking_figure(members, found["ranking"]["by_score"], self.task.metric), self.folder / "ranking")
+        save_figure(controls_figure(controls, self.task.metric), self.folder / "controls")
         write_json(self.folder / "diagnosis.json", found)
         return found
 
