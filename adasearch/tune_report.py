@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from adasearch.canvas import save_figure
 from adasearch.console import format_seconds
 from adasearch.files import write_text
-from adasearch.formats import format_count, format_ms, format_score, metric_name
+from adasearch.formats import format_count, format_ms, format_score, markdown_table, metric_name
 from adasearch.measure import hardware
 from adasearch.tune_config import LIMITS, TuneConfig
 from adasearch.tune_plots import front_figure, history_figure, importance_figure, importances
@@ -143,8 +143,8 @@ def _markdown(
     parts += [f"![{caption}](figures/{name}.svg)\n\n{caption}." for name, caption in figures]
     if weights:
         names = list(dict.fromkeys(name for shares in weights.values() for name in shares))
-        rows = [[name, *(f"{shares.get(name, 0.0):.0%}" for shares in weights.values())] for name in names]
-        parts += ["## What mattered", _rows(["setting", *weights], rows)]
+        header, rows = ["setting", *weights], [[name, *(f"{shares.get(name, 0.0):.0%}" for shares in weights.values())] for name in names]
+        parts += ["## What mattered", markdown_table(header, rows, range(len(header)))]
     if reasons := [trial for trial in trials if "reason" in trial.user_attrs]:
         parts += ["## Not finished", "\n".join(f"- trial {t.number}, {t.state.name.lower()}: {t.user_attrs['reason']}" for t in reasons)]
     if task.notes:
@@ -164,12 +164,7 @@ def _table(best: Sequence[FrozenTrial], config: TuneConfig, metric: str) -> str:
         ]
         for trial in best
     ]  # fmt: skip
-    return _rows(head, rows)
-
-
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table(head, rows, range(len(head)))
 
 
 def _value(value: Any) -> str:
