@@ -9,7 +9,6 @@ set are the run's own, and all strategies share them.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +31,7 @@ from adasearch.diagnosis import (
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.gates import gates_of
+from adasearch.histories import read_history
 from adasearch.latency import LatencyModel
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
@@ -162,7 +162,7 @@ class Diagnosis:
 
     def of_seed(self, this: Searched) -> dict[str, Any]:
         """One search: the gap between what it trained and what it gave (on the validation texts), its last records, its architecture."""
-        history = [json.loads(line) for line in (this.folder / "search" / "history.jsonl").read_text().splitlines()]
+        history = read_history(this.folder / "search" / "history.jsonl")
         trained = this.trainer.train("student", this.architecture, this.seed)
         logits_NC = student_logits(load_classifier(trained.folder).to(self.accelerator.device), self.problem.validation, self.accelerator)
         retrained = self.score(scores_of(self.problem, logits_NC, self.problem.validation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from adasearch.curves import comparison_figure, search_figure, training_figure
 from adasearch.draw import Details, cell_figure, describe, network_figure
 from adasearch.errors import ConfigError
 from adasearch.files import read_json
+from adasearch.histories import read_histories, read_history
 from adasearch.layout import Costs
 from adasearch.member_cost import operation_costs
-from adasearch.report import FIGURES
 from adasearch.sparse_pretraining_report import draw_figures, read_pretraining
 from adasearch.sparsity_plots import describe_zeros, draw_zeros, read_zeros
 from adasearch.structure_plots import MODEL_TYPE, describe_structures, read_structures, structure_figure
@@ -59,10 +58,7 @@ def inspect(path: Path, output_dir: Path | None) -> str:
     if path.is_dir():
         if (path / "search" / "history.jsonl").is_file():
             written += save_figure(search_figure(read_history(path / "search" / "history.jsonl")), folder / "search")
-        histories = {}
-        for pattern in FIGURES["training"][0]:
-            for file in sorted(path.glob(pattern)):
-                histories.setdefault(file.parent.name, read_history(file))
+        histories = read_histories(path)
         if any(histories.values()):
             written += save_figure(training_figure(histories), folder / "training")
         if (path / "report.json").is_file():
@@ -132,13 +128,3 @@ def _read_json(path: Path) -> Any:
         return read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: it cannot be read ({error}); choices: JSON as adasearch writes it") from error
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Records of a history, one a line or one JSON list."""
-    if path.suffix == ".json":
-        return _read_json(path)
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: it cannot be read ({error}); choices: one JSON record a line") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -14,6 +13,7 @@ from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_text
 from adasearch.formats import front_matter, markdown_table, origin_lines
+from adasearch.histories import read_history
 from adasearch.sparsity_plots import draw_zeros
 
 SYSTEMS = {"model": "before", "teacher": "dense teacher", "sparse": "sparse"}
@@ -137,13 +137,10 @@ def write_pretraining(folder: Path, report: Mapping[str, Any], figures: bool = T
 
 def draw_figures(folder: Path, report: Mapping[str, Any], target: Path) -> list[Path]:
     """Zeros by layer, and the curves of both trainings; as SVG and PNG in ``target``."""
-    histories = {name: _history(folder / "work" / name / "history.jsonl") for name in ("teacher", "sparse")}
+    paths = {name: folder / "work" / name / "history.jsonl" for name in ("teacher", "sparse")}
+    histories = {name: read_history(path) if path.exists() else [] for name, path in paths.items()}
     written = draw_zeros({"sparse": report["sparsity_by_layer"]}, target / "zeros")
     return written + (save_figure(curves_figure(histories), target / "curves") if any(histories.values()) else [])
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:
