@@ -6,7 +6,7 @@ text) and PNG. Diagrams are laid out in inches on one axes that covers the figur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,11 @@ def family(operation: str) -> tuple[str, str]:
     base = operation.rstrip("0123456789")
     kind, words = OPERATION_NAMES.get(base, ("other", base.replace("_", " ").strip()))
     return kind, f"{words} {operation[len(base):]}".strip()
+
+
+def by_family(operations: Iterable[str]) -> list[str]:
+    """Operations in the order of their families."""
+    return sorted(operations, key=lambda name: list(COLOURS).index(family(name)[0]))
 
 
 def tint(colour: str, share: float = 0.22) -> tuple[float, ...]:

@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from adasearch.formats import front_matter
 from adasearch.markdown import plain_table, scores_table
 from adasearch.report import Report
 from adasearch.sparse_tables import SIZES_NOTE, sizes_table
@@ -99,9 +98,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
     precision = "" if student is None or student.precision is None else f" ({student.precision})"
     shown = ", ".join(map(str, report.seeds))
     seeds = f"Of one seed, {shown}" if len(report.seeds) == 1 else f"Mean ± standard deviation over the seeds {shown}"
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
+    return f"""{front_matter(front)}
 
 # {student_name}
 

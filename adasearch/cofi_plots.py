@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adasearch.canvas import INK, LINE_COLOURS, dress_axes, save_figure
+from adasearch.canvas import INK, LINE_COLOURS, dress_axes
 from adasearch.cofi_config import target_name
 from adasearch.files import read_json
 
@@ -73,8 +73,3 @@ def _finish(ax: Axes, label: str, title: str = "") -> None:
     dress_axes(ax, title, 10, 8.5)
     ax.set_ylabel(label, size=9, color=INK)
     ax.set_xlabel("step", size=9, color=INK)
-
-
-def draw_prunings(prunings: Mapping[str, Sequence[dict[str, Any]]], target: Path) -> list[Path]:
-    """Write ``target``.svg and .png."""
-    return save_figure(prunings_figure(prunings), target)

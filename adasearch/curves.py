@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, dress_axes, family, save_figure, tint
+from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, by_family, dress_axes, family, tint
 from adasearch.errors import ConfigError
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_threads, metric_name
-from adasearch.histories import column_of, names_of
+from adasearch.histories import TERMS, column_of, kind_of, names_of, shown_terms, warm_up_end
 from adasearch.label_places import LABEL_HEIGHT, LABEL_SIZE, Extent, Label, place_labels
 from adasearch.report import KINDS
 
@@ -69,21 +67,20 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
     if not history:
         raise ConfigError("history: it holds no records, so there is no curve to draw")
     steps = column_of(history, "step")
-    terms = [name for name in names_of(history, "terms") if np.nanmax(np.abs(column_of(history, "terms", name))) > 1e-9]
+    terms = shown_terms(history)
     palette = dict(zip(names_of(history, "terms"), LINE_COLOURS * len(history)))
-    words = {"ce": "gold labels", "kd": "teacher's logits", "probes": "teacher's probes", "efficiency": "efficiency"}
 
     def losses(ax: Axes) -> None:
         for name in terms:
             values = column_of(history, "terms", name)
-            ax.plot(steps, values, color=palette[name], label=words.get(name, name), linewidth=1.6)
+            ax.plot(steps, values, color=palette[name], label=TERMS.get(name, name), linewidth=1.6)
         ax.plot(steps, column_of(history, "loss"), color=INK, label="loss", linewidth=1.2, linestyle="--")
         _dress(ax, "Loss and its weighted terms")
 
     def loss_shares(ax: Axes) -> None:
         parts = np.abs(np.nan_to_num(np.stack([column_of(history, "terms", name) for name in terms])))
         parts /= np.maximum(parts.sum(0), 1e-12)
-        _stack(ax, steps, parts, [words.get(name, name) for name in terms], [palette[name] for name in terms])
+        _stack(ax, steps, parts, [TERMS.get(name, name) for name in terms], [palette[name] for name in terms])
         _dress(ax, "Share of each term in the loss")
 
     def entropy(ax: Axes) -> None:
@@ -95,7 +92,7 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
         _dress(ax, "Entropy (1 = open, 0 = decided) and temperature")
 
     def operations(ax: Axes) -> None:
-        names = sorted(names_of(history, "operations"), key=lambda name: list(COLOURS).index(family(name)[0]))
+        names = by_family(names_of(history, "operations"))
         parts = np.nan_to_num(np.stack([column_of(history, "operations", name) for name in names]))
         shades = _shades(names)
         _stack(ax, steps, parts, [family(name)[1] for name in names], [shades[name] for name in names])
@@ -137,20 +134,14 @@ def search_figure(history: Sequence[dict[str, Any]]) -> Figure:
     drawers += [choices(key, title) for key, title in gates if names_of(history, key)]
     drawers += [cost] if any(record.get("macs") for record in history) else []
     drawers += [learning_rate] if len(drawers) % 2 else []
-    warm = [record["step"] for record in history if record.get("phase") == "warmup"]
-    ends = 0 < len(warm) < len(history)
-    note = f"  (dotted line: the warm-up ends at step {warm[-1]})" if ends else ""
+    end = warm_up_end(history)
+    note = "" if end is None else f"  (dotted line: the warm-up ends at step {end})"
     figure, axes = _grid(len(drawers), f"Search{note}")
     for ax, draw in zip(axes, drawers):
         draw(ax)
-        if ends:
-            ax.axvline(warm[-1], color=INK, linewidth=1.0, linestyle=":")
+        if end is not None:
+            ax.axvline(end, color=INK, linewidth=1.0, linestyle=":")
     return figure
-
-
-def draw_search(history: Sequence[dict[str, Any]], path: Path) -> list[Path]:
-    """Write the curves of a search (records of search/history.jsonl) as ``path``.svg and .png."""
-    return save_figure(search_figure(history), Path(path))
 
 
 def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -158,7 +149,7 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     histories = {name: history for name, history in histories.items() if history}
     if not histories:
         raise ConfigError("histories: none holds records, so there is no curve to draw")
-    kinds = {name: re.sub(r"-\d+$", "", name) for name in histories}
+    kinds = {name: kind_of(name) for name in histories}
     others = iter(LINE_COLOURS * len(histories))
     colours: dict[str, str] = {}
     for kind in kinds.values():
@@ -180,11 +171,6 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     names = [KINDS.get(kind, kind.replace("_", " ")).removeprefix("the ").removeprefix("a ") for kind in colours]
     figure.legend(handles, names, loc="outside lower left", ncols=4, fontsize=8.5, frameon=False)
     return figure
-
-
-def draw_training(histories: dict[str, list[dict[str, Any]]], path: Path) -> list[Path]:
-    """Write the curves of several trainings as ``path``.svg and .png."""
-    return save_figure(training_figure(histories), Path(path))
 
 
 def comparison_figure(report: dict[str, Any]) -> Figure:
@@ -253,8 +239,3 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
             place = {"xycoords": "figure points", "textcoords": "figure points", "zorder": 1}
             axes.annotate("", (label.x, label.y), near, arrowprops=line, **place)
     return figure
-
-
-def draw_comparison(report: dict[str, Any], path: Path) -> list[Path]:
-    """Write score against latency of a report.json's systems as ``path``.svg and .png."""
-    return save_figure(comparison_figure(report), Path(path))

@@ -9,7 +9,6 @@ set are the run's own, and all strategies share them.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture
+from adasearch.canvas import save_figure
 from adasearch.config import RunConfig
 from adasearch.comparison import BATCH, batch_statistics, member_loss
 from adasearch.diagnosis import (
@@ -31,6 +31,7 @@ from adasearch.diagnosis import (
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.gates import gates_of
+from adasearch.histories import read_history
 from adasearch.latency import LatencyModel
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
@@ -41,7 +42,7 @@ from adasearch.progress import Progress
 from adasearch.run_files import begin_run, begun_precision, check_same_data, check_reopening, commit
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
-from adasearch.search_plots import draw_controls, draw_ranking, draw_retrained_front
+from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
 from adasearch.settings import check_seeds, to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
 from adasearch.strategies import find_strategy
@@ -145,9 +146,9 @@ class Diagnosis:
             points = self.ranking(first, self.front_points(first))
             found["front"] = {"members": points, **correlations(points)}
             if len(points) > 2:  # of fewer there is no order
-                draw_retrained_front(points, found["front"]["by_score"], self.task.metric, self.folder / "front")
-        draw_ranking(members, found["ranking"]["by_score"], self.task.metric, self.folder / "ranking")
-        draw_controls({name: scores for name, scores in controls.items()}, self.task.metric, self.folder / "controls")
+                save_figure(retrained_front_figure(points, found["front"]["by_score"], self.task.metric), self.folder / "front")
+        save_figure(ranking_figure(members, found["ranking"]["by_score"], self.task.metric), self.folder / "ranking")
+        save_figure(controls_figure(controls, self.task.metric), self.folder / "controls")
         write_json(self.folder / "diagnosis.json", found)
         return found
 
@@ -161,7 +162,7 @@ class Diagnosis:
 
     def of_seed(self, this: Searched) -> dict[str, Any]:
         """One search: the gap between what it trained and what it gave (on the validation texts), its last records, its architecture."""
-        history = [json.loads(line) for line in (this.folder / "search" / "history.jsonl").read_text().splitlines()]
+        history = read_history(this.folder / "search" / "history.jsonl")
         trained = this.trainer.train("student", this.architecture, this.seed)
         logits_NC = student_logits(load_classifier(trained.folder).to(self.accelerator.device), self.problem.validation, self.accelerator)
         retrained = self.score(scores_of(self.problem, logits_NC, self.problem.validation))

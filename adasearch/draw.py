@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +10,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Curve
 
 from adasearch.architecture import Architecture
-from adasearch.canvas import COLOURS, FAINT, INK, Line, family, head, new_canvas, put_box, put_lines, put_wire, save_figure
+from adasearch.canvas import COLOURS, FAINT, INK, Line, family, head, new_canvas, put_box, put_lines, put_wire
 from adasearch.canvas import small, text_width, widest
 from adasearch.cell_panel import CellPanel
 from adasearch.errors import ConfigError
@@ -51,11 +50,6 @@ def cell_figure(architecture: Architecture, costs: Costs | None) -> Figure:
         axes.text(x + 0.36, MARGIN, name, size=8.5, color=INK, ha="left", va="center_baseline")
         x += entry
     return figure
-
-
-def draw_cell(architecture: Architecture, path: Path, costs: Costs | None) -> list[Path]:
-    """Write the derived cell(s) as ``path``.svg and .png: nodes, operations, widths and the cost of every edge."""
-    return save_figure(cell_figure(architecture, costs), Path(path))
 
 
 @dataclass(frozen=True)
@@ -145,11 +139,6 @@ def _arc(axes: Axes, start: tuple[float, float], end: tuple[float, float], y: fl
 
 def _percent(share: float) -> str:
     return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
-
-
-def draw_network(architecture: Architecture, path: Path, details: Details) -> list[Path]:
-    """Write the whole network as ``path``.svg and .png."""
-    return save_figure(network_figure(architecture, details), Path(path))
 
 
 def describe(architecture: Architecture, costs: Costs | None) -> str:

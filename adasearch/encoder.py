@@ -91,7 +91,7 @@ def axes_of(model: EncoderPreTrainedModel) -> Axes:
     assert len(embeddings.word_embeddings.weight) == config.vocab_size, "the config tells the table's size"
     return Axes(
         config.hidden_size, config.head_size, config.heads, config.neurons, tables=[rows for rows in tables if rows],
-        pooler=0 if is_qa else config.pooler_size, labels=2 if is_qa else config.num_labels, is_per_token=is_qa,
+        pooler=0 if is_qa else config.pooler_size, labels=2 if is_qa else config.num_labels,
     )  # fmt: skip
 
 

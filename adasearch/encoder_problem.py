@@ -184,13 +184,6 @@ class EncoderProblem:
         return dataclasses.replace(self.train, teacher_logits=self.teacher_logits())
 
 
-def open_problem(config: EncoderRunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress) -> EncoderProblem:
-    """``load_problem`` with the dense model ready, which is trained first where none is given. Errors as there."""
-    problem = load_problem(config, task, folder, accelerator, progress)
-    train_dense(config, problem)
-    return problem
-
-
 def load_problem(
     config: EncoderRunConfig, task: Task, folder: Path, accelerator: Accelerator, progress: Progress, with_teacher: bool = True
 ) -> EncoderProblem:

@@ -8,7 +8,6 @@ scoring, saving and waiting does not count as training.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from adasearch.export import save_student
 from adasearch.files import read_json, write_folder, write_json
 from adasearch.fit import Evaluate, fit
 from adasearch.fit_config import FitConfig
+from adasearch.histories import read_history
 from adasearch.methods.base import Method
 from adasearch.methods.finetune_encoder import FinetuneEncoder
 from adasearch.stopwatch import Stopwatch
@@ -262,8 +262,8 @@ def _history(work: Path, stages: tuple[str, ...]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for stage in stages:
         before = found[-1]["step"] if found else 0
-        lines = (work / stage / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        found += [{**record, "step": before + record["step"], "stage": stage} for record in map(json.loads, lines)]
+        records = read_history(work / stage / "history.jsonl")
+        found += [{**record, "step": before + record["step"], "stage": stage} for record in records]
     return found
 
 

@@ -1,9 +1,12 @@
-"""Numbers as text: counts, scores, milliseconds, bytes; a missing one is "-"."""
+"""Numbers as text: counts, scores, milliseconds, bytes; a missing one is "-". What Markdown files share: tables, front matter."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import yaml
 
 ERRORS_OF_MEASUREMENT = ("mse",)  # metrics that are no share of anything: printed as they are, lower is better
 
@@ -60,6 +63,25 @@ def align_columns(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells, all of the same number, as text: columns flush left, two spaces between them."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Container[int] = (0,)) -> str:
+    """A Markdown table; ``text_columns`` are set flush left, the others are numbers. No bar in a cell ends it."""
+    rule = ["---" if column in text_columns else "---:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *rows))
+
+
+def front_matter(front: Mapping[str, Any]) -> str:
+    """What a model card begins with, as the Hugging Face hub reads it."""
+    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---"
+
+
+def origin_lines(report: Mapping[str, Any]) -> str:
+    """Where a report's numbers are from, as items of a Markdown list: command, commit, hardware."""
+    machine = report["hardware"]
+    return f"""- command: `{report["command"]}`
+- commit: {report["commit"] or "-"}
+- hardware: {machine["cpu"]}, {machine["torch_threads"]} threads, torch {machine["torch"]}, transformers {machine["transformers"]}"""
 
 
 def metric_name(name: str) -> str:

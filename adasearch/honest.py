@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from adasearch.deploy import load_deployment
 from adasearch.errors import DataError
 from adasearch.evidence import cascade, confusion, disagreements, kept_logits
 from adasearch.files import read_json, write_text
+from adasearch.histories import read_history
 from adasearch.honest_rows import timed_systems
 from adasearch.inspect_run import inspect
 from adasearch.latency_target import compare_run
@@ -172,8 +172,7 @@ def _search_facts(run: Run, architecture: Architecture) -> dict[str, Any]:
     facts["collapse_share"] = run.config.search.collapse_share
     facts |= {"depth": architecture.depth, "width": architecture.width, "space": architecture.space}
     if history_path.exists():
-        lines = history_path.read_text(encoding="utf-8").splitlines()
-        last = json.loads(lines[-1])
+        last = read_history(history_path)[-1]
         facts["steps"] = last["step"]
         if last["phase"] == "search" and STRATEGIES[run.config.search.strategy].learns_architecture:  # else gates are open by design
             facts["entropy"] = last["entropy"]

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from adasearch.card import Snippet, is_reader, usage
 from adasearch.errors import ConfigError
 from adasearch.formats import format_bytes, format_count, format_ms, format_score, format_threads, format_usd, metric_name
+from adasearch.histories import read_histories, read_history
 from adasearch.html_charts import cascade_chart, comparison_charts, search_charts, training_charts
 from adasearch.html_tables import (
     cascade_table,
@@ -29,7 +30,6 @@ from adasearch.html_tables import (
     starts_table,
     times,
 )
-from adasearch.inspect_run import read_history
 from adasearch.markdown import how_measured, price_note, search_facts
 from adasearch.report import FIGURES, Report
 from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
@@ -85,7 +85,7 @@ def html(report: Report, run_dir: Path | None = None) -> str:
         cascade_text=cascade_sentence(report), calibration=_calibration(report), confusion=confusion_tables(report),
         disagreement_text=disagreement_sentence(report), examples=report.disagreements.get("examples") or [],
         pictures=_pictures(folder), search_facts=search_facts(report.search), operations=operations_table(report.search),
-        search=search_charts(_history(folder)), training=training_charts(_histories(folder)),
+        search=search_charts(_history(folder)), training=training_charts({} if folder is None else read_histories(folder)),
         sizes=sizes_table(report), sizes_note=SIZES_NOTE, runtimes=runtimes, runtimes_note=RUNTIMES_NOTE,
         zeros=zeros_sentences(report), snippets=usage(student, report), commands=commands(student, folder, is_reader(report)),
         hardware=_hardware(report),
@@ -187,15 +187,6 @@ def _pictures(folder: Path | None) -> list[tuple[str, Markup]]:
 def _history(folder: Path | None) -> list[dict[str, Any]]:
     path = None if folder is None else folder / "search" / "history.jsonl"
     return read_history(path) if path is not None and path.is_file() else []
-
-
-def _histories(folder: Path | None) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for pattern in FIGURES["training"][0] if folder is not None else ():
-        for path in sorted(folder.glob(pattern)):
-            if path.parent.name not in found:
-                found[path.parent.name] = read_history(path)
-    return found
 
 
 def _deployment(student: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from adasearch.canvas import COLOURS, family
+from adasearch.canvas import by_family, family
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_ms, format_score, format_spread, metric_name
-from adasearch.histories import column_of, names_of
+from adasearch.histories import TERMS, column_of, kind_of, names_of, shown_terms, warm_up_end
 from adasearch.report import KINDS, Report, System
 from adasearch.svg import Dot, Line, area_chart, line_chart, scatter_chart
 
@@ -22,7 +22,6 @@ SHORT_NAMES = {
     "teacher": "teacher", "student": "student", "student_no_kd": "no teacher", "random_architecture": "random architecture",
     "bag_of_embeddings": "bag of embeddings", "tfidf": "TF-IDF",
 }  # fmt: skip
-TERMS = {"ce": "gold labels", "kd": "teacher's logits", "probes": "teacher's probes", "depth": "depth", "efficiency": "efficiency"}
 SHORTER_NAMES = {"random_architecture": "random", "bag_of_embeddings": "bag"}  # where there is little room
 WIDE, NARROW = (960.0, 440.0), (400.0, 400.0)  # of the comparison, for screens and for phones
 History = list[dict[str, Any]]
@@ -102,8 +101,8 @@ def search_charts(history: Records) -> list[Chart]:
     if not history:
         return []
     steps = column_of(history, "step").tolist()
-    warm = [record["step"] for record in history if record.get("phase") == "warmup"]
-    mark = (float(warm[-1]), "warm-up ends") if 0 < len(warm) < len(history) else None
+    end = warm_up_end(history)
+    mark = None if end is None else (float(end), "warm-up ends")
 
     def lines(found: Sequence[tuple[str, np.ndarray, str]], title: str, y_label: str, low: float | None = 0.0) -> list[Chart]:
         drawn = [Line(name, steps, values.tolist(), colour) for name, values, colour in found if np.isfinite(values).any()]
@@ -123,15 +122,14 @@ def search_charts(history: Records) -> list[Chart]:
         return [Chart(title, picture, [(line.name, line.colour) for line in reversed(drawn)])]
 
     palette = [f"c{index}" for index in range(8)]
-    terms = [name for name in names_of(history, "terms") if np.nanmax(np.abs(column_of(history, "terms", name))) > 1e-9]
-    losses = [(TERMS.get(name, name), column_of(history, "terms", name), colour) for name, colour in zip(terms, palette * 9)]
+    losses = [(TERMS.get(name, name), column_of(history, "terms", name), colour) for name, colour in zip(shown_terms(history), palette * 9)]
     entropy = [(name, column_of(history, "entropy", name), c) for name, c in zip(names_of(history, "entropy"), palette * 9)]
     costs = [
         (f"{label}, {_ends(history, key)}", _relative(column_of(history, key)), colour)
         for label, key, colour in (("MACs", "macs", "c0"), ("parameters", "params", "c2"))
     ]
     time = [("expected latency", column_of(history, "latency_ms"), "c4")]
-    operations = sorted(names_of(history, "operations"), key=lambda name: list(COLOURS).index(family(name)[0]))
+    operations = by_family(names_of(history, "operations"))
     charts = lines([*losses, ("loss", column_of(history, "loss"), "ink")], "Loss and its weighted terms", "loss", None)
     charts += lines(entropy, "Entropy of the choices: 1 open, 0 decided", "share of the maximum")
     labels = [family(name)[1] for name in operations]
@@ -172,7 +170,7 @@ def _shades(operations: Sequence[str]) -> list[str]:
 def training_charts(histories: dict[str, History]) -> list[Chart]:
     """Validation metrics and loss of student and controls; seeds (``name-seed``) share a colour."""
     histories = {name: history for name, history in sorted(histories.items()) if history}
-    kinds = {name: re.sub(r"-\d+$", "", name) for name in histories}
+    kinds = {name: kind_of(name) for name in histories}
     known = {kind: f"k-{kind}" for kind in KINDS}
     others = [kind for kind in dict.fromkeys(kinds.values()) if kind not in known]
     colours = known | {kind: f"c{index % 8}" for index, kind in enumerate(others)}

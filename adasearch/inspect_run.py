@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from adasearch.architecture import Architecture
-from adasearch.cofi_plots import draw_prunings, read_prunings
-from adasearch.curves import draw_comparison, draw_search, draw_training
-from adasearch.draw import Details, describe, draw_cell, draw_network
+from adasearch.canvas import save_figure
+from adasearch.cofi_plots import prunings_figure, read_prunings
+from adasearch.curves import comparison_figure, search_figure, training_figure
+from adasearch.draw import Details, cell_figure, describe, network_figure
 from adasearch.errors import ConfigError
 from adasearch.files import read_json
+from adasearch.histories import read_histories, read_history
 from adasearch.layout import Costs
 from adasearch.member_cost import operation_costs
-from adasearch.report import FIGURES
 from adasearch.sparse_pretraining_report import draw_figures, read_pretraining
 from adasearch.sparsity_plots import describe_zeros, draw_zeros, read_zeros
-from adasearch.structure_plots import MODEL_TYPE, describe_structures, draw_structures, read_structures
-from adasearch.ticket_plots import draw_distances, read_distances
+from adasearch.structure_plots import MODEL_TYPE, describe_structures, read_structures, structure_figure
+from adasearch.ticket_plots import distances_figure, read_distances
 
 DRAWABLE = (
     "a run's folder (search/architecture.json, search/history.jsonl, report.json), an architecture.json,"
@@ -43,31 +43,28 @@ def inspect(path: Path, output_dir: Path | None) -> str:
         costs, details = _costs_of(architecture, config, where=path)
         text.append(describe(architecture, costs))
         if architecture.cells:
-            written += draw_cell(architecture, folder / "cell", costs)
-        written += draw_network(architecture, folder / "network", details)
+            written += save_figure(cell_figure(architecture, costs), folder / "cell")
+        written += save_figure(network_figure(architecture, details), folder / "network")
     if structures := read_structures(path):
         text.append(describe_structures(structures))
-        written += draw_structures(structures, folder / "structure")
+        written += save_figure(structure_figure(structures), folder / "structure")
     if zeros := read_zeros(path):
         text.append(describe_zeros(zeros))
         written += draw_zeros(zeros, folder / "zeros")
     if distances := read_distances(path):
-        written += draw_distances(distances, folder / "tickets")
+        written += save_figure(distances_figure(*next(iter(distances.items()))), folder / "tickets")  # the first model's
     if prunings := read_prunings(path):
-        written += draw_prunings(prunings, folder / "pruning")
+        written += save_figure(prunings_figure(prunings), folder / "pruning")
     if path.is_dir():
         if (path / "search" / "history.jsonl").is_file():
-            written += draw_search(read_history(path / "search" / "history.jsonl"), folder / "search")
-        histories = {}
-        for pattern in FIGURES["training"][0]:
-            for file in sorted(path.glob(pattern)):
-                histories.setdefault(file.parent.name, read_history(file))
+            written += save_figure(search_figure(read_history(path / "search" / "history.jsonl")), folder / "search")
+        histories = read_histories(path)
         if any(histories.values()):
-            written += draw_training(histories, folder / "training")
+            written += save_figure(training_figure(histories), folder / "training")
         if (path / "report.json").is_file():
             report = _read_json(path / "report.json")
             if any(s.get("score_mean") is not None and s.get("latency_ms_p50") for s in report.get("systems", [])):
-                written += draw_comparison(report, folder / "comparison")
+                written += save_figure(comparison_figure(report), folder / "comparison")
     if not text and not written:
         raise ConfigError(f"path: {path}: nothing to draw is there; choices: {DRAWABLE}")
     return "\n\n".join([*text, "\n".join(map(str, written))])
@@ -131,13 +128,3 @@ def _read_json(path: Path) -> Any:
         return read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: it cannot be read ({error}); choices: JSON as adasearch writes it") from error
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Records of a history, one a line or one JSON list."""
-    if path.suffix == ".json":
-        return _read_json(path)
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: it cannot be read ({error}); choices: one JSON record a line") from error

@@ -13,6 +13,7 @@ from adasearch.formats import (
     format_spread,
     format_threads,
     format_usd,
+    markdown_table,
     metric_name,
 )
 from adasearch.html_tables import Table
@@ -100,7 +101,7 @@ def _search_text(search: dict[str, Any]) -> str:
         total = sum(counts.values())
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         rows = [[f"`{name}`", str(count), f"{100 * count / total:.0f}%"] for name, count in ordered]
-        text += "\n\n" + _table(["operation", "edges", "share"], rows)
+        text += "\n\n" + markdown_table(["operation", "edges", "share"], rows)
     return text
 
 
@@ -117,17 +118,11 @@ def _provenance(report: Report) -> str:
     return "\n".join(f"- {name}: {value or '-'}" for name, value in facts)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def plain_table(table: Table) -> str:
     """A table of the page in Markdown: units behind the headings, notes in parentheses."""
     header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in table.columns]
     rows = [[cell.text.replace("–", "-") + (f" ({cell.note})" if cell.note else "") for cell in row.cells] for row in table.rows]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def price_note(report: Report) -> str:
@@ -165,7 +160,7 @@ def scores_table(report: Report) -> str:
     if any(report.majority.get(name) is not None for name in names):
         constant = [format_score(report.majority.get(name), name) for name in names]
         rows.append(["constant answer", *constant, *["-"] * (len(costs) + len(pruning))])
-    return _table(["system", *map(metric_name, names), *costs, *pruning], rows)
+    return markdown_table(["system", *map(metric_name, names), *costs, *pruning], rows)
 
 
 def _score_cell(system: System, name: str, main: str) -> str:
@@ -190,7 +185,7 @@ def shapes_table(report: Report) -> str:
         is_raw = not any(t.get("seq_len") for t in s.timings)
         by_shape = dict(zip(shapes, s.timings)) if is_raw else {_shape(t): t for t in s.timings}
         rows.append([s.name, *(_timing_cell(by_shape.get(shape)) for shape in shapes)])
-    return _table(["system", *(f"{batch} x {length}" for batch, length in shapes)], rows)
+    return markdown_table(["system", *(f"{batch} x {length}" for batch, length in shapes)], rows)
 
 
 def _shape(timing: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from adasearch.canvas import INK, LINE_COLOURS, save_figure
+from adasearch.canvas import INK, LINE_COLOURS
 from adasearch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -195,9 +194,3 @@ def similarity_figure(
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
-
-
-def draw_quantized(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
-    """Write the figures as ``folder/<name>.svg`` and .png."""
-    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
-

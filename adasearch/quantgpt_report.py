@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from adasearch.formats import front_matter, markdown_table, origin_lines
 
 LOADERS = {"gpt2": "AutoModelForCausalLM", "bart": "AutoModelForSeq2SeqLM"}
 
@@ -14,16 +14,16 @@ LOADERS = {"gpt2": "AutoModelForCausalLM", "bart": "AutoModelForSeq2SeqLM"}
 def scores_table(report: Mapping[str, Any]) -> str:
     """Both models: every metric, size, ratio."""
     metrics = [name for name in report["scores_quantized"] if name not in ("tokens", "texts", "nll")]
-    lines = [["", *(f"**{name}**" if name == report["metric"] else name for name in metrics), "MiB", "smaller"], ["---", *["---:"] * (len(metrics) + 2)]]
+    header, lines = ["", *(f"**{name}**" if name == report["metric"] else name for name in metrics), "MiB", "smaller"], []
     for title, which, ratio in (("full precision", "full_precision", 1.0), (report["config"]["bits"], "quantized", report["size_ratio"])):
         scores = [f"{report[f'scores_{which}'][name]:.2f}" for name in metrics]
         lines.append([title, *scores, f"{report[f'size_mib_{which}']:.2f}", f"{ratio:.2f}x"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, lines)
 
 
 def report_text(report: Mapping[str, Any], folder: Path) -> str:
     """report.md."""
-    config, machine = report["config"], report["hardware"]
+    config = report["config"]
     terms = [*(["the teacher's predictions"] if config["distill"] else ["gold tokens"])]
     if config["lambda_contrastive"]:
         bank = f"bank {config['bank']}" if report.get("has_bank", True) else "no bank"  # which no token that is seen once would ask
@@ -44,9 +44,7 @@ size of full precision is that of its float32 tensors, the other that of the wri
 - quantiser: {config["quantizer"]}, one scale a {config["per"]}{embedding}
 - learned from: {", ".join(terms)}
 - steps: {report["steps"]:,} of {config["batch_size"]} examples{took}, seed {report["seed"]}
-- command: `{report["command"]}`
-- commit: {report["commit"] or "-"}
-- hardware: {machine["cpu"]}, {machine["torch_threads"]} threads, torch {machine["torch"]}, transformers {machine["transformers"]}
+{origin_lines(report)}
 
 {pictures}"""
 
@@ -66,9 +64,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         "tags": ["adasearch", "quantization", "low-bit"], "metrics": [report["metric"]],
     }  # fmt: skip
     loader = LOADERS[report["model_type"]]
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
+    return f"""{front_matter(front)}
 
 # {Path(config["model"]).name} at {config["bits"]}
 

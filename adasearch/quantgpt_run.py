@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.accelerator import make_accelerator
+from adasearch.canvas import save_figure
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.fit import fit
@@ -34,7 +35,7 @@ from adasearch.methods.quantgpt import QuantGpt, visits_again
 from adasearch.model_inputs import check_vocabulary
 from adasearch.progress import Progress
 from adasearch.quantgpt_config import QuantGptConfig
-from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
+from adasearch.quantgpt_plots import scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
 from adasearch.run_files import (
@@ -238,7 +239,8 @@ def _draw(this: QuantRun, student: PreTrainedModel, packed: PreTrainedModel, his
     models = {"full precision": this.teacher, config.bits: packed.to(this.accelerator.device)}
     text = this.task.tokenizer.decode(this.task.splits["validation"].tokens.ids[:FIGURE_TOKENS].tolist(), skip_special_tokens=True)
     figures["similarity"] = similarity_figure(models, this.task.tokenizer, text)
-    draw_quantized(this.folder / "figures", figures)
+    for name, figure in figures.items():
+        save_figure(figure, this.folder / "figures" / name)
 
 
 def _measure(this: QuantRun) -> dict[str, Any]:

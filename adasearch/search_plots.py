@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from adasearch.canvas import FAINT, INK, plot_axes, save_figure
+from adasearch.canvas import FAINT, INK, plot_axes
 from adasearch.formats import format_count
 
 FRONT, SEARCHED, CONTROL, BASE = "#D55E00", "#0072B2", "#7F7F7F", "#CC79A7"
@@ -34,11 +33,6 @@ def front_figure(front: dict[str, Any]) -> Figure:
     axes.set_ylabel("loss with the supernet's weights", size=9, color=INK)
     axes.legend(fontsize=8, frameon=False, loc="upper right")
     return figure
-
-
-def draw_front(front: dict[str, Any], path: Path) -> list[Path]:
-    """Write ``front_figure`` as ``path``.svg and .png."""
-    return save_figure(front_figure(front), path)
 
 
 def ranking_figure(members: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str) -> Figure:
@@ -100,18 +94,3 @@ def controls_figure(groups: dict[str, list[float]], metric: str) -> Figure:
     axes.set_ylabel(f"{metric}, points (axis does not begin at 0)", size=9, color=INK)
     axes.grid(False, axis="x")
     return figure
-
-
-def draw_ranking(members: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str, path: Path) -> list[Path]:
-    """Write ``ranking_figure`` as ``path``.svg and .png."""
-    return save_figure(ranking_figure(members, correlation, metric), path)
-
-
-def draw_retrained_front(points: Sequence[dict[str, Any]], correlation: dict[str, Any], metric: str, path: Path) -> list[Path]:
-    """Write ``retrained_front_figure`` as ``path``.svg and .png."""
-    return save_figure(retrained_front_figure(points, correlation, metric), path)
-
-
-def draw_controls(groups: dict[str, list[float]], metric: str, path: Path) -> list[Path]:
-    """Write ``controls_figure`` as ``path``.svg and .png."""
-    return save_figure(controls_figure(groups, metric), path)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from adasearch.errors import ModelError
 from adasearch.quantize_model import parametrize_weight
 from adasearch.sparse_pattern import Pattern
-from adasearch.sparsity import WeightMask, pattern_mask, pattern_scores, select
+from adasearch.sparsity import WeightMask, pattern_scores, select
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -156,12 +156,6 @@ def bake_masks(model: nn.Module) -> None:
             raise ModelError(f"{name}: its masked weight is quantised; bake the quantisers, which takes the mask out with them")
     for name in masks:
         parametrize.remove_parametrizations(model.get_submodule(name), "weight")
-
-
-def follows_pattern(weight: Tensor, pattern: Pattern, input_dim: int = -1) -> bool:
-    """Whether a weight has at least the zeros of an N:M pattern in every group."""
-    kept = pattern_scores(weight.abs(), pattern, input_dim).isinf()
-    return not bool((weight != 0).logical_and(~pattern_mask(kept, weight, pattern, input_dim)).any())
 
 
 def has_split_blocks(model: nn.Module, pattern: Pattern) -> bool:

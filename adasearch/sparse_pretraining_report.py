@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
 from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_text
+from adasearch.formats import front_matter, markdown_table, origin_lines
+from adasearch.histories import read_history
 from adasearch.sparsity_plots import draw_zeros
 
 SYSTEMS = {"model": "before", "teacher": "dense teacher", "sparse": "sparse"}
@@ -26,7 +26,7 @@ def scores_table(report: Mapping[str, Any]) -> str:
     """
     can_guess, distances = report.get("can_guess", True), report.get("layer_distances")
     titles = ["loss (nats)", "perplexity", "accuracy"] * can_guess + ["layers' distance"] * bool(distances) + ["zeros in encoder layers"]
-    lines = [["", *titles], ["---", *["---:"] * len(titles)]]
+    lines = []
     for key, title in SYSTEMS.items():
         found = report["scores"].get(key)
         if found and (can_guess or key != "model"):
@@ -34,12 +34,12 @@ def scores_table(report: Mapping[str, Any]) -> str:
             guesses = [form.format(found[f"mlm_{name}"]) for name, form in forms.items()] * can_guess
             distance = [f"{100 * mean(distances):.1f}%" if key == "sparse" else ""] * bool(distances)
             lines.append([title, *guesses, *distance, f"{100 * report['sparsity']:.2f}%" if key == "sparse" else ""])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(["", *titles], lines)
 
 
 def report_text(report: Mapping[str, Any], folder: Path) -> str:
     """report.md."""
-    config, machine, schedule = report["config"], report["hardware"], report["schedule"]
+    config, schedule = report["config"], report["schedule"]
     sources = ", ".join([*config["corpora"], *(str(config[key]) for key in ("train_file", "stream") if config[key])])
     shares = report["sparsity_by_layer"].values()
     pictures = "\n".join(f"![{path.stem}](figures/{path.name})\n" for path in sorted((folder / "figures").glob("*.png")))
@@ -60,9 +60,7 @@ large as before.
   (T {config["temperature"]:g}){f" + {config['layer_weight']:g} x distance of the layers" if config.get("layer_weight") else ""}
 - learning rate: {config["learning_rate"]:g}, {"rewound at every mask" if config["rewind"] else "linear"}
 - precision: {report["precision"]}, seed {report["seed"]}
-- command: `{report["command"]}`
-- commit: {report["commit"] or "-"}
-- hardware: {machine["cpu"]}, {machine["torch_threads"]} threads, torch {machine["torch"]}, transformers {machine["transformers"]}
+{origin_lines(report)}
 
 {pictures}"""
 
@@ -88,9 +86,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     """README.md of the sparse model's folder."""
     tags = ["adasearch", "sparse", "prune-once-for-all"]
     front = {"library_name": "transformers", "pipeline_tag": "fill-mask", "license": "other", "tags": tags}
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
+    return f"""{front_matter(front)}
 
 # {Path(report["model"]).name}, {100 * report["sparsity"]:.0f}% sparse
 
@@ -141,13 +137,10 @@ def write_pretraining(folder: Path, report: Mapping[str, Any], figures: bool = T
 
 def draw_figures(folder: Path, report: Mapping[str, Any], target: Path) -> list[Path]:
     """Zeros by layer, and the curves of both trainings; as SVG and PNG in ``target``."""
-    histories = {name: _history(folder / "work" / name / "history.jsonl") for name in ("teacher", "sparse")}
+    paths = {name: folder / "work" / name / "history.jsonl" for name in ("teacher", "sparse")}
+    histories = {name: read_history(path) if path.exists() else [] for name, path in paths.items()}
     written = draw_zeros({"sparse": report["sparsity_by_layer"]}, target / "zeros")
     return written + (save_figure(curves_figure(histories), target / "curves") if any(histories.values()) else [])
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def curves_figure(histories: Mapping[str, list[dict[str, Any]]]) -> Figure:

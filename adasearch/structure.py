@@ -2,8 +2,7 @@
 
 An encoder's matrices lie on few axes: ``hidden``, which all layers share, and in each layer n ``n.heads`` (inside the
 sublayer ``n.mha``) and ``n.neurons`` (inside ``n.ffn``). ``Axes`` turns the probabilities of their elements
-(``GateValues``) into expected parameters and multiply-accumulates, as sums over matrices of E|out| E|in|, whichever method
-the values are of.
+(``GateValues``) into expected parameters, as sums over matrices of E|out| E|in|, whichever method the values are of.
 
 Dimensions: A axes, T terms of a cost.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,15 +43,13 @@ class Matrix:
     """A weight, bias or gain: its output and input axes, and how often an element of each occurs.
 
     A dimension is (axis or None, factor): ``("3.heads", 64)`` has 64 rows for each head, ``(None, 2)`` two rows whatever
-    is gated. ``kind`` is "linear", "norm", "embedding" or "head". ``calls`` says how often it multiplies: "token", "text" or
-    "never" (look-ups, biases, gains).
+    is gated. ``kind`` is "linear", "norm", "embedding" or "head".
     """
 
     name: str
     out: tuple[str | None, int]
     into: tuple[str | None, int] = (None, 1)
     kind: str = "linear"
-    calls: str = "never"
 
 
 class Axes:
@@ -64,12 +60,12 @@ class Axes:
         head_size: K, the width of a head.
         heads: H of each layer. neurons: F of each layer. 0: the sublayer is absent.
         tables: rows of each embedding table. pooler: rows of the head's dense layer, 0: it has none.
-        labels: outputs of the last layer. is_per_token: whether that is applied to every token (question answering).
+        labels: outputs of the last layer.
     """
 
     def __init__(
         self, hidden: int, head_size: int, heads: Sequence[int], neurons: Sequence[int], *, tables: Sequence[int] = (),
-        pooler: int = 0, labels: int = 0, is_per_token: bool = False,
+        pooler: int = 0, labels: int = 0,
     ):  # fmt: skip
         self.hidden, self.head_size, self.heads, self.neurons = hidden, head_size, list(heads), list(neurons)
         self.axes: dict[str, Axis] = {"hidden": Axis("hidden", hidden)}
@@ -77,9 +73,9 @@ class Axes:
             for parent, child, size in (("mha", "heads", head_count), ("ffn", "neurons", neuron_count)):
                 self.axes[f"{n}.{parent}"] = Axis(f"{n}.{parent}", int(size > 0))
                 self.axes[f"{n}.{child}"] = Axis(f"{n}.{child}", size, parent=f"{n}.{parent}")
-        self.matrices = [*self._embeddings(tables), *self._layers(), *self._head(pooler, labels, is_per_token)]
+        self.matrices = [*self._embeddings(tables), *self._layers(), *self._head(pooler, labels)]
         self._index = {name: position for position, name in enumerate([None, *self.axes])}
-        self._terms: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}
+        self._terms: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def layers(self) -> int:
@@ -97,25 +93,25 @@ class Axes:
             heads, mha, ffn = (f"{n}.heads", self.head_size), (f"{n}.mha", 1), (f"{n}.ffn", 1)
             neurons = (f"{n}.neurons", 1)
             for name in ("query", "key", "value"):
-                found.append(Matrix(f"{n}.{name}", heads, hidden, calls="token"))
+                found.append(Matrix(f"{n}.{name}", heads, hidden))
                 found.append(Matrix(f"{n}.{name}.bias", heads))
-            found.append(Matrix(f"{n}.attention_output", hidden, heads, calls="token"))
-            found.append(Matrix(f"{n}.ffn_input", neurons, hidden, calls="token"))
+            found.append(Matrix(f"{n}.attention_output", hidden, heads))
+            found.append(Matrix(f"{n}.ffn_input", neurons, hidden))
             found.append(Matrix(f"{n}.ffn_input.bias", neurons))
-            found.append(Matrix(f"{n}.ffn_output", hidden, neurons, calls="token"))
+            found.append(Matrix(f"{n}.ffn_output", hidden, neurons))
             for sublayer, name in ((mha, "attention"), (ffn, "ffn")):  # as long as the sublayer exists
                 found.append(Matrix(f"{n}.{name}_output.bias", hidden, sublayer))
                 found.append(Matrix(f"{n}.{name}_norm.weight", hidden, sublayer, "norm"))
                 found.append(Matrix(f"{n}.{name}_norm.bias", hidden, sublayer, "norm"))
         return found
 
-    def _head(self, pooler: int, labels: int, is_per_token: bool) -> list[Matrix]:
-        calls, found = "token" if is_per_token else "text", []
+    def _head(self, pooler: int, labels: int) -> list[Matrix]:
+        found = []
         if pooler:
-            found.append(Matrix("pooler", (None, pooler), ("hidden", 1), "head", calls))
+            found.append(Matrix("pooler", (None, pooler), ("hidden", 1), "head"))
             found.append(Matrix("pooler.bias", (None, pooler), kind="head"))
         if labels:
-            found.append(Matrix("classifier", (None, labels), (None, pooler) if pooler else ("hidden", 1), "head", calls))
+            found.append(Matrix("classifier", (None, labels), (None, pooler) if pooler else ("hidden", 1), "head"))
             found.append(Matrix("classifier.bias", (None, labels), kind="head"))
         return found
 
@@ -158,34 +154,24 @@ class Axes:
         """
         if scope not in SCOPES:
             raise ConfigError(f"scope: {scope!r} is not known; choices: {', '.join(SCOPES)}")
-        return self._sum(values, scope, [(matrix, 1.0) for matrix in self.matrices if matrix.kind in SCOPES[scope]])
-
-    def expected_macs(self, values: GateValues | None, length: float) -> Tensor:
-        """Expected multiply-accumulates of one text of ``length`` tokens: linear maps, attention's two products, the head."""
-        times = {"token": float(length), "text": 1.0, "never": 0.0}
-        weighted = [(matrix, times[matrix.calls]) for matrix in self.matrices if matrix.calls != "never"]
-        products = [(Matrix("", (f"{n}.heads", self.head_size)), 2.0 * length**2) for n in range(self.layers)]
-        return self._sum(values, float(length), [*weighted, *products])
+        if scope not in self._terms:  # matrices on the same axes are one term, found once
+            counts: Counter[tuple[int, int]] = Counter()
+            for matrix in self.matrices:
+                if matrix.kind in SCOPES[scope]:
+                    (out, rows), (into, columns) = matrix.out, matrix.into
+                    counts[self._index[out], self._index[into]] += rows * columns
+            outs, intos = zip(*counts)
+            self._terms[scope] = torch.tensor(outs), torch.tensor(intos), torch.tensor(list(counts.values()), dtype=torch.float64)
+        sizes = self.expected_sizes(values)
+        sizes_A = torch.stack([torch.ones_like(sizes["hidden"]), *(sizes[name] for name in self.axes)])
+        sizes_A = sizes_A if sizes_A.device.type == "mps" else sizes_A.double()  # which has no float64
+        out_T, into_T, weight_T = self._terms[scope]
+        out_T, into_T, weight_T = (term.to(sizes_A.device) for term in (out_T, into_T, weight_T.to(sizes_A.dtype)))
+        return (weight_T * sizes_A[out_T] * sizes_A[into_T]).sum()  # float64: 10^8 parameters exceed float32's integers
 
     def sparsity(self, values: GateValues | None, scope: str = "prunable") -> Tensor:
         """1 - expected parameters / parameters of everything open, differentiable. CoFi, section 3.1."""
         return 1.0 - self.expected_params(values, scope) / self.expected_params(None, scope)
-
-    def _sum(self, values: GateValues | None, key: Any, matrices: list[tuple[Matrix, float]]) -> Tensor:
-        """Sum over matrices of weight * E|out| E|in|. Matrices on the same axes are one term, found once."""
-        if key not in self._terms:
-            counts: Counter[tuple[int, int]] = Counter()
-            for matrix, weight in matrices:
-                (out, rows), (into, columns) = matrix.out, matrix.into
-                counts[self._index[out], self._index[into]] += weight * rows * columns
-            outs, intos = zip(*counts)
-            self._terms[key] = torch.tensor(outs), torch.tensor(intos), torch.tensor(list(counts.values()), dtype=torch.float64)
-        sizes = self.expected_sizes(values)
-        sizes_A = torch.stack([torch.ones_like(sizes["hidden"]), *(sizes[name] for name in self.axes)])
-        sizes_A = sizes_A if sizes_A.device.type == "mps" else sizes_A.double()  # which has no float64
-        out_T, into_T, weight_T = self._terms[key]
-        out_T, into_T, weight_T = (term.to(sizes_A.device) for term in (out_T, into_T, weight_T.to(sizes_A.dtype)))
-        return (weight_T * sizes_A[out_T] * sizes_A[into_T]).sum()  # float64: 10^8 parameters exceed float32's integers
 
 
 def check_families(families: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from adasearch.canvas import COLOURS, FAINT, INK, new_canvas, put_lines, save_figure, small, text_width, tint
+from adasearch.canvas import COLOURS, FAINT, INK, new_canvas, put_lines, small, text_width, tint
 from adasearch.files import read_json, write_json
 from adasearch.formats import format_count
 
@@ -142,11 +142,6 @@ def _put_text(axes: Axes, x: float, y: float, text: str) -> None:
 def _put_bar(axes: Axes, x: float, y: float, width: float, height: float, share: float, colour: str) -> None:
     axes.add_patch(Rectangle((x, y), width, height, facecolor="white", edgecolor=FAINT, linewidth=0.7))
     axes.add_patch(Rectangle((x, y), share * width, height, facecolor=tint(colour, 0.75), edgecolor=colour, linewidth=0.7 * (share > 0)))
-
-
-def draw_structures(structures: Sequence[Structure], path: Path) -> list[Path]:
-    """Write the picture as ``path``.svg and .png."""
-    return save_figure(structure_figure(structures), Path(path))
 
 
 def structure_of(name: str, kind: str, config: Any, full: Any, sparsity: float | None = None) -> Structure:

@@ -220,13 +220,6 @@ class Supernet(nn.Module):
                     logits.append(self.trunk.read_out(levels, exit_index=k - depths[0]))
         return SupernetOutput(levels, logits, depths[: len(logits)], drawn, draw.depth_weights)
 
-    def member_of(self, draw: Draw, seed: int = 0) -> Architecture:
-        """The member that a draw runs; its paths must hold one candidate an edge."""
-        depth = self.depth_gate.choices[draw.depth]
-        width = max(self.space.widths) if draw.keep_D is None else int(draw.keep_D.detach().sum().round())
-        cells = [tuple(tuple(Edge(step.source, step.operation) for step in node) for node in path) for path in draw.paths]
-        return self._member(cells, depth, width, seed)
-
     def expected_cost(self, length: float, is_derived: bool = False) -> Cost:
         """E[cost] of a drawn member, its folded embedding table and read-out included, for one text; differentiable.
 

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from adasearch.architecture import Architecture, Space
+from adasearch.canvas import save_figure
 from adasearch.config import RunConfig
 from adasearch.derive import finalists
 from adasearch.distributed import main_first
@@ -36,7 +37,7 @@ from adasearch.play_off import Finals
 from adasearch.prepare import Problem
 from adasearch.progress import Progress
 from adasearch.search_config import SearchConfig
-from adasearch.search_plots import draw_front
+from adasearch.search_plots import front_figure
 from adasearch.shrink import random_architecture_like
 from adasearch.starts import new_student, start_supernet
 from adasearch.stopwatch import Stopwatch
@@ -102,7 +103,7 @@ def run_search(
     if derived.front is not None:
         front = derived.front(architecture)
         write_json(folder / "front.json", front)
-        draw_front(front, folder / "front")
+        save_figure(front_figure(front), folder / "front")
     _alarm(architecture, settings, space, progress)
     write_atomically(weights, lambda partial: torch.save(supernet.state_dict(), partial))
     write_json(path, architecture.to_dict())

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from adasearch.canvas import INK, PNG_DPI, new_canvas, text_width
 from adasearch.errors import ConfigError
 from adasearch.files import write_atomically, write_text
+from adasearch.formats import markdown_table
 
 FORMATS = ("md", "csv", "latex", "png")
 LATEX = {  # character -> what LaTeX prints it from
@@ -53,18 +54,16 @@ def to_markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         parts.append(f"## {table.title}")
-        rule = ["---" if column in table.text_columns else "---:" for column in range(len(table.header))]
         for name, lines in table.grouped():
-            cells = [[_escape_markdown(cell) for cell in line] for line in (table.header, *lines)]
-            rows = [cells[0], rule, *cells[1:]]
-            parts += [f"**{name}**", "\n".join("| " + " | ".join(row) + " |" for row in rows)]
+            header, *cells = ([_escape_markdown(cell) for cell in line] for line in (table.header, *lines))
+            parts += [f"**{name}**", markdown_table(header, cells, table.text_columns)]
     notes = dict.fromkeys(note for table in tables for note in table.notes)
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
 def _escape_markdown(text: str) -> str:
-    """One line in which neither a bar ends the cell nor ``*``, ``_``, ``<`` or a backtick is markup."""
-    return re.sub(r"([\\|*_`<\[])", r"\\\1", " ".join(text.split()))
+    """One line in which neither ``*``, ``_``, ``<`` nor a backtick is markup; of bars the table takes care."""
+    return re.sub(r"([\\*_`<\[])", r"\\\1", " ".join(text.split()))
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

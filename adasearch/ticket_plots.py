@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from adasearch.canvas import INK, save_figure
+from adasearch.canvas import INK
 from adasearch.files import read_json
 
 FILE = "mask_distances.json"  # beside a model: ``check_every`` and, for heads and neurons, a distance for each pair of checks
@@ -37,9 +37,3 @@ def distances_figure(name: str, distances: dict[str, Any]) -> Figure:
         bar.ax.tick_params(labelsize=7.5)
         bar.outline.set_visible(False)
     return figure
-
-
-def draw_distances(found: dict[str, dict[str, Any]], path: Path) -> list[Path]:
-    """Write the first model's picture as ``path``.svg and .png."""
-    name, distances = next(iter(found.items()))
-    return save_figure(distances_figure(name, distances), Path(path))

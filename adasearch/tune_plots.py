@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
-from adasearch.canvas import FAINT, INK, LINE_COLOURS, plot_axes, save_figure
+from adasearch.canvas import FAINT, INK, LINE_COLOURS, plot_axes
 from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, metric_name
 from adasearch.tune_config import TuneConfig
 
@@ -98,21 +97,6 @@ def importance_figure(weights: dict[str, dict[str, float]]) -> Figure:
     if len(weights) > 1:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
-
-
-def draw_front(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], cost: str, metric: str, path: Path) -> list[Path]:
-    """Write ``front_figure`` as ``path``.svg and .png."""
-    return save_figure(front_figure(trials, best, cost, metric), path)
-
-
-def draw_history(trials: Sequence[FrozenTrial], metric: str, sign: float, path: Path) -> list[Path]:
-    """Write ``history_figure`` as ``path``.svg and .png."""
-    return save_figure(history_figure(trials, metric, sign), path)
-
-
-def draw_importances(weights: dict[str, dict[str, float]], path: Path) -> list[Path]:
-    """Write ``importance_figure`` as ``path``.svg and .png."""
-    return save_figure(importance_figure(weights), path)
 
 
 def _factor(metric: str) -> float:

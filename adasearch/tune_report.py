@@ -14,12 +14,13 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from adasearch.canvas import save_figure
 from adasearch.console import format_seconds
 from adasearch.files import write_text
-from adasearch.formats import format_count, format_ms, format_score, metric_name
+from adasearch.formats import format_count, format_ms, format_score, markdown_table, metric_name
 from adasearch.measure import hardware
 from adasearch.tune_config import LIMITS, TuneConfig
-from adasearch.tune_plots import importances, draw_front, draw_history, draw_importances
+from adasearch.tune_plots import front_figure, history_figure, importance_figure, importances
 from adasearch.tune_space import run_data, space_data
 from adasearch.tune_storage import counted
 from adasearch.tune_trial import Study
@@ -59,13 +60,13 @@ def write_outputs(study: Study, found: optuna.Study) -> None:
     if done:
         cost = next((name for name in config.objectives if name != "score"), None)
         if cost is None:
-            draw_history(trials, study.task.metric, study.sign, folder / "figures" / "history")
+            save_figure(history_figure(trials, study.task.metric, study.sign), folder / "figures" / "history")
             figures.append(("history", "The score of every trial, and the best so far"))
         else:
-            draw_front(trials, best, cost, study.task.metric, folder / "figures" / "pareto")
+            save_figure(front_figure(trials, best, cost, study.task.metric), folder / "figures" / "pareto")
             figures.append(("pareto", f"Score against {cost} of every trial, and the front"))
     if weights:
-        draw_importances(weights, folder / "figures" / "importance")
+        save_figure(importance_figure(weights), folder / "figures" / "importance")
         figures.append(("importance", "Share of each objective's variance that a setting explains (fANOVA)"))
     write_text(folder / "tune.md", _markdown(study, trials, best, weights, commands, figures))
 
@@ -142,8 +143,8 @@ def _markdown(
     parts += [f"![{caption}](figures/{name}.svg)\n\n{caption}." for name, caption in figures]
     if weights:
         names = list(dict.fromkeys(name for shares in weights.values() for name in shares))
-        rows = [[name, *(f"{shares.get(name, 0.0):.0%}" for shares in weights.values())] for name in names]
-        parts += ["## What mattered", _rows(["setting", *weights], rows)]
+        header, rows = ["setting", *weights], [[name, *(f"{shares.get(name, 0.0):.0%}" for shares in weights.values())] for name in names]
+        parts += ["## What mattered", markdown_table(header, rows, range(len(header)))]
     if reasons := [trial for trial in trials if "reason" in trial.user_attrs]:
         parts += ["## Not finished", "\n".join(f"- trial {t.number}, {t.state.name.lower()}: {t.user_attrs['reason']}" for t in reasons)]
     if task.notes:
@@ -163,12 +164,7 @@ def _table(best: Sequence[FrozenTrial], config: TuneConfig, metric: str) -> str:
         ]
         for trial in best
     ]  # fmt: skip
-    return _rows(head, rows)
-
-
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table(head, rows, range(len(head)))
 
 
 def _value(value: Any) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from adasearch.files import read_json, write_json, write_text
+from adasearch.formats import markdown_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 HEADER = """# Results
@@ -78,18 +80,24 @@ def score(system: dict[str, Any], metric: str) -> str:
     return spread(found["mean"], found["sd"])
 
 
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table whose columns are all set flush left."""
+    first, _, *rest = markdown_table(header, rows).split("\n")
+    return [first.replace("|  |", "| |"), "|" + "---|" * len(header), *rest]
+
+
 def table(report: dict[str, Any]) -> list[str]:
     """The honest table of one run."""
     metrics, systems = report["metrics"], report["systems"]
     teacher = next((s for s in systems if s["kind"] == "teacher"), None)
     titles = ["system", *metrics, "parameters", "MACs", "on disk", "p50 ms", "p90 ms", "× teacher", "texts/s (batch 32)"]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    rows = []
     for system in systems:
         faster = None
         if teacher and system["seq_len"] == teacher["seq_len"]:
             faster = teacher["latency_ms_p50"] / system["latency_ms_p50"]
         batched = next((t["texts_per_s"] for t in system["timings"] if t["batch_size"] == 32), None)
-        cells = [
+        rows.append([
             system["name"],
             *(score(system, metric) for metric in metrics),
             number(system["params"], ".2f", 1e-6, " M"),
@@ -99,9 +107,8 @@ def table(report: dict[str, Any]) -> list[str]:
             number(system["latency_ms_p90"], ".2f"),
             number(faster, ".1f"),
             number(batched, ",.0f"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        ])  # fmt: skip
+    return table_lines(titles, rows)
 
 
 def machine(found: dict[str, Any]) -> str:
@@ -164,14 +171,14 @@ def ratio_table(found: dict[str, Any]) -> list[str]:
     pairs = dict[str, float]()
     for key, value in found["ratios"].items():
         pairs |= {f"{key}: {inner}": ratio for inner, ratio in value.items()} if isinstance(value, dict) else {key: value}
-    return ["| ratio | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in pairs.items())]
+    return table_lines(["ratio", ""], [[key.replace("_", " "), f"{value:.2f}"] for key, value in pairs.items()])
 
 
 def study_table(found: dict[str, Any]) -> list[str]:
     """Trials an hour by workers; what became of a study on a server."""
     lines = []
     if "workers" in found:
-        lines += ["| workers | trials an hour |", "|---|---|", *(f"| {row['workers']} | {row['trials_per_hour']:.1f} |" for row in found["workers"])]
+        lines += table_lines(["workers", "trials an hour"], [[str(row["workers"]), f"{row['trials_per_hour']:.1f}"] for row in found["workers"]])
         lines += ["", f"The last row is {found['ratio']:.2f} times the first."]
     if server := found.get("postgres"):
         lines += ["", f"On a PostgreSQL server: {server['trials']} trials asked, {server['complete']} complete; {server['workers_killed']} worker"
@@ -181,10 +188,11 @@ def study_table(found: dict[str, Any]) -> list[str]:
 
 def diagnosis_table(found: dict[str, Any]) -> list[str]:
     """The searched cells against their controls, then what the search knew."""
-    lines = [f"| equal cost, equal retraining | {found['metric']} | searched ahead, points | in the control's sd |", "|---|---|---|---|"]
+    rows = []
     for name, row in found["controls"].items():
         ahead = (number(row.get("searched_ahead"), "+.1f", 100), number(row.get("ahead_in_sds"), "+.1f"))
-        lines.append("| " + " | ".join([name.replace("_", " "), spread(row["mean"], row["sd"]), *ahead]) + " |")
+        rows.append([name.replace("_", " "), spread(row["mean"], row["sd"]), *ahead])
+    lines = table_lines(["equal cost, equal retraining", found["metric"], "searched ahead, points", "in the control's sd"], rows)
     gaps = {key: mean(seed["gap"][key] for seed in found["seeds"]) for key in ("supernet_path", "derived", "retrained")}
     alike, entropy = found["agreement"], found["seeds"][0]["entropy"]
     lines += ["", "Validation texts, mean of the searches: " + ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f}" for key, value in gaps.items()) + "."]
@@ -201,26 +209,25 @@ def diagnosis_table(found: dict[str, Any]) -> list[str]:
 
 def pairs_table(found: dict[str, Any]) -> list[str]:
     """What each operation between two texts is worth."""
-    lines = [f"| one cell, equal MACs | width | {found['metric']} | ahead of two inputs | ahead of one joint sequence |", "|---|---|---|---|---|"]
+    rows = []
     for row in found["cells"]:
         gains = (spread(row[f"gain_over_{base}"]["mean"], row[f"gain_over_{base}"]["sd"]) for base in ("two_inputs", "joint"))
-        lines.append("| " + " | ".join([row["system"].replace("_", " "), str(row["width"]), f"{100 * row['mean']:.1f}", *gains]) + " |")
-    return lines
+        rows.append([row["system"].replace("_", " "), str(row["width"]), f"{100 * row['mean']:.1f}", *gains])
+    return table_lines(["one cell, equal MACs", "width", found["metric"], "ahead of two inputs", "ahead of one joint sequence"], rows)
 
 
 def ablation_table(found: dict[str, Any]) -> list[str]:
     """What each lever gives on top of those above it."""
-    lines = [f"| with all above | {found['metric']} | texts | parameters | MACs |", "|---|---|---|---|---|"]
-    for row in found["rows"]:
-        cells = (row["row"].replace("_", " "), spread(row["mean"], row["spread"]), f"{row['texts']:,}", f"{row['params'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f} M")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return table_lines(["with all above", found["metric"], "texts", "parameters", "MACs"], [
+        [row["row"].replace("_", " "), spread(row["mean"], row["spread"]), f"{row['texts']:,}", f"{row['params'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f} M"]
+        for row in found["rows"]
+    ])  # fmt: skip
 
 
 def sweep_table(found: dict[str, Any]) -> list[str]:
     """What became of every run of a sweep."""
-    lines = ["| run | status | times its process was lost |", "|---|---|---|"]
-    return lines + [f"| {run} | {status} | {found['lost'][run]} |" for run, status in found["status"].items()]
+    rows = [[run, status, str(found["lost"][run])] for run, status in found["status"].items()]
+    return table_lines(["run", "status", "times its process was lost"], rows)
 
 
 def spread(centre: float, sd: float | None) -> str:
@@ -231,35 +238,33 @@ def spread(centre: float, sd: float | None) -> str:
 def cofi_table(found: dict[str, Any]) -> list[str]:
     """CoFi's models: score, share of the dense model's, what is gone, speed."""
     first = found["rows"][0]
-    lines = [f"| model | {found['metric']} | of the dense model's | encoder parameters gone | ms ({first['runtime']}, 1 × {first['seq_len']}) | × dense | training s |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for row in found["rows"]:
-        cells = [
+    speed = f"ms ({first['runtime']}, 1 × {first['seq_len']})"
+    return table_lines(["model", found["metric"], "of the dense model's", "encoder parameters gone", speed, "× dense", "training s"], [
+        [
             row["name"], spread(row["score_mean"], row["score_sd"]), f"{100 * row['score_to_dense']:.1f}%", f"{100 * row['encoder_sparsity']:.1f}%",
             f"{row['latency_ms_p50']:.2f}", f"{row['speed_to_dense']:.1f}", number(row["train_seconds"], ".0f"),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        ]
+        for row in found["rows"]
+    ])  # fmt: skip
 
 
 def ticket_table(found: dict[str, Any]) -> list[str]:
     """EarlyBERT beside dense fine-tuning: score and the training time saved."""
-    lines = [f"| system | {found['metric']} | encoder parameters gone | training s | time saved | processor time saved |", "|---|---|---|---|---|---|"]
+    rows = []
     for key, row in found["summary"].items():
         saved = (f"{100 * row[name]:.0f}%" for name in ("time_saved_share", "cpu_time_saved_share"))
         name = next(one["system"] for one in found["rows"] if one["key"] == key)
-        cells = [name, spread(row["score_mean"], row["score_sd"]), f"{100 * row['encoder_sparsity']:.1f}%", f"{row['train_seconds']:.0f}", *saved]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append([name, spread(row["score_mean"], row["score_sd"]), f"{100 * row['encoder_sparsity']:.1f}%", f"{row['train_seconds']:.0f}", *saved])
+    return table_lines(["system", found["metric"], "encoder parameters gone", "training s", "time saved", "processor time saved"], rows)
 
 
 def methods_table(found: dict[str, Any]) -> list[str]:
     """AdaBERT and CoFi at equal latency."""
-    lines = ["| task | CoFi | score | ms | AdaBERT at most as slow: score | ms |", "|---|---|---|---|---|---|"]
+    rows = []
     for pair in found["equal_latency"]:
         student = (number(pair["adabert_score"], ".1f", 100), number(pair["adabert_latency_ms"], ".2f"))
-        cells = (pair["task"], pair["cofi"].removeprefix("CoFi "), f"{100 * pair['score']:.1f}", f"{pair['latency_ms']:.2f}", *student)
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append([pair["task"], pair["cofi"].removeprefix("CoFi "), f"{100 * pair['score']:.1f}", f"{pair['latency_ms']:.2f}", *student])
+    lines = table_lines(["task", "CoFi", "score", "ms", "AdaBERT at most as slow: score", "ms"], rows)
     return [*lines, "", "AdaBERT stands for this project's searched students (space `adasearch`), which learned from texts without labels as well, whose"
             " teacher labelled them; CoFi, as published, from the labelled ones alone."]  # fmt: skip
 
@@ -270,7 +275,7 @@ def sparse_table(found: dict[str, Any]) -> list[str]:
     rows = {(row["task"], row["kind"]): row for row in found["rows"]}
     heads = [f"{task} ({rows[task, kinds[0]]['metric']})" for task in tasks]
     titles = ["system", *heads, "mean", "zeros", "x smaller, nominal", "x smaller, whole file", f"ms ({tasks[0]})", "in"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    cells = []
     for kind in kinds:
         first = rows[tasks[0], kind]
         known = [rows.get((task, kind)) for task in tasks]
@@ -278,9 +283,8 @@ def sparse_table(found: dict[str, Any]) -> list[str]:
         sizes = [number(first["size_ratios"].get(name), ".1f") for name in ("nominal", "whole")]
         speed = [number(first["latency_ms_p50"], ".2f"), f"{first['runtime']} {first['precision']}, {first['batch_size']} × {first['seq_len']}"]
         zeros = number(first["encoder_sparsity"], ".1f", 100, "%")
-        cells = [kind.replace("_", " "), *scores, number(found["means"].get(kind), ".1f", 100), zeros, *sizes, *speed]
-        lines.append("| " + " | ".join(cells) + " |")
-    time = found["time"]
+        cells.append([kind.replace("_", " "), *scores, number(found["means"].get(kind), ".1f", 100), zeros, *sizes, *speed])
+    lines, time = table_lines(titles, cells), found["time"]
     if time["saved_s"]:  # by more than one task
         lines += ["", f"One sparse model for {time['tasks']} tasks: {time['one_sparse_model_s']:,.0f} s of training; one for each task would take "
                   f"{time['one_for_each_task_s']:,.0f} s ({100 * time['saved_share']:.0f}% saved)."]  # fmt: skip
@@ -290,10 +294,9 @@ def sparse_table(found: dict[str, Any]) -> list[str]:
 def low_bit_table(found: dict[str, Any]) -> list[str]:
     """Systems and ablations of QuantGPT: the score over the seeds, and how much smaller the file is."""
     metric = found["metric"]
-    lines = [f"| bits | system | {metric}, {found['split']} split |", "|---|---|---|", f"| 32 | full precision | {found['full_precision'][metric]:.2f} |"]
-    for row in found["rows"]:
-        lines.append(f"| {row['bits']} | {low_bit_name(row)} | {row[metric]['mean']:.2f} ± {row[metric]['sd']:.2f} |")
-    return lines
+    rows = [["32", "full precision", f"{found['full_precision'][metric]:.2f}"]]
+    rows += [[row["bits"], low_bit_name(row), f"{row[metric]['mean']:.2f} ± {row[metric]['sd']:.2f}"] for row in found["rows"]]
+    return table_lines(["bits", "system", f"{metric}, {found['split']} split"], rows)
 
 
 def low_bit_name(row: dict[str, Any]) -> str:

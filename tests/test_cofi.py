@@ -27,7 +27,7 @@ from adasearch.config import FinetuneConfig, FitConfig
 from adasearch.encoder import axes_of, from_hugging_face
 from adasearch.encoder_latency import PARTS, EncoderLatency, EncoderLatencyTable, EncoderShape
 from adasearch.encoder_latency_bench import shape_of
-from adasearch.encoder_problem import EncoderProblem, open_problem
+from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_training import Outcome, Recipe, Workplace, train_recipe
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json
@@ -261,7 +261,9 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> EncoderProblem:
     """The tiny task with a dense model of it."""
     folder = tmp_path_factory.mktemp("cofi")
     config = settings(folder)
-    return open_problem(config, load_task(config), folder / "run", Accelerator(cpu=True), Progress())
+    found = load_problem(config, load_task(config), folder / "run", Accelerator(cpu=True), Progress())
+    train_dense(config, found)
+    return found
 
 
 def settings(folder: Path, **changes: Any) -> CofiConfig:

@@ -10,6 +10,7 @@ import pytest
 from pictures import assert_disjoint, assert_inside, history, random_report, rendered
 
 from adasearch import curves
+from adasearch.canvas import save_figure
 from adasearch.errors import ConfigError
 
 
@@ -35,7 +36,7 @@ def test_search_curves_show_the_records() -> None:
 
 @pytest.mark.parametrize("records", [history(1, 0), history(5, 5), [{"step": 3, "loss": 1.0, "terms": {}}]])
 def test_short_and_sparse_histories_can_be_drawn(records: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert all(path.stat().st_size > 1_000 for path in curves.draw_search(records, tmp_path / "search"))
+    assert all(path.stat().st_size > 1_000 for path in save_figure(curves.search_figure(records), tmp_path / "search"))
 
 
 @pytest.mark.parametrize("steps", [2, 40])

@@ -16,7 +16,7 @@ from tiny import tiny_architecture
 
 from adasearch import draw
 from adasearch.architecture import Architecture, Edge, Macro
-from adasearch.canvas import COLOURS, family
+from adasearch.canvas import COLOURS, family, save_figure
 from adasearch.errors import ConfigError
 from adasearch.layout import cell_params, input_lines, place_edges
 from adasearch.operations import OPERATIONS
@@ -84,7 +84,7 @@ def test_svg_holds_every_edge_with_name_width_and_cost(tmp_path: Path) -> None:
     edges = [Edge(1, "conv3"), Edge(1, "conv3"), Edge(1, "soft_alignment"), Edge(2, "skip")]
     architecture = Architecture("mine", "0" * 16, ((tuple(edges[:2]), tuple(edges[2:])),) * 3, 192, Macro(inputs="two"))
     costs = {"conv3": (49_280, 49_152), "soft_alignment": (1_250_000, 999), "skip": (0, 0)}
-    svg, png = draw.draw_cell(architecture, tmp_path / "v1.2", costs)
+    svg, png = save_figure(draw.cell_figure(architecture, costs), tmp_path / "v1.2")
     assert (svg.name, png.name) == ("v1.2.svg", "v1.2.png") and png.read_bytes()[:4] == b"\x89PNG"
     text = svg.read_text(encoding="utf-8")
     words = re.findall(r"<text[^>]*>([^<]*)</text>", text)
@@ -94,7 +94,7 @@ def test_svg_holds_every_edge_with_name_width_and_cost(tmp_path: Path) -> None:
     assert {"cell 1: sentence 1", "cell 2: sentence 2", "cell 1: sentence 2"} <= set(words)
     assert len(re.findall(r'id="edge-cells-1–3-\d-\d-', text)) == 4
     assert {"convolution", "attention"} <= set(words) and "pool" not in words  # the legend holds what is there
-    again, _ = draw.draw_cell(architecture, tmp_path / "again", costs)
+    again, _ = save_figure(draw.cell_figure(architecture, costs), tmp_path / "again")
     assert again.read_text(encoding="utf-8") == text, "the same figure must give the same file"
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 
 from adasearch.deploy import load_deployment
 from adasearch.encoder import from_hugging_face
-from adasearch.encoder_problem import load_problem, open_problem
+from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_training import Workplace, is_part, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
@@ -234,10 +234,17 @@ def test_zeros_of_a_dense_model_in_int8_are_counted_among_its_own_weights(run: P
     assert Int8Form(config).sparsity(problem, problem.load(run / "student")) == pytest.approx(SPARSITY, abs=0.05)
 
 
+def open_problem(config: PruneOfaTaskConfig, folder: Path) -> EncoderProblem:
+    """The problem with the dense model ready, which is trained first where none is given."""
+    problem = load_problem(config, load_task(config), folder, Accelerator(cpu=True), Progress())
+    train_dense(config, problem)
+    return problem
+
+
 def test_lock_can_begin_with_what_the_dense_model_has_learned(run: Path) -> None:
     """A sparse copy of the pre-trained model then is the dense fine-tuned one, but for its zeros; else only its own weights count."""
     config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"), output_dir=str(run.parent / "again"), baselines=False)
-    problem = open_problem(config, load_task(config), run.parent / "again", Accelerator(cpu=True), Progress())
+    problem = open_problem(config, run.parent / "again")
     dense, before = problem.dense().state_dict(), problem.pretrained(42).state_dict()
     own, names = open_source(config, problem).start(42)
     begun, _ = open_source(dataclasses.replace(config, teach=TeachConfig(start="teacher")), problem).start(42)
@@ -254,7 +261,7 @@ def test_a_sparse_model_without_a_pooler_has_that_of_the_model_it_was_made_of(ru
     shutil.copytree(run.parent / "sparse", tmp_path / "bare")
     bare.save_pretrained(tmp_path / "bare")
     config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"), output_dir=str(tmp_path / "again"), sparse_model=str(tmp_path / "bare"))
-    problem = open_problem(config, load_task(config), tmp_path / "again", Accelerator(cpu=True), Progress())
+    problem = open_problem(config, tmp_path / "again")
     model, _ = open_source(config, problem).start(7)
     assert torch.equal(model.head.dense.weight, problem.pretrained(3).head.dense.weight)
 
@@ -325,7 +332,7 @@ def test_every_stage_learns_from_teacher_labels_and_layers_by_their_weights(
 ) -> None:
     """What each stage is begun with, on eight of its own texts, against the terms written out from the dense model's outputs."""
     config = tiny_prune_ofa(tmp_path, **WITHOUT_GRAPHS, baselines=False, direct=True, teach=teach)
-    problem = open_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    problem = open_problem(config, tmp_path / "run")
     torch.nn.init.normal_(problem.teacher.model.classifier.weight)  # sure of something that no new head says
     fit, seen, expected = Workplace.fit, {}, {}
 

@@ -20,7 +20,7 @@ from adasearch.answers_file import QuestionAnswerer
 from adasearch.config import FinetuneConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_layers import EncoderForQuestionAnswering
-from adasearch.encoder_problem import open_problem
+from adasearch.encoder_problem import load_problem, train_dense
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_json
@@ -67,7 +67,8 @@ def config_of(folder: Path, **changes: object) -> EncoderRunConfig:
 
 def open_questions(folder: Path, config: EncoderRunConfig) -> QuestionProblem:
     config.check()
-    problem = open_problem(config, load_task(config), folder / "run", Accelerator(cpu=True), Progress())
+    problem = load_problem(config, load_task(config), folder / "run", Accelerator(cpu=True), Progress())
+    train_dense(config, problem)
     assert isinstance(problem, QuestionProblem)
     return problem
 

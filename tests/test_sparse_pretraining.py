@@ -44,7 +44,7 @@ from adasearch.qdq_export import export_folder
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
 from adasearch.report_files import rebuild_report
-from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, follows_pattern, lock_pattern, pattern_of, prune_once, sparsity_of
+from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, lock_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_run import pretrain_sparse
 from adasearch.sparsity import dropped_count
@@ -63,6 +63,11 @@ def pruning(pattern: str = "unstructured", final: float = 0.85, scope: str = "la
 def sparse_method(teacher: PreTrainedModel, **options: Any) -> SparsePretraining:
     where = {name: options.pop(name) for name in ("pattern", "final", "scope") if name in options}
     return SparsePretraining(CONFIG, tiny_masking(), teacher, pruning(**where), **options)
+
+
+def is_2_of_4(weight: Tensor) -> bool:
+    """Whether at most two of every four inputs' weights are left, (outputs, inputs)."""
+    return int((weight.detach() != 0).reshape(-1, 4).sum(-1).max()) <= 2
 
 
 def train(model: PreTrainedModel, method: Method, examples: MaskedBlocks | Examples, folder: Path, **options: Any) -> list[dict[str, Any]]:
@@ -165,7 +170,7 @@ def test_it_ends_exactly_as_sparse_as_asked(tmp_path: Path, pattern: str, final:
     else:
         assert zeros == {name: dropped_count(final, layer.weight.numel()) for name, layer in layers.items()}
     if pattern == "2:4":
-        assert all(follows_pattern(layer.weight.detach(), Pattern.parse(pattern)) for layer in layers.values())
+        assert all(is_2_of_4(layer.weight) for layer in layers.values())
     schedule = method.pruning.schedule
     for record in history:
         last = max(step for step in range(record["step"]) if schedule.is_update(step))
@@ -230,7 +235,7 @@ def test_zeros_that_a_model_begins_with_stay_from_the_first_step_on(
         held, least = int((~start[name]).sum()), dropped_count(final, layer.weight.numel())
         if scope == "layer":
             assert int((~zeros[name]).sum()) >= max(held, least) and (pattern == "2:4" or int((~zeros[name]).sum()) == max(held, least)), name
-        assert pattern != "2:4" or follows_pattern(layer.weight.detach(), Pattern.parse(pattern))
+        assert pattern != "2:4" or is_2_of_4(layer.weight)
     if scope == "global":
         assert sum(int((~kept).sum()) for kept in zeros.values()) == dropped_count(final, sum(kept.numel() for kept in zeros.values()))
 

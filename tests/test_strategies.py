@@ -19,6 +19,7 @@ from test_fit import Killed, KillAt, examples, run
 from tiny import make_certain, randomise, tiny_config, tiny_space
 from torch import Tensor, nn
 
+from adasearch.architecture import Architecture, Edge
 from adasearch.comparison import TEXTS, comparison_texts, member_loss
 from adasearch.config import DistillConfig, SearchConfig
 from adasearch.errors import ConfigError
@@ -31,7 +32,7 @@ from adasearch.progress import Progress
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.shrink import shrink
 from adasearch.strategies import find_strategy, remark
-from adasearch.supernet import Supernet
+from adasearch.supernet import Draw, Supernet
 
 THREE = ("conv3", "max_pool3", "skip")
 SMOOTH = ("gated_conv3", "self_attention", "skip")  # derivatives of any order, for finite differences
@@ -147,6 +148,14 @@ def test_the_second_order_is_that_of_an_unrolled_step(monkeypatch: pytest.Monkey
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items()), "the weights are where they were"
 
 
+def member_of(supernet: Supernet, draw: Draw) -> Architecture:
+    """The member that a draw runs; its paths must hold one candidate an edge."""
+    space, depth = supernet.space, supernet.depth_gate.choices[draw.depth]
+    width = max(space.widths) if draw.keep_D is None else int(draw.keep_D.detach().sum().round())
+    cells = [tuple(tuple(Edge(step.source, step.operation) for step in node) for node in path) for path in draw.paths]
+    return Architecture(space.name, space.digest, tuple(cells * depth if len(cells) == 1 else cells[:depth]), width, space.macro, 0)
+
+
 @pytest.mark.parametrize("strategy", ["gdas", "gumbel", "proxyless", "one_shot"])
 @pytest.mark.parametrize("sample_edges", [True, False])
 def test_a_sampled_forward_is_that_of_the_member(strategy: str, sample_edges: bool) -> None:
@@ -155,7 +164,7 @@ def test_a_sampled_forward_is_that_of_the_member(strategy: str, sample_edges: bo
     for _ in range(3):
         draw = method.draw(supernet)
         output = supernet(batch["input_ids"], batch["attention_mask"], draw)
-        student = shrink(supernet, supernet.member_of(draw)).double().train()
+        student = shrink(supernet, member_of(supernet, draw)).double().train()
         assert torch.allclose(student(batch["input_ids"], batch["attention_mask"]).logits, output.logits[output.drawn], atol=1e-8)
 
 

@@ -29,17 +29,19 @@ def test_certain_gates_cost_what_is_left(family: str, task: str) -> None:
     axes = axes_of(model)
     for name, values in every_gate(model).items():
         smaller = shrink_encoder(model, values)
-        counts = {scope: 0 for scope in SCOPES}
+        counts, macs = {scope: 0 for scope in SCOPES}, sum(2 * 7**2 * smaller.config.head_size * heads for heads in smaller.config.heads)
         for parameter_name, parameter in smaller.named_parameters():
             in_layer, is_norm = "layers." in parameter_name, "_norm." in parameter_name
             counts["all"] += parameter.numel()
             counts["encoder"] += in_layer * parameter.numel()
             counts["prunable"] += (in_layer and not is_norm) * parameter.numel()
+            if parameter.ndim == 2 and "embeddings" not in parameter_name:  # of each of seven tokens; a label is the text's
+                macs += parameter.numel() * (7 if in_layer or task == "question_answering" else 1)
         for scope, count in counts.items():
             for certain in (values.kept(), values.map(lambda tensor: (tensor != 0).double())):
                 assert float(axes.expected_params(certain, scope)) == pytest.approx(count, abs=1e-6), (name, scope)
             assert float(axes_of(smaller).expected_params(None, scope)) == count, (name, scope)
-        assert float(axes.expected_macs(values.kept(), 7)) == count_macs(smaller, 7), name
+        assert count_macs(smaller, 7) == macs, name
         assert float(axes.sparsity(values.kept())) == pytest.approx(1 - counts["prunable"] / float(axes.expected_params()))
 
 
@@ -90,7 +92,6 @@ def test_derivatives_are_those_of_finite_differences(edge: bool) -> None:
     inputs = tuple(tensor.requires_grad_() for tensor in p.tensors())
     for scope in SCOPES:
         assert torch.autograd.gradcheck(lambda *tensors: SMALL.expected_params(with_values(tensors), scope), inputs)
-    assert torch.autograd.gradcheck(lambda *tensors: SMALL.expected_macs(with_values(tensors), 11), inputs)
 
 
 def test_bert_bases_prunable_parameters_are_the_papers() -> None:
@@ -121,7 +122,6 @@ def test_what_is_not_gated_is_open(families: list[str]) -> None:
     values = SMALL.ones(families)
     assert (values.heads is None) == ("heads" not in families) and (values.ffn_N is None) == ("layers" not in families)
     assert float(SMALL.expected_params(values, "all")) == float(SMALL.expected_params(None, "all"))
-    assert float(SMALL.expected_macs(values, 5)) == float(SMALL.expected_macs(None, 5))
 
 
 def test_values_survive_being_plain() -> None:
