@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import KillAt, Killed
 from tiny import tiny_config, tiny_space
 
 from adasearch.config import DistillConfig, FitConfig, SearchConfig
@@ -26,21 +27,6 @@ from adasearch.supernet import Supernet
 from adasearch.tokens import Examples, TokenStore
 
 STEPS = 9
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing of ours catches it."""
-
-
-class KillAt(Progress):
-    """Kills the run when it reports a step; with a record every step that is any step one likes."""
-
-    def __init__(self, at: int | None):
-        self.at = at
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        if done == self.at:
-            raise Killed
 
 
 def examples(count: int = 40) -> Examples:

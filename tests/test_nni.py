@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_fit import Killed, KillAt, examples
+from hearing import KillAt, Killed
+from test_fit import examples
 from tiny import batch_of, random_supernet, texts, tiny_config, tiny_space
 from tiny_task import tiny_run
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import KillAt, Killed
 from test_cost import LENGTH, mean_cost
-from test_fit import Killed, KillAt, examples, run
+from test_fit import examples, run
 from tiny import make_certain, randomise, tiny_config, tiny_space
 from torch import Tensor, nn
 
