@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hearing import Heard
-from test_fit import examples
 from tiny import tiny_config, tiny_space
+from tiny_fit import examples
 
 from adasearch.architecture import Architecture
 from adasearch.comparison import member_loss

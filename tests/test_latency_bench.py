@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from hearing import Heard, KillAt, Killed
-from test_fit import examples
 from tiny import tiny_architecture, tiny_config, tiny_macro, tiny_space
+from tiny_fit import examples
 from tiny_task import tiny_run
 
 from adasearch import cli

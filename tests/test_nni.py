@@ -14,8 +14,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from hearing import KillAt, Killed
-from test_fit import examples
 from tiny import batch_of, random_supernet, texts, tiny_config, tiny_space
+from tiny_fit import examples
 from tiny_task import tiny_run
 
 pytest.importorskip("nni")

@@ -19,6 +19,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from hearing import Heard
+from tiny_encoder import FAMILIES, make_model
+from tiny_questions import find_questions, random_questions, save_reader, tiny_reader, tokenizer_with_limit
+from tiny_words import PIECES as WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
@@ -39,9 +42,6 @@ from adasearch.questions import Questions, _answers, asks_questions
 from adasearch.reader import Reader, cached_spans, load_reader, needs_answers, score_reader, spans_of
 from adasearch.span_objectives import span_kl_loss, span_loss
 from adasearch.tasks import load_task
-from tests.tiny_encoder import FAMILIES, make_model
-from tests.tiny_questions import find_questions, random_questions, save_reader, tiny_reader, tokenizer_with_limit
-from tests.tiny_words import PIECES as WORDS
 
 TINY = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10)
 
