@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from hearing import Heard, KillAt, Killed
-from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, make_encoder, make_model
+from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, forward, make_encoder, make_model
 from tiny_encoder_run import tiny_settings
 from tiny_task import write_csv
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
@@ -45,10 +45,6 @@ from adasearch.tasks import load_task
 
 SHAPE = EncoderShape(HIDDEN, HIDDEN // HEADS, (HEADS,) * LAYERS, (NEURONS,) * LAYERS)
 LATENCY = EncoderLatency(SHAPE, tuple(0.1 + 0.01 * n for n in range(len(PARTS))))
-
-
-def forward(model: torch.nn.Module, batch: dict[str, Any], **inputs: Any) -> Any:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
 
 
 def pruning(task: str = "single_label", **changes: Any) -> tuple[CofiPrune, Any, dict[str, Any]]:

@@ -5,7 +5,6 @@ References: enumeration of every member of a tiny space, numel of the parameters
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 import torch

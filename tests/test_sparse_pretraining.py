@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from hearing import KillAt, Killed
+from tiny_encoder import forward
 from tiny_masked import VOCABULARY, save_lines, save_masked, tiny_bert, tiny_blocks, tiny_masking
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -282,10 +283,6 @@ def test_a_new_head_learns_alone_first(tmp_path: Path) -> None:
     body = [name for name in start if name.startswith("bert.encoder") and name.endswith("query.weight")]
     assert body and not any(torch.equal(after[name], start[name]) for name in body)
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def forward(model: PreTrainedModel, batch: dict[str, Tensor], **inputs: Any) -> Any:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
 
 
 LABELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
