@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hearing import Heard, KillAt, Killed
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -420,23 +421,6 @@ def test_impossible_requests_fail_before_the_first_text(wordpiece: Any) -> None:
         stream_transfer(empty, material.config, **arguments)
 
 
-class Recorder(Progress):
-    """Remembers what it hears; stops the work like a key press once ``stop_at`` texts are done."""
-
-    def __init__(self, stop_at: int | None = None):
-        self.stop_at, self.warnings, self.done_before = stop_at, [], -1
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.done_before = done
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        if self.stop_at is not None and done >= self.stop_at:
-            raise KeyboardInterrupt
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 def build(material: Material, cache: Path, progress: Progress, *, chunk: int = 300, seed: int = 1) -> TokenStore:
     return build_transfer(
         material.store, material.config, material.pieces, material.table_VK,
@@ -446,24 +430,24 @@ def build(material: Material, cache: Path, progress: Progress, *, chunk: int = 3
 
 def test_interrupted_build_ends_with_the_same_texts(wordpiece: Any, tmp_path: Path) -> None:
     material = make(wordpiece, SENTENCES, size=1_000, **MIXED)
-    whole = build(material, tmp_path / "whole", Recorder())
+    whole = build(material, tmp_path / "whole", Heard())
     for stop_at in (300, 600, 1_000):
-        with pytest.raises(KeyboardInterrupt):
-            build(material, tmp_path / "cut", Recorder(stop_at))
-    resumed = Recorder()
+        with pytest.raises(Killed):
+            build(material, tmp_path / "cut", KillAt(stop_at))
+    resumed = Heard()
     cut = build(material, tmp_path / "cut", resumed)
-    assert resumed.done_before == 1_000  # went on where the chunks ended
-    other_chunks = build(material, tmp_path / "other", Recorder(), chunk=170)
-    from_cache = build(material, tmp_path / "whole", Recorder(stop_at=0))
+    assert resumed.stages == [("transfer set", 1_000, 1_000)]  # went on where the chunks ended
+    other_chunks = build(material, tmp_path / "other", Heard(), chunk=170)
+    from_cache = build(material, tmp_path / "whole", KillAt(0))
     for store in (cut, other_chunks, from_cache):
         assert np.array_equal(store.ids, whole.ids) and np.array_equal(store.offsets, whole.offsets)
-    assert not np.array_equal(build(material, tmp_path / "whole", Recorder(), seed=2).ids, whole.ids)
+    assert not np.array_equal(build(material, tmp_path / "whole", Heard(), seed=2).ids, whole.ids)
     assert len(list((tmp_path / "cut").iterdir())) == 2  # the chunks are gone
 
 
 def test_built_texts_are_new_and_different(wordpiece: Any, tmp_path: Path) -> None:
     material = make(wordpiece, SENTENCES, size=1_000, **MIXED)
-    made = build(material, tmp_path, Recorder())
+    made = build(material, tmp_path, Heard())
     texts = [tuple(made[n]) for n in range(len(made))]
     assert len(texts) == 1_000 == len(set(texts))
     assert not set(texts) & {tuple(material.store[n]) for n in range(len(material.store))}
@@ -473,7 +457,7 @@ def test_built_texts_are_new_and_different(wordpiece: Any, tmp_path: Path) -> No
 def test_too_little_material_ends_with_a_warning(wordpiece: Any, tmp_path: Path) -> None:
     """Three words have two fragments of two words, and no third text can come of them."""
     material = make(wordpiece, ["the film was"], size=30, neighbours=0, fragments=1, splices=0)
-    progress = Recorder()
+    progress = Heard()
     made = build(material, tmp_path, progress)
     found = {wordpiece.decode(made[n], skip_special_tokens=True) for n in range(len(made))}
     assert found == {"the film", "film was"} and len(made) == 2
@@ -483,4 +467,4 @@ def test_too_little_material_ends_with_a_warning(wordpiece: Any, tmp_path: Path)
 
 def test_nothing_asked_nothing_made(wordpiece: Any, tmp_path: Path) -> None:
     material = make(wordpiece, SENTENCES, size=0)
-    assert len(build(material, tmp_path, Recorder())) == 0 and not list(tmp_path.iterdir())
+    assert len(build(material, tmp_path, Heard())) == 0 and not list(tmp_path.iterdir())

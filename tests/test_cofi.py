@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, make_encoder, make_model
+from hearing import Heard, KillAt, Killed
+from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, forward, make_encoder, make_model
 from tiny_encoder_run import tiny_settings
 from tiny_task import write_csv
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
@@ -44,10 +45,6 @@ from adasearch.tasks import load_task
 
 SHAPE = EncoderShape(HIDDEN, HIDDEN // HEADS, (HEADS,) * LAYERS, (NEURONS,) * LAYERS)
 LATENCY = EncoderLatency(SHAPE, tuple(0.1 + 0.01 * n for n in range(len(PARTS))))
-
-
-def forward(model: torch.nn.Module, batch: dict[str, Any], **inputs: Any) -> Any:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
 
 
 def pruning(task: str = "single_label", **changes: Any) -> tuple[CofiPrune, Any, dict[str, Any]]:
@@ -304,31 +301,13 @@ def test_a_training_reaches_its_target_and_is_cut_exactly(problem: EncoderProble
     assert outcome.stages == ("prune",)
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
-class Killer(Progress):
-    """Ends the training ``at`` a step of a stage."""
-
-    def __init__(self, stage: str, at: int):
-        self.wanted, self.at, self.name = stage, at, ""
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.name = title
-
-    def step(self, done: int, **metrics: Any) -> None:
-        if self.name.endswith(f": {self.wanted}") and done >= self.at:
-            raise Killed
-
-
 def test_a_kill_in_any_phase_changes_nothing(problem: EncoderProblem, tmp_path: Path) -> None:
     config = settings(tmp_path, checkpoint_seconds=0.02, prune_epochs=3.0, evaluations=2)
     whole = train(problem, config, tmp_path / "whole")
     for phase, at in (("prefinetune", 4), ("prune", 5), ("prune", 16), ("finetune", 5)):
         folder = tmp_path / f"{phase}-{at}"
         with pytest.raises(Killed):
-            train(problem, config, folder, Killer(phase, at))
+            train(problem, config, folder, KillAt(at, f": {phase}"))
         resumed = train(problem, config, folder)
         ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), (phase, at)
@@ -355,7 +334,7 @@ def test_the_best_that_was_offered_is_kept_whatever_came_after(tmp_path: Path, m
 def test_each_phase_hands_on_its_best_evaluation(problem: EncoderProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scores peak in the middle, where neither the first model is, nor the last, nor the one with the worst score."""
     config = settings(tmp_path, prune_epochs=1.0, warmup_epochs=0.2, sparsity_epsilon=1.0, families=["heads", "neurons"])
-    listener, offer, peak = Killer("nothing", 0), Best.offer, 3
+    listener, offer, peak = Heard(), Best.offer, 3
     scored: dict[str, list[dict[str, torch.Tensor]]] = {"prefinetune": [], "prune": [], "finetune": []}
     maps: dict[str, dict[str, torch.Tensor]] = {}  # between the layers, at the peak
 
@@ -363,7 +342,7 @@ def test_each_phase_hands_on_its_best_evaluation(problem: EncoderProblem, tmp_pa
         return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def scores(self: EncoderProblem, model: torch.nn.Module, examples: Any) -> dict[str, float]:
-        seen = scored[listener.name.rpartition(": ")[2]]
+        seen = scored[listener.titles[-1].rpartition(": ")[2]]
         seen.append(copy_of(model))
         return {self.task.metric: 1 / (1 + abs(len(seen) - 1 - peak))}
 
@@ -473,7 +452,7 @@ def test_successive_targets_are_one_rising_pruning(problem: EncoderProblem, tmp_
         assert after[0]["multipliers"][1] >= before[-1]["multipliers"][1] > 0, "this multiplier never falls"
     with pytest.raises(Killed):  # and a kill in the second changes nothing
         for recipe in recipes[:2]:
-            recipe.train(place("killed", recipe, Killer("prune", 5) if recipe is recipes[1] else None))
+            recipe.train(place("killed", recipe, KillAt(5, ": prune") if recipe is recipes[1] else None))
     resumed = [recipe.train(place("killed", recipe)) for recipe in recipes[1:]]
     for ours, theirs in zip(outcomes[1:], resumed):
         whole, again = ours.model.state_dict(), theirs.model.state_dict()

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hearing import Heard
 from onnx import TensorProto, helper
 from transformers import BertConfig, BertForSequenceClassification
 
 from adasearch import cold
 from adasearch.cold import Deployed, cold_fields, cold_starts, start_once
-from adasearch.progress import Progress
 from adasearch.runtimes import OnnxRuntime
 
 MEGABYTE = 1 << 20
@@ -40,16 +40,6 @@ def write_graph(path: Path, ballast_bytes: int = 0) -> Path:
 
 def deployed(graph: Path, runtime: str = "onnxruntime") -> Deployed:
     return Deployed(graph.parent, runtime, "fp32", 1, vocab_size=60, graph=graph)
-
-
-class Listener(Progress):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def test_a_start_reports_times_and_memory(tmp_path: Path) -> None:
@@ -94,7 +84,7 @@ def test_starts_take_turns_and_those_that_fail_are_told(tmp_path: Path) -> None:
     good = deployed(write_graph(tmp_path / "good.onnx"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
-    listener = Listener()
+    listener = Heard()
     found = cold_starts({"good": good, "bad": deployed(broken)}, [(1, 4)], starts=2, progress=listener)
     assert found["good"].starts == 2 and found["bad"] is None
     assert len(listener.warnings) == 1 and "bad: onnxruntime fp32: no cold start measured" in listener.warnings[0]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hearing import Heard
 from transformers import BertConfig, BertForSequenceClassification
 
 from adasearch.deploy import Deployment, load_deployed, load_deployment, save_deployment
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import export_student
 from adasearch.measure import hardware
-from adasearch.progress import Progress
 
 TINY = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
         "max_position_embeddings": 24, "num_labels": 3}  # fmt: skip
@@ -36,14 +36,6 @@ def folder(tmp_path: Path) -> Path:
     """A tiny classifier without graphs."""
     BertForSequenceClassification(BertConfig(**TINY)).save_pretrained(tmp_path)
     return tmp_path
-
-
-class Warnings(Progress):
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.heard.append(text)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -108,11 +100,11 @@ def test_the_choice_is_loaded_and_what_is_missing_is_named(folder: Path, monkeyp
 
 
 def test_a_choice_of_another_processor_is_taken_with_a_warning(folder: Path) -> None:
-    progress = Warnings()
+    progress = Heard()
     save_deployment(make_deployment(runtime="torch"), folder)
     load_deployed(folder, progress=progress)
-    assert progress.heard == []
+    assert progress.warnings == []
     save_deployment(make_deployment(runtime="torch", hardware={"cpu": "Z80"}), folder)
     assert load_deployed(folder, progress=progress).name == "torch"
-    (said,) = progress.heard
+    (said,) = progress.warnings
     assert "torch fp32 was the fastest on 'Z80'" in said and "measures anew" in said

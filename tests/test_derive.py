@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_fit import examples
+from hearing import Heard
 from tiny import tiny_config, tiny_space
+from tiny_fit import examples
 
 from adasearch.architecture import Architecture
 from adasearch.comparison import member_loss
@@ -107,16 +108,6 @@ def latency_parts(target_ms: float, **settings) -> tuple[Supernet, AdaBert]:
     return supernet, method
 
 
-class Warned(Progress):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 @pytest.mark.parametrize("how", ["evaluated", "argmax"])
 @pytest.mark.parametrize("target_ms", [1.0, 2.0, 4.0])
 def test_a_latency_target_is_met_and_used(target_ms: float, how: str) -> None:
@@ -138,7 +129,7 @@ def test_a_target_that_only_the_fastest_member_meets_is_met() -> None:
 @pytest.mark.parametrize("slower", [0.7, 1.0, 1.4])
 def test_what_a_member_really_takes_mends_the_choice(slower: float) -> None:
     supernet, method = latency_parts(2.0)
-    told = Warned()
+    told = Heard()
     measured: list[float] = []
 
     def measure(member: Architecture) -> float:
@@ -188,14 +179,14 @@ def test_the_least_loss_decides_where_the_target_holds_nobody_back() -> None:
 def test_a_missed_target_of_macs_is_said_beside_a_latency_that_is_met() -> None:
     supernet, method = latency_parts(50.0)
     method.config = replace(method.config, target_macs=10.0)
-    told = Warned()
+    told = Heard()
     derive(supernet, method, examples(), 0, told, method.latency.predict)
     assert len(told.warnings) == 1 and "no member within the target was found" in told.warnings[0]
 
 
 def test_a_target_that_is_missed_whenever_it_is_measured_is_said_aloud() -> None:
     supernet, method = latency_parts(2.0)
-    told, taken = Warned(), {}
+    told, taken = Heard(), {}
 
     def measure(member: Architecture) -> float:
         taken[member] = 5.0 + len(taken)

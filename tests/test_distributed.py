@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from hearing import Heard, KillAt, Killed
 from tiny import VOCAB, tiny_architecture, tiny_config, tiny_space
 from tiny_task import tiny_run
 from torch import nn
@@ -39,21 +40,6 @@ COUNT, STEPS, SEED = 2, 8, 3
 BATCH = 7  # of which one process takes 4, the other 3
 LAW = {"rtol": 1e-9, "atol": 1e-11}  # float64: sums in another order differ in the last digits
 ADAM = {"rtol": 1e-7, "atol": 1e-9}  # of weights: where a gradient is nothing but rounding (a bias before a norm), Adam magnifies it
-
-
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-class KillAt(Progress):
-    """Ends a process at a step."""
-
-    def __init__(self, at: int):
-        self.at = at
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        if done == self.at:
-            raise Killed
 
 
 def examples() -> Examples:
@@ -117,19 +103,9 @@ def in_every_process(folder: Path) -> dict[str, Any]:
     torch.set_default_dtype(torch.float32)
     with main_first():
         config = tiny_run(folder, controls=[], evaluate=1)
-    found["stages"] = Hears()
+    found["stages"] = Heard()
     pipeline.train(config, found["stages"])
     return found
-
-
-class Hears(Progress):
-    """Keeps the names of the stages."""
-
-    def __init__(self) -> None:
-        self.titles: list[str] = []
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.titles.append(title)
 
 
 class OnlyOneDiverges(Method):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_encoder import forward
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -44,10 +45,6 @@ def examples() -> Examples:
     generator = np.random.default_rng(0)
     texts = [generator.integers(4, 20, generator.integers(3, 9)) for _ in range(40)]
     return Examples(TokenStore.from_lists(texts), 0, np.array([int(text[0] > 11) for text in texts]))
-
-
-def forward(model: Any, batch: dict[str, Tensor], **inputs: Any) -> Any:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
 
 
 def loss(output: Any, batch: dict[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hearing import Heard, KillAt, Killed
 from tiny_encoder import make_encoder
 
 from adasearch.encoder import axes_of
@@ -19,7 +20,6 @@ from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassifica
 from adasearch.errors import ConfigError
 from adasearch.latency import Deployment
 from adasearch.latency_bench import deployment_here
-from adasearch.progress import Progress
 
 HERE = Deployment("a processor", "torch", "1.0", 1, 1)
 CONFIG = EncoderConfig(vocab_size=60, hidden_size=32, head_size=8, heads=[4] * 3, neurons=[64] * 3, max_position_embeddings=40)
@@ -97,29 +97,14 @@ def test_a_table_goes_through_json_and_says_what_it_is_not_of(tmp_path: Path) ->
         EncoderLatencyTable.load(tmp_path / "none.json")
 
 
-class Stopper(Progress):
-    """Ends the work at a stage; keeps the titles and the warnings."""
-
-    def __init__(self, stop_at: str = ""):
-        self.stop_at, self.titles, self.warnings = stop_at, [], []
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.titles.append(title)
-        if self.stop_at and title == self.stop_at:
-            raise KeyboardInterrupt
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 def test_a_table_is_measured_group_by_group_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     here, output = deployment_here("torch"), tmp_path / "table.json"
     small = EncoderConfig(**{**CONFIG.to_dict(), "heads": [4], "neurons": [64]})
-    with pytest.raises(KeyboardInterrupt):
-        build_encoder_table(small, [4], output=output, deployment=here, networks=16, progress=Stopper("latency table, 13 to 16 of 16: export"))
+    with pytest.raises(Killed):
+        build_encoder_table(small, [4], output=output, deployment=here, networks=16, progress=KillAt(0, "latency table, 13 to 16 of 16: export"))
     kept = json.loads((tmp_path / "table.measured.json").read_text())["ms"]
     assert len(kept) == 12 and not output.exists()
-    progress = Stopper()
+    progress = Heard()
     table = build_encoder_table(small, [4], output=output, deployment=here, networks=16, progress=progress)
     assert not any("1 to 12" in title for title in progress.titles), "what was measured is not measured again"
     assert EncoderLatencyTable.load(output) == table and table.fit["networks"] == 16

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from hearing import Heard, KillAt, Killed
 from safetensors.torch import load_file
 from tiny_encoder_run import question_settings, tiny_earlybert
 from tiny_task import rows
@@ -151,36 +152,13 @@ def test_the_student_is_a_hugging_face_model_and_the_verbs_take_it(
 
 
 def test_a_finished_run_trains_nothing_again_and_adds_seeds(finished: Path) -> None:
-    stages: list[str] = []
-
-    class Listen(Progress):
-        def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-            stages.append(title)
-
+    heard = Heard()
     before = (finished / "models" / "earlybert-1" / "model.safetensors").read_bytes()
-    compress_earlybert(tiny_earlybert(finished.parent, seeds=[1, 2]), Listen())
-    assert not [title for title in stages if "train" in title or "search" in title or "tune" in title]
+    compress_earlybert(tiny_earlybert(finished.parent, seeds=[1, 2]), heard)
+    assert not [title for title in heard.titles if "train" in title or "search" in title or "tune" in title]
     assert (finished / "models" / "earlybert-1" / "model.safetensors").read_bytes() == before
     with pytest.raises(ConfigError, match="student/ of .* is the run's first model, earlybert-1, and would be earlybert-2"):
-        compress_earlybert(tiny_earlybert(finished.parent, seeds=[2, 1]), Listen())
-
-
-class Kill(Exception):
-    pass
-
-
-class KillAt(Progress):
-    """Ends everything at the n-th step of a stage."""
-
-    def __init__(self, stage: str, step: int):
-        self.wanted, self.at, self.current = stage, step, ""
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.current = title
-
-    def step(self, done: int, **metrics: Any) -> None:
-        if self.current == self.wanted and done >= self.at:
-            raise Kill
+        compress_earlybert(tiny_earlybert(finished.parent, seeds=[2, 1]), heard)
 
 
 def test_killed_in_any_stage_the_same_command_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
@@ -190,8 +168,8 @@ def test_killed_in_any_stage_the_same_command_ends_with_the_same_weights(finishe
         ("fine-tune the teacher", 9), ("EarlyBERT, seed 1: search", 2), ("EarlyBERT, seed 1: train", 5),
         ("random ticket, seed 1: train", 11),
     ):  # fmt: skip
-        with pytest.raises(Kill):
-            compress_earlybert(config, KillAt(stage, step))
+        with pytest.raises(Killed):
+            compress_earlybert(config, KillAt(step, stage))
     compress_earlybert(config)
     for folder in ("teacher", "student", "models/random_ticket-1"):
         whole, resumed = (load_file(root / folder / "model.safetensors") for root in (finished, tmp_path / "run"))

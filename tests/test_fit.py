@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import KillAt, Killed
 from tiny import tiny_config, tiny_space
+from tiny_fit import examples, run
 
 from adasearch.config import DistillConfig, FitConfig, SearchConfig
 from adasearch.errors import TrainingError
@@ -23,37 +25,8 @@ from adasearch.progress import Progress
 from adasearch.shrink import build_student
 from adasearch.stopwatch import Stopwatch
 from adasearch.supernet import Supernet
-from adasearch.tokens import Examples, TokenStore
 
 STEPS = 9
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing of ours catches it."""
-
-
-class KillAt(Progress):
-    """Kills the run when it reports a step; with a record every step that is any step one likes."""
-
-    def __init__(self, at: int | None):
-        self.at = at
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        if done == self.at:
-            raise Killed
-
-
-def examples(count: int = 40) -> Examples:
-    """Random texts with labels, teacher's and probes' logits."""
-    rng = np.random.default_rng(0)
-    sequences = [np.concatenate([[1], rng.integers(3, 30, rng.integers(1, 9)), [2]]) for _ in range(count)]
-    return Examples(
-        TokenStore.from_lists(sequences),
-        0,
-        labels=rng.integers(0, 3, count),
-        teacher_logits=rng.normal(size=(count, 3)).astype(np.float32),
-        probe_logits=rng.normal(size=(count, 4, 3)).astype(np.float32),
-    )
 
 
 def search_parts(**settings: Any) -> tuple[Supernet, AdaBert, SearchConfig]:
@@ -70,19 +43,6 @@ def student_parts() -> tuple[torch.nn.Module, Distill, FitConfig]:
     student = build_student(Supernet(tiny_space(), tiny_config()).decide(), tiny_config())
     config = FitConfig(steps=STEPS, batch_size=8, learning_rate=1e-2)
     return student, Distill(config, DistillConfig(), "single_label", 3, student.architecture.width, student.architecture.depth), config
-
-
-def run(
-    folder: Path, parts: tuple, progress: Progress | None = None, checkpoint_seconds: float = 0.0, is_mixed: bool = False
-) -> list[dict[str, Any]]:
-    """One call of ``fit``; with 0 seconds between checkpoints every step is saved."""
-    model, method, config = parts
-    data = examples()
-    splits = {"train": data, "valid": data.select(np.arange(20))}
-    return fit(
-        model, method, splits, config, seed=3, folder=folder, accelerator=Accelerator(cpu=True), progress=progress or Progress(),
-        title="test", checkpoint_seconds=checkpoint_seconds, is_mixed=is_mixed,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", [{}, {"mode": "bilevel"}, {"efficiency": "constraint", "target_params": 500.0}], ids=str)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import PAD, VOCAB, batch_of, randomise, texts, tiny_config, tiny_macro, tiny_space
+from tiny_task import tiny_run
 from torch import Tensor
 from transformers import (
     BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel,
@@ -30,8 +32,6 @@ from adasearch.starts import check_starts
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.supernet import Supernet
 from adasearch.teacher import tables_of
-from tiny_task import tiny_run
-from tiny import PAD, VOCAB, batch_of, randomise, texts, tiny_config, tiny_macro, tiny_space
 
 SIZE, HEADS, NEURONS, LAYERS = 16, 4, 24, 2
 SIZES = {"teacher_size": SIZE, "teacher_heads": HEADS, "teacher_neurons": NEURONS}

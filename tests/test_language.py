@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tiny_language import TEXTS, byte_level, small_bart, small_gpt2
 
 from adasearch.config import FitConfig
 from adasearch.corpora import Corpus, Pairs, find_corpus, find_pairs
@@ -20,39 +19,6 @@ from adasearch.language import language_logits, language_outputs, tokenize_block
 from adasearch.language_objectives import UNSCORED
 from adasearch.methods.language_model import LanguageModel
 from adasearch.progress import Progress
-
-TEXTS = ("a cat sat on the mat .\n", "the dog saw a cat !\n", "  one two three\n\nfour five six\n")
-
-
-def byte_level(is_paired: bool) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with GPT-2's or BART's special tokens."""
-    special = ["<s>", "<pad>", "</s>"] if is_paired else ["<|endoftext|>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
-    if is_paired:
-        bpe.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-        return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", pad_token="<pad>", eos_token="</s>")
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
-
-
-def small_gpt2(vocabulary: int) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    shape = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **shape))
-
-
-def small_bart(vocabulary: int) -> BartForConditionalGeneration:
-    torch.manual_seed(0)
-    heads = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
-    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 1), ("ffn_dim", 32))}
-    return BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=vocabulary, d_model=16, max_position_embeddings=32, dropout=0.0, bos_token_id=0, pad_token_id=1,
-            eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None, **heads, **sizes,
-        )
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("is_joined", [True, False])

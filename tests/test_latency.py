@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cost import members
+from every_member import members
 from tiny import make_certain, random_supernet, tiny_architecture, tiny_space
 
 from adasearch.architecture import Architecture, Space

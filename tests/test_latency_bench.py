@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_derive import Warned
-from test_fit import examples
+from hearing import Heard, KillAt, Killed
 from tiny import tiny_architecture, tiny_config, tiny_macro, tiny_space
+from tiny_fit import examples
 from tiny_task import tiny_run
 
 from adasearch import cli
@@ -37,20 +37,6 @@ from adasearch.shrink import build_student, random_architecture
 from adasearch.space import load_space
 
 SMALL = tiny_space(operations=("conv3", "skip"), nodes=1, cells=(1, 1))
-
-
-class Heard(Warned):
-    """Keeps the titles of the stages too, and stops at one if told to."""
-
-    def __init__(self, stop_at: str | None = None):
-        super().__init__()
-        self.titles: list[str] = []
-        self.stop_at = stop_at
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.titles.append(title)
-        if title == self.stop_at:
-            raise KeyboardInterrupt
 
 
 def networks(space: Space, ms_of: Any) -> list[dict[str, Any]]:
@@ -110,8 +96,8 @@ def test_every_operation_stands_in_the_design_and_the_design_is_the_same_each_ti
 
 def test_a_killed_measurement_goes_on_with_the_width_it_lacks(tmp_path: Path) -> None:
     here, output = deployment_here("torch"), tmp_path / "t.json"
-    with pytest.raises(KeyboardInterrupt):
-        build_table(SMALL, [4], output=output, deployment=here, progress=Heard(stop_at="latency of width 12"))
+    with pytest.raises(Killed):
+        build_table(SMALL, [4], output=output, deployment=here, progress=KillAt(0, "latency of width 12"))
     assert not output.exists()
     before = json.loads((tmp_path / "t.measured.json").read_text())["networks"]
     heard = Heard()
@@ -123,8 +109,8 @@ def test_a_killed_measurement_goes_on_with_the_width_it_lacks(tmp_path: Path) ->
     assert LatencyTable.load(output) == table and table.predict(design(SMALL, 8)[-1], 4) > table.frame_ms[8][0] > 0
     heard = Heard()
     assert build_table(SMALL, [4], output=output, deployment=here, progress=heard) == table and not heard.titles
-    with pytest.raises(KeyboardInterrupt):  # other lengths: nothing of that is kept
-        build_table(SMALL, [5], output=output, deployment=here, progress=Heard(stop_at="latency of width 8"))
+    with pytest.raises(Killed):  # other lengths: nothing of that is kept
+        build_table(SMALL, [5], output=output, deployment=here, progress=KillAt(0, "latency of width 8"))
 
 
 def test_a_real_network_is_measured_in_the_tables_runtime() -> None:
@@ -153,7 +139,7 @@ def test_a_prediction_is_held_against_the_real_model(tmp_path: Path, runtime: st
         export_student(folder)
     flat = networks(tiny_space(), lambda member: [1.0 + 9.0 * member.depth] * 2)
     table = fit_table(tiny_space(), (4, 16), deployment_here(runtime), flat)
-    told = Warned()
+    told = Heard()
     facts = compare_prediction(table, folder, {8: 0.5, 10: 0.5}, told)
     assert facts["predicted_ms"] == pytest.approx(19.0, rel=1e-6) == pytest.approx(table.predict(architecture, 6))
     assert 0 < facts["measured_ms"] and facts["error"] == pytest.approx(19 / facts["measured_ms"] - 1)
@@ -173,7 +159,7 @@ def test_a_run_says_whether_its_target_was_met(tmp_path: Path) -> None:
     table = fit_table(tiny_space(), (8,), deployment_here("torch"), networks(tiny_space(), lambda member: [1e3]))
     path = tmp_path / "t.json"
     path.write_text(json.dumps(table.to_dict()))
-    told = Warned()
+    told = Heard()
     settings = SearchConfig(latency_target_ms=1e-5, latency_table=str(path), latency_lengths=[8], latency_runtime="torch")
     facts = compare_run(settings, None, tmp_path, told)
     assert facts["target_ms"] == 1e-5 and facts["is_miss"] and len(told.warnings) == 2

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_fit import Killed, KillAt, examples
+from hearing import KillAt, Killed
 from tiny import batch_of, random_supernet, texts, tiny_config, tiny_space
+from tiny_fit import examples
 from tiny_task import tiny_run
 
 pytest.importorskip("nni")

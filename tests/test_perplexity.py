@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_language import TEXTS, byte_level, small_bart, small_gpt2
 
 from adasearch.corpora import Pairs
 from adasearch.errors import ConfigError, DataError
 from adasearch.language import tokenize_pairs
 from adasearch.perplexity import perplexity, target_perplexity, windows
 from adasearch.rouge import generate_texts, rouge
-from tests.test_language import TEXTS, byte_level, small_bart, small_gpt2
 
 STREAM = np.random.default_rng(0).integers(0, 50, 45)
 

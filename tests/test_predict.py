@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hearing import Heard, KillAt, Killed
 from tiny_classifier import TEXTS, make_classifier
 from tokenizers import processors
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
@@ -26,32 +27,6 @@ from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
 
 PAIRS = ["bad", "the end", "a film", "good", "", "very", "the"]
-
-
-class Stopped(Exception):
-    """A kill, as far as a test can have one."""
-
-
-class Heard(Progress):
-    """Keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.messages: list[str] = []
-        self.done: list[int] = []
-        self.stages: list[tuple[str, int | None, int]] = []
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.stages.append((title, total, done))
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        self.done.append(done)
 
 
 @pytest.fixture(scope="module")
@@ -269,14 +244,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(student: Path, tmp_path: Path, s
     source = write(tmp_path / f"in{suffix}", pd.DataFrame({"id": range(7), "text": TEXTS}))
     predict_file(student, source, tmp_path / f"whole{suffix}", batch_size=1, runtime="torch")
 
-    class Killed(Heard):
-        def step(self, done: int, **metrics: float | int | str) -> None:
-            if done == killed_at:
-                raise Stopped
-
     target = tmp_path / f"out{suffix}"
-    with pytest.raises(Stopped):
-        predict_file(student, source, target, batch_size=1, runtime="torch", progress=Killed())
+    with pytest.raises(Killed):
+        predict_file(student, source, target, batch_size=1, runtime="torch", progress=KillAt(killed_at))
     assert not target.exists()
     heard = Heard()
     assert predict_file(student, source, target, batch_size=1, runtime="torch", progress=heard) == 7
@@ -291,14 +261,8 @@ def test_nothing_else_goes_on_in_its_place(student: Path, tmp_path: Path, monkey
     source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS, "other": TEXTS}))
     target = tmp_path / "out.csv"
     run = {"student_dir": student, "input_file": source, "output_file": target, "runtime": "torch"}
-
-    class Killed(Heard):
-        def step(self, done: int, **metrics: float | int | str) -> None:
-            if done > 3:
-                raise Stopped
-
-    with pytest.raises(Stopped):
-        predict_file(**run, progress=Killed())
+    with pytest.raises(Killed):
+        predict_file(**run, progress=KillAt(4))
     for change, says in (
         ({"text_column": "other"}, "text_column was 'text', is 'other'"),
         ({"skip_bad_rows": True}, "skip_bad_rows was False, is True"),
@@ -321,7 +285,7 @@ def test_chunks_are_answered_one_at_a_time(student: Path, tmp_path: Path) -> Non
     source = write(tmp_path / "in.parquet", pd.DataFrame({"text": TEXTS}))
     seen: list[tuple[int, int]] = []
 
-    class Watching(Heard):
+    class Watching(Progress):
         def step(self, done: int, **metrics: float | int | str) -> None:
             seen.append((done, len(list((tmp_path / ".out.parquet.parts").glob("0*")))))
             assert metrics["texts_per_s"] >= 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from hearing import Heard
 from tiny import randomise, tiny_architecture
 from tiny_task import tiny_run
 from tiny_words import CHARACTERS, PIECES, SPECIAL, WORDS, save_words, tokenizer_of
@@ -146,14 +147,9 @@ def test_the_smallest_size_that_loses_little_is_taken(student: Path, monkeypatch
     with pytest.raises(ModelError, match=f"max_drop: no size loses 0.1 points or less; the best, {REQUIRED + 5} rows, loses 0.20"):
         prune(sizes=sizes[:2], max_drop=0.1)
 
-    class Listens(Progress):
-        warnings: list[str] = []
-
-        def warning(self, text: str) -> None:
-            self.warnings.append(text)
-
-    assert prune(size=REQUIRED + 1, progress=Listens()).after.rows == REQUIRED + 1  # it was asked for
-    assert Listens.warnings == [f"{REQUIRED + 1} rows lose 10.00 points, more than max_drop 0.5"]
+    heard = Heard()
+    assert prune(size=REQUIRED + 1, progress=heard).after.rows == REQUIRED + 1  # it was asked for
+    assert heard.warnings == [f"{REQUIRED + 1} rows lose 10.00 points, more than max_drop 0.5"]
     trained: list[int] = []
     found = prune(sizes=sizes, refit=lambda model, tokenizer: trained.append(len(tokenizer)))
     assert trained == [REQUIRED + 1, REQUIRED + 3] and found.after.rows == REQUIRED + 3  # stops where it is good enough
@@ -356,12 +352,9 @@ def test_a_runs_vocabulary_may_be_smaller_from_the_start(kind: str, size: int, t
     assert np.array_equal(problem.teacher_held_out.tokens.ids, plain.held_out.tokens.ids)
     row = {name: problem.word[index] for index, name in enumerate(pieces_of(student))}
     assert torch.equal(row["good"], plain.word[PIECES.index("good")])
-
-    class Refuses(Progress):
-        def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-            raise AssertionError(title)
-
-    again = prepared(config, Refuses())
+    heard = Heard()
+    again = prepared(config, heard)
+    assert not heard.titles
     assert np.array_equal(again.lesson.tokens.ids, problem.lesson.tokens.ids) and torch.equal(again.word, problem.word)
 
 

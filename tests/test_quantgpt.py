@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from hearing import KillAt, Killed
 from tiny_language import tiny_examples, tiny_model
 
 from adasearch.errors import ConfigError
 from adasearch.fit import fit
 from adasearch.language import language_outputs
 from adasearch.methods.quantgpt import QuantGpt, _last_states, visits_again
-from adasearch.progress import Progress
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantizers import WEIGHT_QUANTIZERS
 
 KINDS = ("gpt2", "bart")
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing of ours catches it."""
-
-
-class KillAt(Progress):
-    """Kills the run when it reports a step."""
-
-    def __init__(self, at: int | None):
-        self.at = at
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        if done == self.at:
-            raise Killed
 
 
 def settings(**changes: Any) -> QuantGptConfig:
@@ -49,7 +35,7 @@ def parts(kind: str, **changes: Any) -> tuple[Any, QuantGpt, Any]:
     return student, QuantGpt(settings(**changes), copy.deepcopy(student), examples), examples
 
 
-def train(folder: Path, kind: str, kill_at: int | None = None, **changes: Any) -> tuple[Any, QuantGpt, list[dict[str, Any]]]:
+def train(folder: Path, kind: str, kill_at: float = math.inf, **changes: Any) -> tuple[Any, QuantGpt, list[dict[str, Any]]]:
     student, method, examples = parts(kind, **changes)
     history = fit(
         student, method, {"train": examples}, method.config, seed=3, folder=folder, accelerator=Accelerator(cpu=True),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import KillAt, Killed
 from tiny_language import save_texts, save_tiny
 from transformers import BertConfig
 
@@ -81,16 +82,11 @@ def test_a_finished_run_is_only_reported_again_and_other_settings_are_refused(tm
 
 
 def test_a_killed_run_ends_with_the_same_files(tmp_path: Path) -> None:
-    class KillAt(Progress):
-        def step(self, done: int, **metrics: float | int | str) -> None:
-            if metrics and done == 4:
-                raise KeyboardInterrupt
-
     config = settings("gpt2", tmp_path, figures=False, checkpoint_seconds=0.0)
     quantize_language_model(config)
     config.output_dir = str(tmp_path / "killed")
-    with pytest.raises(KeyboardInterrupt):
-        quantize_language_model(config, KillAt())
+    with pytest.raises(Killed):
+        quantize_language_model(config, KillAt(4, f"quantise to {config.bits}"))
     assert (tmp_path / "killed" / "checkpoint.pt").exists()
     quantize_language_model(config)
     left, right = (load_low_bit(tmp_path / name / "model").state_dict() for name in ("run", "killed"))

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from tiny_kinds import KINDS, a_model, inputs, logits
 from transformers import PreTrainedModel
 
 from adasearch.config import FitConfig
-from adasearch.encoder import from_hugging_face
 from adasearch.errors import ConfigError, ModelError
 from adasearch.int8_modules import int8_layers, int8_twin
 from adasearch.methods.qat import QuantizeAware
@@ -23,32 +22,9 @@ from adasearch.quantize_aware import attach_int8, bake_int8, find_int8, stacked_
 from adasearch.quantize_model import weight_integers
 from adasearch.runtimes import OnnxRuntime, OpenvinoRuntime, is_installed
 from adasearch.sparse_model import attach_masks, lock_pattern, prune_once, prune_to
-from adasearch.student import AdasearchForSequenceClassification
-from tests.tiny import tiny_architecture, tiny_config
-from tests.tiny_encoder import make_model
 
-KINDS = ("bert", "distilbert", "roberta", "ours", "student")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 needs_onnx = pytest.mark.skipif(not is_installed("onnxruntime"), reason="onnxruntime is not installed")
-
-
-def a_model(kind: str) -> PreTrainedModel:
-    torch.manual_seed(3)
-    if kind == "student":
-        model = AdasearchForSequenceClassification(tiny_config(tiny_architecture(), embedding_rank=None))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return model.eval()
-    model = make_model("bert" if kind == "ours" else kind)
-    return (from_hugging_face(model) if kind == "ours" else model).eval()
-
-
-def inputs(kind: str, count: int = 6) -> dict[str, Tensor]:
-    ids = torch.randint(3, 28, (count, 9), generator=torch.Generator().manual_seed(count))
-    mask = torch.ones_like(ids)
-    mask[0, 6:] = 0
-    return {"input_ids": ids.where(mask.bool(), 1 if kind == "roberta" else 0), "attention_mask": mask}
 
 
 def trained(kind: str, **settings: object) -> PreTrainedModel:
@@ -59,11 +35,6 @@ def trained(kind: str, **settings: object) -> PreTrainedModel:
     for count in (5, 6, 7):
         model(**inputs(kind, count))
     return model.eval()
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, kind: str) -> Tensor:
-    return model(**inputs(kind)).logits
 
 
 @every_kind

@@ -18,6 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import Heard
+from tiny_encoder import FAMILIES, make_model
+from tiny_questions import find_questions, random_questions, save_reader, tiny_reader, tokenizer_with_limit
+from tiny_words import PIECES as WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
@@ -38,9 +42,6 @@ from adasearch.questions import Questions, _answers, asks_questions
 from adasearch.reader import Reader, cached_spans, load_reader, needs_answers, score_reader, spans_of
 from adasearch.span_objectives import span_kl_loss, span_loss
 from adasearch.tasks import load_task
-from tests.tiny_encoder import FAMILIES, make_model
-from tests.tiny_questions import find_questions, random_questions, save_reader, tiny_reader, tokenizer_with_limit
-from tests.tiny_words import PIECES as WORDS
 
 TINY = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10)
 
@@ -183,15 +184,10 @@ def test_long_questions_are_cut_and_contexts_never() -> None:
 def test_windows_are_cut_once_and_mapped(tmp_path: Path) -> None:
     questions, tokenizer = random_questions(12), tokenizer_with_limit()
     first = tokenize_questions(questions, tokenizer, TINY, cache=tmp_path, name="train")
-    heard: list[str] = []
-
-    class Listening(Progress):
-        def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-            heard.append(title)
-
-    again = tokenize_questions(questions, tokenizer, TINY, cache=tmp_path, name="train", progress=Listening())
+    heard = Heard()
+    again = tokenize_questions(questions, tokenizer, TINY, cache=tmp_path, name="train", progress=heard)
     direct = cut_windows(questions, tokenizer, TINY)
-    assert not heard and isinstance(again.tokens.ids, np.memmap) and isinstance(again.labels, np.memmap)
+    assert not heard.titles and isinstance(again.tokens.ids, np.memmap) and isinstance(again.labels, np.memmap)
     for examples in (first, again):
         assert np.array_equal(examples.tokens.ids, direct.tokens.ids) and np.array_equal(examples.tokens.offsets, direct.tokens.offsets)
         for name in ("windows_W5", "pieces_P2", "contexts_C1", "labels_W2"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_questions import find_questions, random_questions, save_reader, tokenizer_with_limit
 from transformers import AutoConfig, AutoModelForQuestionAnswering, BertForQuestionAnswering
 
 from adasearch.answers import best_answers
@@ -36,7 +37,6 @@ from adasearch.span_objectives import span_loss
 from adasearch.sparse_files import save_sparse
 from adasearch.sparse_model import prune_once
 from adasearch.tasks import load_task
-from tests.tiny_questions import find_questions, random_questions, save_reader, tokenizer_with_limit
 
 WINDOWS = QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10, glance=5)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from elsewhere import run_without_adasearch
 from tiny_classifier import TEXTS, WORDS, make_classifier
 from tiny_encoder import FAMILIES, HEADS, TASKS, answer, batch_for, every_gate, make_encoder
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
@@ -126,9 +123,6 @@ def test_a_saved_encoder_loads_bit_equal_with_and_without_adasearch(tmp_path: Pa
         assert json.loads((folder / "config.json").read_text())["heads"] == model.config.heads
     torch.save(inputs, tmp_path / "inputs.pt")
     program = """
-        import sys, torch
-        sys.modules["adasearch"] = None
-        torch.set_num_threads(1)
         from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
         found = {}
         for family, batch in torch.load("inputs.pt").items():
@@ -137,8 +131,7 @@ def test_a_saved_encoder_loads_bit_equal_with_and_without_adasearch(tmp_path: Pa
             found[family] = output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
         torch.save(found, "logits.pt")
     """
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=tmp_path, env=environment)
+    run_without_adasearch(program, tmp_path)
     found = torch.load(tmp_path / "logits.pt")
     assert all(torch.equal(found[family], expected[family]) for family in models)
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import KillAt, Killed
+from tiny_encoder import forward
 from tiny_masked import VOCABULARY, save_lines, save_masked, tiny_bert, tiny_blocks, tiny_masking
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -74,17 +76,6 @@ def train(model: PreTrainedModel, method: Method, examples: MaskedBlocks | Examp
     options = {"progress": Progress(), **options}
     accelerator = Accelerator(cpu=True)
     return fit(model, method, {"train": examples}, method.config, seed=3, folder=folder, accelerator=accelerator, title="", **options)
-
-
-class KillAt(Progress):
-    """Ends a training as a kill would, after a checkpoint."""
-
-    def __init__(self, at: int):
-        self.at = at
-
-    def step(self, done: int, **metrics: float | int | str) -> None:
-        if metrics and done == self.at:
-            raise KeyboardInterrupt
 
 
 def test_layers_that_teach_alone_hide_no_token_and_leave_the_head_alone() -> None:
@@ -268,7 +259,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, kind: str)
     history = train(whole, method, examples, tmp_path / "whole")
     for at in (3, 7):
         folder = tmp_path / str(at)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             train(*parts(), folder, progress=KillAt(at), checkpoint_seconds=0.0)
         resumed, method, examples = parts()
         assert train(resumed, method, examples, folder) == history
@@ -297,10 +288,6 @@ def test_a_new_head_learns_alone_first(tmp_path: Path) -> None:
     body = [name for name in start if name.startswith("bert.encoder") and name.endswith("query.weight")]
     assert body and not any(torch.equal(after[name], start[name]) for name in body)
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def forward(model: PreTrainedModel, batch: dict[str, Tensor], **inputs: Any) -> Any:
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
 
 
 LABELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
@@ -496,9 +483,9 @@ def test_a_killed_run_goes_on_and_a_teacher_can_be_shared(tmp_path: Path) -> Non
     config = settings(tmp_path, figures=False, checkpoint_seconds=0.0)
     pretrain_sparse(config)
     config.output_dir = str(tmp_path / "killed")
-    for at in (4, 9):  # of the teacher's steps, of the student's
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_sparse(config, KillAt(at))
+    for at, stage in ((4, "teacher"), (9, "prune to 0.85")):
+        with pytest.raises(Killed):
+            pretrain_sparse(config, KillAt(at, stage))
     pretrain_sparse(config)
     for folder in ("teacher", "sparse"):
         left, right = (AutoModelForMaskedLM.from_pretrained(tmp_path / run / folder).state_dict() for run in ("run", "killed"))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_encoder import make_model
+from tiny_kinds import KINDS, a_model, inputs, logits
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -18,8 +20,6 @@ from adasearch.sparse_files import FILE, SparseModel, read_sparse, save_sparse
 from adasearch.sparse_model import attach_masks, prune_once, prune_to
 from adasearch.sparse_size import sparse_size
 from adasearch.sparse_storage import COMPRESSIONS, FORMATS, decode, encode, stored_bytes
-from tests.test_quantize_aware import KINDS, a_model, inputs, logits
-from tests.tiny_encoder import make_model
 
 
 def a_tensor(shape: tuple[int, ...], density: float, dtype: torch.dtype = torch.int8) -> Tensor:

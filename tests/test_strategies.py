@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_cost import LENGTH, mean_cost
-from test_fit import Killed, KillAt, examples, run
+from every_member import LENGTH, mean_cost
+from hearing import KillAt, Killed
 from tiny import make_certain, randomise, tiny_config, tiny_space
+from tiny_fit import examples, run
 from torch import Tensor, nn
 
 from adasearch.architecture import Architecture, Edge

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from hearing import Heard
 from safetensors.torch import load_file
 from tiny_task import tiny_run, write_csv
 
@@ -27,7 +28,6 @@ from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
 from adasearch.pipeline import run
-from adasearch.progress import Progress
 from adasearch.search_method import STRATEGIES
 from adasearch.speed_table import SpeedRow
 from adasearch.sweep import sweep
@@ -62,25 +62,15 @@ class KillsOnce(threading.Thread):
             time.sleep(0.001)
 
 
-class Listens(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.said.append(text)
-
-
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Listens]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Heard]:
     """Three runs: one is killed while it trains, one cannot meet its budget, one is as it should be."""
     folder = tmp_path_factory.mktemp("sweep")
     config = settings(
         folder, beta=[4.0], retrain=RetrainConfig(steps=60, batch_size=16),
         runs=[{"name": "hopeless", "search": {"efficiency": "constraint", "target_macs": 1.0}}], tasks=["tiny"], seeds=[1],
     )  # fmt: skip
-    kills, listens = KillsOnce(folder, "tiny-encoder-beta4-seed1", "work/student-1"), Listens()
+    kills, listens = KillsOnce(folder, "tiny-encoder-beta4-seed1", "work/student-1"), Heard()
     kills.start()
     found = sweep(config, listens)
     assert kills.has_killed
@@ -89,7 +79,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Listens]
 
 def test_a_killed_worker_s_run_ends_with_the_weights_of_an_undisturbed_one(swept: tuple, tmp_path: Path) -> None:
     folder, (config, found), listens = swept
-    assert any("killed by signal 9; it is started again" in text for text in listens.said)
+    assert any("killed by signal 9; it is started again" in text for text in listens.warnings)
     record = read_json(found.folder / "sweep.json")["runs"]["tiny-encoder-beta4-seed1"]
     assert (record["status"], record["lost"], record["budget"]) == ("done", 1, "beta 4")
     base = dataclasses.replace(config.base, output_dir=str(tmp_path / "alone"), seed=1, checkpoint_seconds=60.0)
@@ -101,7 +91,7 @@ def test_a_killed_worker_s_run_ends_with_the_weights_of_an_undisturbed_one(swept
 def test_a_run_that_fails_stops_no_other_and_is_named_with_its_error(swept: tuple) -> None:
     _, (_, found), listens = swept
     assert [*found.failed] == ["hopeless"] and "search.target_macs: 1 cannot be reached" in found.failed["hopeless"]
-    assert listens.said[-1].startswith("hopeless failed: search.target_macs")
+    assert listens.warnings[-1].startswith("hopeless failed: search.target_macs")
     assert "\n" not in found.failed["hopeless"]
     log = (found.folder / "logs" / "hopeless.log").read_text()
     assert "error: search.target_macs" in log

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from hearing import Heard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from adasearch.chunks import RowFile
 from adasearch.config import TaskConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
-from adasearch.progress import Progress
 from adasearch.sources import PRESETS, find_source
 from adasearch.tables import read_table
 from adasearch.tasks import Task, demo_task, load_task
@@ -541,14 +541,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
 
 
-class _Listener(Progress):
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def stage(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.stages.append(title)
-
-
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_tokens_are_the_tokenizers_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, is_pair: bool) -> None:
     """More texts than one chunk; each equals the tokenizer's answer to that text alone, cut where it is too long."""
@@ -564,18 +556,18 @@ def test_tokens_are_the_tokenizers_own(tmp_path: Path, tokenizer: PreTrainedToke
 
 
 def test_texts_are_tokenized_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    split, listener = Split([" ".join(WORDS[:n]) for n in (1, 3, 8)]), _Listener()
+    split, listener = Split([" ".join(WORDS[:n]) for n in (1, 3, 8)]), Heard()
     first = tokenize(split, tokenizer, 6, cache=tmp_path, name="train", progress=listener)
     tokenizer(["the film"], padding="max_length", max_length=9, truncation=True)  # leaves its settings in the tokenizer
     second = tokenize(split, tokenizer, 6, cache=tmp_path, name="train", progress=listener)
-    assert listener.stages == ["tokenize train"]
+    assert listener.titles == ["tokenize train"]
     assert second[1] == first[1] == 1 and isinstance(second[0].ids, np.memmap)
     assert second[0].ids.tolist() == first[0].ids.tolist()
     tokenize(split, tokenizer, 7, cache=tmp_path, name="train", progress=listener)
     tokenize(split.select([0, 2]), tokenizer, 6, cache=tmp_path, name="train", progress=listener)
     tokenizer.add_tokens(["longer"])
     tokenize(split, tokenizer, 6, cache=tmp_path, name="train", progress=listener)
-    assert len(listener.stages) == 4  # another length, other texts, another vocabulary
+    assert len(listener.titles) == 4  # another length, other texts, another vocabulary
 
 
 def test_tokenizer_that_cannot_do_it(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

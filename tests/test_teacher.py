@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hearing import Killed
 from sklearn.linear_model import LogisticRegression, Ridge
 from tiny import tiny_architecture, tiny_config
 from tiny_task import WORDS, rows, write_teacher
@@ -328,10 +329,6 @@ def test_a_model_without_such_a_table_has_none() -> None:
 
 
 # --- outputs, computed once ---
-
-
-class Killed(BaseException):
-    """Comes from outside, as a kill does, and is caught by nobody."""
 
 
 class Interrupted:

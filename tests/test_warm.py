@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from hearing import KillAt, Killed
 from safetensors.torch import load_file, save_file
 from tiny import batch_of, texts, tiny_config, tiny_space
 from tiny_task import SPACE, tiny_run, write_teacher
@@ -109,23 +110,11 @@ def test_states_of_the_first_token_are_the_teachers_above_its_embeddings(made: P
         assert all(not np.allclose(level[0].mean(0), level[0, 0], atol=0.05) for level in hidden), "the test tells the two apart"
 
 
-class Kill(Progress):
-    """Ends the work at a step, as Ctrl-C does; nothing is tidied up."""
-
-    def __init__(self, left: int):
-        self.left = left
-
-    def step(self, done: int, **metrics: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def test_stopped_at_any_moment_it_ends_with_the_same_weights(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adasearch.outputs.CHUNK", 20)
-    for steps in (3, 12):  # in the teacher's pass, in the training
-        with pytest.raises(KeyboardInterrupt):
-            warm(tiny_warm(tmp_path, checkpoint_seconds=0.0), Kill(steps))
+    for at, stage in ((40, "teacher reads 72 texts"), (10, "warm supernet")):
+        with pytest.raises(Killed):
+            warm(tiny_warm(tmp_path, checkpoint_seconds=0.0), KillAt(at, stage))
     assert (tmp_path / "warm" / "checkpoint.pt").exists() and not (tmp_path / "warm" / FACTS).exists()
     warm(tiny_warm(tmp_path))
     ours, whole = (load_file(folder / "warm" / WEIGHTS) for folder in (tmp_path, made))
@@ -137,8 +126,8 @@ def test_what_a_killed_pass_has_written_is_not_asked_of_the_disk_again(made: Pat
     monkeypatch.setattr("adasearch.outputs.CHUNK", 500)
     (tmp_path / "many.txt").write_text("\n".join(LINES * 60), encoding="utf-8")
     config = tiny_warm(tmp_path, teacher=str(made / "encoder"), unlabeled_file=str(tmp_path / "many.txt"))
-    with pytest.raises(KeyboardInterrupt):
-        warm(config, Kill(3))  # a step to tokenize, then a chunk each
+    with pytest.raises(Killed):
+        warm(config, KillAt(1000, "teacher reads 1,440 texts"))
     (partial,) = (tmp_path / "warm" / "cache").glob(".states-*.partial")
     need = 1440 * 3 * 16 * 2
     left = need - partial.stat().st_blocks * 512

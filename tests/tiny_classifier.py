@@ -6,8 +6,8 @@ import zlib
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from tiny_words import wrapped
+from transformers import BertConfig, BertForSequenceClassification
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "very", ",", "the", "end"]
 TEXTS = ["a good film", "bad", "the end , very very bad", "", "a very good , good film , the end", "null", 'say "film", end']
@@ -17,16 +17,8 @@ def make_classifier(
     folder: Path, problem_type: str = "single_label_classification", labels: int = 3, is_pair: bool | None = None
 ) -> Path:
     """A BERT of one layer, random weights and loud opinions, with a word tokenizer of 16 tokens at most."""
-    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=16, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    wrapped(WORDS, model_max_length=16, model_input_names=names).save_pretrained(folder)
     torch.manual_seed(zlib.crc32(folder.name.encode()))  # other names, other weights; the same whichever tests ran before
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

@@ -77,6 +77,11 @@ def batch_for(model: PreTrainedModel, task: str = "single_label", with_types: bo
     return batch | labels[task]
 
 
+def forward(model: PreTrainedModel, batch: dict[str, Tensor], **inputs: Any) -> Any:
+    """A model's output for texts without token types."""
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs)
+
+
 def answer(model: PreTrainedModel, batch: dict[str, Tensor], **more: Any) -> Tensor:
     """Logits, or start and end logits one above the other."""
     output = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}, **more)

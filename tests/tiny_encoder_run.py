@@ -7,37 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tiny_questions import find_questions, save_reader
-from tiny_task import write_csv, write_teacher
+from tiny_task import shared_settings
 from transformers import BertForQuestionAnswering
 
-from adasearch.config import BenchConfig, FinetuneConfig
+from adasearch.config import FinetuneConfig
 from adasearch.encoder_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.question_config import QuestionConfig
 
 
 def tiny_settings(folder: Path, **changes: Any) -> dict[str, Any]:
     """Settings that every method's run shares; the files are made in ``folder``."""
-    model = folder / "encoder"
-    if not model.exists():
-        write_teacher(model)
-    settings: dict[str, Any] = {
-        "task": "tiny",
-        "train_file": write_csv(folder / "train.csv", 120, 1),
-        "validation_file": write_csv(folder / "validation.csv", 40, 2),
-        "max_seq_length": 16,
-        "model": str(model),
-        "output_dir": str(folder / "run"),
-        "cpu": True,
-        "threads": 1,
-        "mixed_precision": "no",
-        "evaluate": 1,
-        "quiet": True,
-        "finetune": FinetuneConfig(epochs=4, learning_rate=5e-3, batch_size=16, warmup=0.1),
-        "bench": BenchConfig(
-            runtime="torch", seq_lengths=[8], batch_sizes=[1], repeats=2, warmup=1, reference=False, cold_starts=0, stream_texts=4
-        ),
-    }
-    return {**settings, **changes}
+    tuning = FinetuneConfig(epochs=4, learning_rate=5e-3, batch_size=16, warmup=0.1)
+    return {**shared_settings(folder), "model": str(folder / "encoder"), "finetune": tuning, **changes}
 
 
 def tiny_earlybert(folder: Path, **changes: Any) -> EarlyBertConfig:

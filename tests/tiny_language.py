@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from adasearch.language import Seq2SeqPairs, TokenBlocks
 from adasearch.tokens import TokenStore
 
 VOCABULARY = 40
+TEXTS = ("a cat sat on the mat .\n", "the dog saw a cat !\n", "  one two three\n\nfour five six\n")
 
 
 def tiny_gpt2(seed: int = 0, **settings: Any) -> GPT2LMHeadModel:
@@ -31,6 +32,16 @@ def tiny_bart(seed: int = 0, **settings: Any) -> BartForConditionalGeneration:
     sizes = {"vocab_size": VOCABULARY, "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32}
     tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2}
     return BartForConditionalGeneration(BartConfig(**{**layers, **sizes, **tokens, **settings}))
+
+
+def small_gpt2(vocabulary: int) -> GPT2LMHeadModel:
+    """Without dropout."""
+    return tiny_gpt2(vocab_size=vocabulary, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+def small_bart(vocabulary: int) -> BartForConditionalGeneration:
+    """Without dropout and a forced end, of one layer a side."""
+    return tiny_bart(vocab_size=vocabulary, encoder_layers=1, decoder_layers=1, dropout=0.0, forced_eos_token_id=None)
 
 
 def tiny_model(kind: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
@@ -75,3 +86,16 @@ def save_texts(kind: str, folder: Path) -> dict[str, str]:
         path.write_text(text, encoding="utf-8")
         files[f"{split}_file"] = str(path)
     return files
+
+
+def byte_level(is_paired: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with GPT-2's or BART's special tokens."""
+    special = ["<s>", "<pad>", "</s>"] if is_paired else ["<|endoftext|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    if is_paired:
+        bpe.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", pad_token="<pad>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")

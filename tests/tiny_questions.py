@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_words import PIECES, random_text, tokenizer_of
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerBase
 
 from adasearch.questions import Questions
-from tests.tiny_words import PIECES, random_text, tokenizer_of
 
 
 def random_questions(count: int, seed: int = 0, words: tuple[int, int] = (1, 40)) -> Questions:

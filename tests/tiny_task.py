@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tiny_words import wrapped
+from transformers import BertConfig, BertModel
 
 from adasearch.config import BenchConfig, FinetuneConfig, RetrainConfig, RunConfig, SearchConfig, TransferConfig
 
@@ -30,16 +30,7 @@ macro: {attention_head_size: 8, position_embeddings: false}
 
 def write_teacher(folder: Path) -> Path:
     """An encoder without a head, so that it has to be fine-tuned, and its tokenizer."""
-    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=32,
-    ).save_pretrained(folder)  # fmt: skip
+    wrapped(WORDS, model_max_length=32).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
@@ -69,33 +60,37 @@ def write_csv(path: Path, count: int, seed: int) -> str:
     return str(path)
 
 
-def tiny_run(folder: Path, **changes: Any) -> RunConfig:
-    """A run that takes seconds: every stage, few steps. The files are made in ``folder``."""
-    space = folder / "tiny.yaml"
-    space.write_text(SPACE, encoding="utf-8")
-    teacher = folder / "encoder"
-    if not teacher.exists():
-        write_teacher(teacher)
-    settings: dict[str, Any] = {
+def shared_settings(folder: Path) -> dict[str, Any]:
+    """What runs of every method have in common; the files are made, and ``folder / "encoder"``, which each names in its way."""
+    if not (folder / "encoder").exists():
+        write_teacher(folder / "encoder")
+    return {
         "task": "tiny",
         "train_file": write_csv(folder / "train.csv", 120, 1),
         "validation_file": write_csv(folder / "validation.csv", 40, 2),
         "max_seq_length": 16,
-        "teacher": str(teacher),
-        "space": str(space),
         "output_dir": str(folder / "run"),
         "cpu": True,
         "threads": 1,
         "mixed_precision": "no",
         "evaluate": 1,
         "quiet": True,
+        "bench": BenchConfig(
+            runtime="torch", seq_lengths=[8], batch_sizes=[1], repeats=2, warmup=1, reference=False, cold_starts=0, stream_texts=4
+        ),
+    }
+
+
+def tiny_run(folder: Path, **changes: Any) -> RunConfig:
+    """A run that takes seconds: every stage, few steps. The files are made in ``folder``."""
+    space = folder / "tiny.yaml"
+    space.write_text(SPACE, encoding="utf-8")
+    settings: dict[str, Any] = {
+        "teacher": str(folder / "encoder"),
+        "space": str(space),
         "finetune": FinetuneConfig(epochs=3, learning_rate=1e-3, batch_size=16),
         "search": SearchConfig(steps=12, batch_size=16),
         "transfer": TransferConfig(size=60),
         "retrain": RetrainConfig(steps=12, batch_size=16),
-        "bench": BenchConfig(
-            runtime="torch", seq_lengths=[8], batch_sizes=[1], repeats=2, warmup=1, reference=False, cold_starts=0,
-            stream_texts=4,
-        ),  # fmt: skip
     }
-    return RunConfig(**{**settings, **changes})
+    return RunConfig(**{**shared_settings(folder), **settings, **changes})

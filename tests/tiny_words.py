@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -19,7 +21,7 @@ WORDS = ("film", "films", "filmed", "play", "player", "played", "playing", "unpl
          "actors", "acting", "badly", "better", "best", "plots", "zebra", "café", ".", "!")  # fmt: skip
 
 
-def oracle(pieces: tuple[str, ...] | list[str]) -> Tokenizer:
+def oracle(pieces: Sequence[str]) -> Tokenizer:
     """A WordPiece with these pieces made from nothing, lower case as BERT's."""
     ids = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
@@ -33,12 +35,17 @@ def oracle(pieces: tuple[str, ...] | list[str]) -> Tokenizer:
     return tokenizer
 
 
+def wrapped(pieces: Sequence[str], **settings: Any) -> PreTrainedTokenizerFast:
+    """The oracle as transformers has it."""
+    names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL if name in pieces}
+    return PreTrainedTokenizerFast(tokenizer_object=oracle(pieces), **names, **settings)
+
+
 def tokenizer_of(kind: str = "fast") -> PreTrainedTokenizerBase:
     """``PIECES`` as transformers has them: "fast" around the oracle, "bert" by BERT's own class."""
     if kind == "bert":
         return BertTokenizer(vocab={piece: i for i, piece in enumerate(PIECES)}, strip_accents=False, model_max_length=512)
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=oracle(PIECES), model_max_length=512, **names)
+    return wrapped(PIECES, model_max_length=512)
 
 
 def random_text(rng: random.Random, words: int = 6) -> str:
