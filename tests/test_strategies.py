@@ -6,6 +6,7 @@ Dimensions: B batch, R rows (edges), N choices.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,26 @@ def test_the_second_order_is_that_of_an_unrolled_step(monkeypatch: pytest.Monkey
         far = max(far, float((gradient - at_first).abs().max()))
     assert far > 1e-3, "the second order's own part is seen"
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items()), "the weights are where they were"
+
+
+class OnMps(nn.Parameter):
+    """A parameter that says it lies where it does not."""
+
+    device = property(lambda self: torch.device("mps"))  # type: ignore[assignment]
+
+
+def test_both_sides_of_the_second_order_have_the_random_numbers_of_the_gradient_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accelerator's state is counted: each look at it finds it one further."""
+    count, restored = itertools.count(), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor(next(count)))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: restored.append(int(state)))
+    supernet, method, batch = learning("darts_second", {"nodes": 1}, unroll_rate=0.1)
+    method.rate = 0.1
+    next(supernet.parameters()).__class__ = OnMps
+    method.before_loss(supernet, ("arch",), lambda split: batch)
+    total(method, supernet, batch).backward()
+    method.after_backward(supernet, ("arch",), lambda split: batch)
+    assert restored == [0, 0, 1], "both sides begin where the gradient began, and what follows where it had come to"
 
 
 @pytest.mark.parametrize("strategy", ["gdas", "gumbel", "proxyless", "one_shot"])
