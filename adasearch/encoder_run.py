@@ -126,7 +126,7 @@ def open_encoders(
 def _note_settings(run: EncoderRun) -> None:
     """From here on the folder is that of a run with these settings."""
     begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision, data=run.task.data, inputs=digests(inputs_of(run.config)))
-    start_trackers(run.config, run.folder, run.accelerator)
+    start_trackers(run.config, run.config.task, run.folder, run.accelerator)
 
 
 def begin_encoders(

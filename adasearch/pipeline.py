@@ -227,7 +227,7 @@ def _prepare(this: Run) -> Problem:
                 this.folder, to_dict(this.config), this.accelerator.mixed_precision,
                 data=this.task.data, inputs=digests(inputs_of(this.config, this.space)),
             )  # fmt: skip
-        start_trackers(this.config, this.folder, this.accelerator)
+        start_trackers(this.config, this.config.task, this.folder, this.accelerator)
 
     return prepare(this.config, this.task, this.folder, this.accelerator, this.progress, begin)
 

@@ -135,7 +135,7 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     check_same_data(folder / "run.json", data)
     check_same_inputs(folder / "run.json", inputs)
     begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=digests(inputs))
-    start_trackers(config, folder, accelerator)
+    start_trackers(config, Path(config.teacher or config.model).name, folder, accelerator)
     return PretrainingRun(config, folder, source, tokenizer, train, validation, masking, accelerator, progress)
 
 

@@ -56,7 +56,7 @@ def test_every_runs_tracker_writes_into_its_own_folder(tmp_path: Path, monkeypat
     monkeypatch.setenv("WANDB_CACHE_DIR", "/users/own")
     accelerator = SimpleNamespace(trackers=[], is_main_process=True, project_configuration=SimpleNamespace(), init_trackers=lambda name: None)
     for name in ("first", "second"):
-        trackers.start_trackers(RunConfig(report_to="wandb"), tmp_path / name, accelerator)
+        trackers.start_trackers(RunConfig(report_to="wandb"), "sst2", tmp_path / name, accelerator)
         assert os.environ["WANDB_DIR"] == str(tmp_path / name / "tracking") and os.environ["WANDB_CACHE_DIR"] == "/users/own"
     for variable in trackers._set:
         monkeypatch.delenv(variable)
