@@ -8,14 +8,15 @@ import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny_task import tiny_run
 
-from adasearch import trackers
+from adasearch import pipeline, trackers
 from adasearch.config import RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError
-from adasearch.pipeline import search
+from adasearch.pipeline import prepare_only, run, search, train
 from adasearch.trackers import check_trackers
 from adasearch.tracking import numbers
 
@@ -46,6 +47,26 @@ def test_tensorboard_shows_the_history(tmp_path: Path, monkeypatch: pytest.Monke
         assert all(math.isclose(a, b, rel_tol=1e-6) for (_, a), (_, b) in zip(found, wanted)), "float32"
     assert {tag.partition("/")[0] for tag in shown.Tags()["scalars"]} == {"search", "teacher"}
     assert list(home.iterdir()) == []
+
+
+def test_trackers_end_with_what_they_were_started_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever part of a run was asked for, and however it ends: a tracker may hold what it has not written yet."""
+    calls: list[str] = []
+    monkeypatch.setattr(pipeline, "check_trackers", lambda config: None)
+    monkeypatch.setattr(pipeline, "start_trackers", lambda *_: calls.append("start"))
+    monkeypatch.setattr(pipeline, "stop_trackers", lambda _: calls.append("stop"))
+    prepare_only(tiny_run(tmp_path))
+    assert calls == ["start", "stop"]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_search", stop)
+    for part in (search, train, run):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            part(tiny_run(tmp_path))
+        assert calls == ["start", "stop"]
 
 
 def test_every_runs_tracker_writes_into_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
