@@ -38,7 +38,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import FREE, check, inputs_of, run_folder
 from adasearch.prepare import Problem, Start, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, begun_precision, check_reopening, check_same_data, check_same_inputs, commit, digests, only_one
+from adasearch.run_files import begin_run, begun_precision, check_reopening, check_same, commit, only_one
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import draw_controls, draw_ranking, draw_retrained_front
@@ -108,8 +108,7 @@ class Diagnosis:
         self.run_folder = run_folder(self.config)
         self.folder = self.run_folder / "diagnosis" / self.config.search.strategy
         check_reopening(self.folder, to_dict(config), to_dict(DiagnosisConfig()), (*FREE, *MORE))
-        check_same_data(self.folder / "run.json", self.task.data)
-        check_same_inputs(self.folder / "run.json", inputs_of(self.config, self.space))
+        check_same(self.folder / "run.json", self.task.data, inputs_of(self.config, self.space))
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -123,7 +122,7 @@ class Diagnosis:
         def begin(_: Start) -> None:
             begin_run(
                 self.folder, to_dict(self.options), self.accelerator.mixed_precision,
-                data=self.task.data, inputs=digests(inputs_of(self.config, self.space)),
+                data=self.task.data, inputs=inputs_of(self.config, self.space),
             )  # fmt: skip
 
         with only_one(self.run_folder):

@@ -31,8 +31,8 @@ from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
 from adasearch.run_files import (
-    Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
-    note_stage, only_one, path_of, refuse_run, stage_facts,
+    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same, hand_over, note_stage,
+    only_one, path_of, refuse_run, stage_facts,
 )  # fmt: skip
 from adasearch.search_config import SearchConfig
 from adasearch.settings import to_dict
@@ -50,7 +50,7 @@ from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 from adasearch.transfer import shares
 
 # settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
-FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets", "report_examples", "report_to")
+FREE = (*ALWAYS_FREE, "bench", "controls", "seeds", "evaluate", "report_examples", "report_to")
 
 
 @dataclass
@@ -116,8 +116,7 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     check_trackers(config)
     task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
     space = whole_space.for_task(is_pair=task.is_pair)
-    check_same_data(run_folder(config) / "run.json", task.data)
-    check_same_inputs(run_folder(config) / "run.json", inputs_of(config, space))
+    check_same(run_folder(config) / "run.json", task.data, inputs_of(config, space))
     check_saving(space)
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     if "random_architecture" in config.controls:
@@ -229,7 +228,7 @@ def _prepare(this: Run) -> Problem:
         if this.accelerator.is_main_process:
             begin_run(
                 this.folder, to_dict(this.config), this.accelerator.mixed_precision,
-                data=this.task.data, inputs=digests(inputs_of(this.config, this.space)),
+                data=this.task.data, inputs=inputs_of(this.config, this.space),
             )  # fmt: skip
         start_trackers(this.config, this.config.task, this.folder, this.accelerator)
 

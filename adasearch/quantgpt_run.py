@@ -36,10 +36,7 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import draw_quantized, scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import (
-    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, note_stage, only_one,
-    stage_facts,
-)  # fmt: skip
+from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, note_stage, only_one, stage_facts
 from adasearch.settings import to_dict
 from adasearch.stopwatch import Stopwatch
 
@@ -49,7 +46,7 @@ MODELS: dict[str, tuple[type[PreTrainedModel], tuple[str, ...]]] = {
     "bart": (BartForConditionalGeneration, ("dropout", "attention_dropout", "activation_dropout")),
 }
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned
-FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "figures", "output_dir", "cache_dir", "data_dir", "evaluations", "bank_gib")
+FREE = (*ALWAYS_FREE, "figures", "cache_dir", "evaluations", "bank_gib")
 FIGURE_TOKENS = 60  # of the validation split, whose similarity is drawn
 
 
@@ -79,8 +76,7 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
     """
     config.check()
     folder = run_folder(config)
-    check_folder(folder, "run.json")
-    check_reopening(folder, to_dict(config), to_dict(QuantGptConfig()), FREE)
+    check_begun(folder, config, FREE)
     with only_one(folder):
         if not (folder / "report.json").exists():
             this = _open(config, folder, progress or Progress())
@@ -150,10 +146,9 @@ def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     teacher = load_language_model(config.model)
     data = {name: {"examples": len(part), **_fingerprints(part)} for name, part in task.splits.items()}
     inputs = {"model": Path(config.model)}
-    check_same_data(folder / "run.json", data)
-    check_same_inputs(folder / "run.json", inputs)
+    check_same(folder / "run.json", data, inputs)
     this = QuantRun(config, folder, model_config, task, teacher.to(accelerator.device).eval(), accelerator, progress)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=digests(inputs))
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=inputs)
     return this
 
 
