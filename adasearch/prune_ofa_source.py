@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem, resolve
-from adasearch.encoder_training import check_model, is_whole
+from adasearch.encoder_training import check_model, is_uncut
 from adasearch.errors import ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
@@ -154,7 +154,7 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
         check_model(problem, config, "sparse_model", model, source.may_be_cut)
     if config.direct:
         Pattern.parse(source.pattern).check(round(source.sparsity, 3))
-    if config.direct and (source.is_student or not is_whole(problem, model)):
+    if config.direct and (source.is_student or not is_uncut(problem, model)):
         raise ConfigError(
             f"direct: {config.sparse_model} is smaller than {config.model} before any weight is 0, so pruning that one to the same"
             " sparsity compares nothing; choices: false, or a sparse model with all heads and neurons"

@@ -180,20 +180,19 @@ def _train(this: QuantRun) -> None:
     method = QuantGpt(config, this.teacher, task.splits["train"])
     if config.lambda_contrastive and config.bank == "position" and not visits_again(config, len(task.splits["train"])):
         this.progress.message("no token is seen twice in so few steps: the bank by position stays empty and is left out")
-    watch, is_whole = Stopwatch(), not _checkpoint(this.folder).exists()
+    watch = Stopwatch()
 
     def glance(model: PreTrainedModel) -> dict[str, float]:
         with quantized_cache():
             return task.glance(model, this.accelerator)
 
-    with watch.running():
+    with watch.timing(this.folder) as took:
         history = fit(
             student, method, {"train": task.splits["train"]}, method.config, seed=config.seed, folder=this.folder,
             accelerator=this.accelerator, progress=this.progress, title=f"quantise to {config.bits}", evaluate=glance,
             evaluations=config.evaluations, checkpoint_seconds=config.checkpoint_seconds, is_mixed=config.mixed_precision != "no",
             watch=watch,
         )  # fmt: skip
-    seconds = watch.wall_s if is_whole else None  # of a resumed run only the last part is known
     for name in MODELS[this.model_config.model_type][1]:  # the packed model is as its teacher in all but its weights
         setattr(student.config, name, getattr(this.model_config, name))
     quantizers = {name: quantizer.describe() for name, quantizer in method.quantized.quantizers.items()}
@@ -206,8 +205,8 @@ def _train(this: QuantRun) -> None:
         packed.save_pretrained(partial)
         task.tokenizer.save_pretrained(partial)
 
-    facts = {"seconds": seconds, "steps": history[-1]["step"], "validation": history[-1].get("validation"), "has_bank": method.bank is not None}
-    note_stage(this.folder, "train", **facts)
+    facts = {"steps": history[-1]["step"], "validation": history[-1].get("validation"), "has_bank": method.bank is not None}
+    note_stage(this.folder, "train", seconds=took.get("seconds"), **facts)
     write_folder(this.folder / "model", save)
     note_stage(this.folder, "check", packed_logits_max_difference=_difference(this, student))
 

@@ -228,18 +228,18 @@ def _fit(
 ) -> dict[str, Any]:  # fmt: skip
     """Train in ``work/<name>``, scored by ``score``, else on hidden tokens; steps, seconds a step."""
     config, work = this.config, this.folder / "work" / name
-    is_whole, watch = not (work / "checkpoint.pt").exists(), Stopwatch()
+    watch = Stopwatch()
 
     def evaluate(trained: PreTrainedModel) -> dict[str, float]:
         return {key: value for key, value in (score or this.score)(trained).items() if key != "tokens"}
 
-    with watch.running():
+    with watch.timing(work) as took:
         history = fit(
             model, method, {"train": this.train}, method.config, seed=config.seed, folder=work, accelerator=this.accelerator,
             progress=this.progress, title=title, evaluate=evaluate, evaluations=config.evaluations,
             checkpoint_seconds=config.checkpoint_seconds, is_mixed=this.is_mixed, watch=watch,
         )  # fmt: skip
-    seconds = watch.wall_s if is_whole else None  # of a resumed run only the last part is known
+    seconds = took.get("seconds")
     return {"steps": history[-1]["step"], "seconds": seconds, "seconds_per_step": seconds and seconds / history[-1]["step"]}
 
 
