@@ -103,17 +103,16 @@ def _prefinetune(config: CofiConfig, place: Workplace, guide: Guide, steps: int)
     problem = place.problem
 
     def train() -> EncoderPreTrainedModel:
-        wall_s, cpu_s = place.watch.wall_s, place.watch.cpu_s
-        model = problem.pretrained(place.seed) if config.start == "pretrained" else problem.dense()
-        layers = _new_layers(config, model, guide)
-        if steps:
-            is_whole = not (place.folder / "prefinetune" / "checkpoint.pt").exists()
-            method = CofiDistill(
-                config, config.fit_config("prefinetune", steps), config.schedule("prefinetune"), problem.task.problem_type, guide, layers
-            )
-            place.fit(model, method, "prefinetune")
-            if is_whole:  # else only the last part is known
-                place.note(prefinetune_seconds=place.watch.wall_s - wall_s, prefinetune_cpu_seconds=place.watch.cpu_s - cpu_s)
+        with place.watch.timing(place.folder / "prefinetune") as took:
+            model = problem.pretrained(place.seed) if config.start == "pretrained" else problem.dense()
+            layers = _new_layers(config, model, guide)
+            if steps:
+                method = CofiDistill(
+                    config, config.fit_config("prefinetune", steps), config.schedule("prefinetune"), problem.task.problem_type, guide, layers
+                )
+                place.fit(model, method, "prefinetune")
+        if steps and took:
+            place.note(**{f"prefinetune_{name}": value for name, value in took.items()})
         _save(place.folder / "layers.pt", layers.state_dict())
         return model
 

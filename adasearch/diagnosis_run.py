@@ -36,10 +36,10 @@ from adasearch.latency import LatencyModel
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
-from adasearch.pipeline import FREE, check, run_folder
-from adasearch.prepare import Problem, prepare
+from adasearch.pipeline import FREE, check, inputs_of, run_folder
+from adasearch.prepare import Problem, Start, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, begun_precision, check_same_data, check_reopening, commit
+from adasearch.run_files import begin_run, begun_precision, check_reopening, check_same, commit, only_one
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
@@ -109,7 +109,7 @@ class Diagnosis:
         self.run_folder = run_folder(self.config)
         self.folder = self.run_folder / "diagnosis" / self.config.search.strategy
         check_reopening(self.folder, to_dict(config), to_dict(DiagnosisConfig()), (*FREE, *MORE))
-        check_same_data(self.folder / "run.json", self.task.data)
+        check_same(self.folder / "run.json", self.task.data, inputs_of(self.config, self.space))
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -118,12 +118,23 @@ class Diagnosis:
 
     @cached_property
     def problem(self) -> Problem:
-        """The task made ready, in the run's own cache."""
-        return prepare(self.config, self.task, self.run_folder, self.accelerator, self.progress)
+        """The task made ready, in the run's own cache. From here on the folder is that of a diagnosis with these settings."""
+
+        def begin(_: Start) -> None:
+            begin_run(
+                self.folder, to_dict(self.options), self.accelerator.mixed_precision,
+                data=self.task.data, inputs=inputs_of(self.config, self.space),
+            )  # fmt: skip
+
+        with only_one(self.run_folder):
+            return prepare(self.config, self.task, self.run_folder, self.accelerator, self.progress, begin)
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do; the findings, which are also written as ``diagnosis.json`` with figures."""
-        begin_run(self.folder, to_dict(self.options), self.accelerator.mixed_precision, data=self.task.data)
+        with only_one(self.folder):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         first, cells, seeds, controls = None, [], [], {name: [] for name in ("searched", "random", "conv3_stack", "bag_of_embeddings")}
         for seed in self.options.search_seeds:
             this = self.search(seed)

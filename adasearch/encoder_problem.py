@@ -259,10 +259,9 @@ def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:
     """
     model, folder, accelerator = problem.teacher.model, problem.folder, problem.accelerator
     if problem.needs_dense:
-        is_whole, watch = not (folder / "work" / "teacher" / "checkpoint.pt").exists(), Stopwatch()
-        with watch.running():
+        watch = Stopwatch()
+        with watch.timing(folder / "work" / "teacher") as took:
             finetune(config, problem.task, problem.teacher, problem.train, problem.validation, folder, accelerator, problem.progress, watch)
-        took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed one only the last part is known
         write_json(folder / "teacher" / "training.json", took)
     model.eval().requires_grad_(False).to(accelerator.device)
 

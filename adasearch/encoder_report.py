@@ -15,7 +15,7 @@ from adasearch.card import model_card
 from adasearch.deploy import Deployment, load_deployment, save_deployment
 from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
-from adasearch.encoder_training import Compressed, is_part, is_whole
+from adasearch.encoder_training import Compressed, is_part, is_uncut
 from adasearch.evidence import kept_logits
 from adasearch.export import export_student
 from adasearch.files import read_json, write_json, write_text
@@ -162,7 +162,7 @@ def _write_structures(
             zeros[items[0].recipe.name] = sparsity_of(first[key], stacked_layers(first[key]))
         for item in items:
             model = first[key] if item is items[0] else problem.load(item.folder)
-            if isinstance(model, EncoderPreTrainedModel) and is_part(problem, model) and not is_whole(problem, model):
+            if isinstance(model, EncoderPreTrainedModel) and is_part(problem, model) and not is_uncut(problem, model):
                 name = item.recipe.name if len(items) == 1 else f"{item.recipe.name}, seed {item.seed}"
                 share = form.sparsity(problem, model)
                 structures.append(structure_of(name, item.recipe.kind, model.config, problem.whole_config, share))

@@ -21,8 +21,8 @@ from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
 from adasearch.run_files import (
-    Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
-    note_stage, only_one, path_of, refuse_run,
+    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_begun, check_first, check_same, hand_over, note_stage, only_one, path_of,
+    refuse_run,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
@@ -30,10 +30,7 @@ from adasearch.tasks import Task, load_task
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
 # settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
-FREE = (
-    "quiet", "bench", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets",
-    "report_examples", "report_to",
-)  # fmt: skip
+FREE = (*ALWAYS_FREE, "bench", "seeds", "evaluate", "report_examples", "report_to")
 
 
 def no_facts(trained: Sequence[Compressed]) -> dict[str, str]:
@@ -125,8 +122,8 @@ def open_encoders(
 
 def _note_settings(run: EncoderRun) -> None:
     """From here on the folder is that of a run with these settings."""
-    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision, data=run.task.data, inputs=digests(inputs_of(run.config)))
-    start_trackers(run.config, run.folder, run.accelerator)
+    begin_run(run.folder, to_dict(run.config), run.accelerator.mixed_precision, data=run.task.data, inputs=inputs_of(run.config))
+    start_trackers(run.config, run.config.task, run.folder, run.accelerator)
 
 
 def begin_encoders(
@@ -144,11 +141,9 @@ def begin_encoders(
     folder = run_folder(config, about.slug)
     for name, path in (("model", config.model), ("teacher", config.teacher)):
         refuse_run(name, path or "")
-    check_folder(folder, "run.json")
-    check_reopening(folder, to_dict(config), to_dict(type(config)()), (*FREE, *free))
+    check_begun(folder, config, (*FREE, *free))
     task = load_task(config, seed=config.seed, cache=folder / "cache")
-    check_same_data(folder / "run.json", task.data)
-    check_same_inputs(folder / "run.json", inputs_of(config))
+    check_same(folder / "run.json", task.data, inputs_of(config))
     for note in task.notes:
         progress.message(note)
     accelerator = make_accelerator(config, begun_precision(folder))

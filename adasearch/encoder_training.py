@@ -218,7 +218,7 @@ def sparsity_of(problem: EncoderProblem, model: EncoderPreTrainedModel) -> float
     return 1 - left / whole
 
 
-def is_whole(problem: EncoderProblem, model: EncoderPreTrainedModel) -> bool:
+def is_uncut(problem: EncoderProblem, model: EncoderPreTrainedModel) -> bool:
     """Whether an encoder has all heads, neurons and hidden dimensions of the unpruned one: zeros take none away."""
     own, whole = model.config, problem.whole_config
     return is_part(problem, model) and all(getattr(own, name) == getattr(whole, name) for name in ("hidden_size", "heads", "neurons"))
@@ -237,7 +237,7 @@ def check_model(problem: EncoderProblem, config: EncoderRunConfig, setting: str,
 
     What is left of an encoder is counted, timed and drawn as a share of that one.
     """
-    if is_part(problem, model) if may_be_cut else is_whole(problem, model):
+    if is_part(problem, model) if may_be_cut else is_uncut(problem, model):
         return
     raise ConfigError(
         f"model: {config.model!r} has {_sizes(problem.whole_config)}; {setting} {getattr(config, setting)!r} has {_sizes(model.config)}, and"

@@ -7,6 +7,8 @@ a kill. What crosses from search to training is the Architecture, plain data (an
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,8 @@ from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
 from adasearch.run_files import (
-    Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same_data, check_same_inputs, digests, hand_over,
-    note_stage, only_one, path_of, refuse_run, stage_facts,
+    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same, hand_over, note_stage,
+    only_one, path_of, refuse_run, stage_facts,
 )  # fmt: skip
 from adasearch.search_config import SearchConfig
 from adasearch.settings import to_dict
@@ -48,7 +50,7 @@ from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 from adasearch.transfer import shares
 
 # settings that may differ when a run goes on: they change what is shown, added or timed, not what was learned
-FREE = ("quiet", "bench", "controls", "seeds", "checkpoint_seconds", "threads", "cpu", "output_dir", "evaluate", "data_dir", "demo_assets", "report_examples", "report_to")
+FREE = (*ALWAYS_FREE, "bench", "controls", "seeds", "evaluate", "report_examples", "report_to")
 
 
 @dataclass
@@ -82,8 +84,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> Path:
 
     Raises ``ConfigError`` or ``DataError`` before any training when the request or the data are wrong.
     """
-    with only_one(run_folder(config)):
-        this, problem, architecture, systems = _train(config, progress)
+    with _prepared(config, progress) as (this, problem):
+        architecture, systems = _train(this, problem)
         if this.accelerator.is_main_process:
             measure_and_report(this, problem, architecture, systems)
             this.note("report")
@@ -93,15 +95,14 @@ def run(config: RunConfig, progress: Progress | None = None) -> Path:
 
 def train(config: RunConfig, progress: Progress | None = None) -> Path:
     """All of ``run`` but the measurement, which ``run`` then does alone: training may share the machine, timing may not."""
-    with only_one(run_folder(config)):
-        return _train(config, progress)[0].folder
+    with _prepared(config, progress) as (this, problem):
+        _train(this, problem)
+    return this.folder
 
 
 def prepare_only(config: RunConfig, progress: Progress | None = None) -> Path:
     """Only what comes before the search: ``teacher/`` and ``cache/`` of the run's folder, which is returned."""
-    with only_one(run_folder(config)):
-        this = _open(config, progress or Progress())
-        _prepare(this)
+    with _prepared(config, progress) as (this, _):
         this.note("prepare")
     return this.folder
 
@@ -115,8 +116,7 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     check_trackers(config)
     task = load_task(config, seed=config.seed_of_data, cache=cache or run_folder(config) / "cache")
     space = whole_space.for_task(is_pair=task.is_pair)
-    check_same_data(run_folder(config) / "run.json", task.data)
-    check_same_inputs(run_folder(config) / "run.json", inputs_of(config, space))
+    check_same(run_folder(config) / "run.json", task.data, inputs_of(config, space))
     check_saving(space)
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     if "random_architecture" in config.controls:
@@ -159,10 +159,8 @@ def _check_idle(config: RunConfig) -> None:
             raise ConfigError(f"search.{name}: {getattr(search, name)} is of a latency, and no target or table is given; choices: --latency_target_ms, or {others}")
 
 
-def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, Architecture, list[Trained]]:
-    """Prepare, search, train student and controls, hand the student over."""
-    this = _open(config, progress or Progress())
-    problem = _prepare(this)
+def _train(this: Run, problem: Problem) -> tuple[Architecture, list[Trained]]:
+    """Search, train student and controls, hand the student over."""
     supernet, architecture = _search(this, problem)
     trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
     systems = [
@@ -172,17 +170,14 @@ def _train(config: RunConfig, progress: Progress | None) -> tuple[Run, Problem, 
     ]
     _hand_over(this, systems[0])
     this.note("train")
-    stop_trackers(this.accelerator)
-    return this, problem, architecture, systems
+    stop_trackers(this.accelerator)  # what is timed next is timed without them
+    return architecture, systems
 
 
 def search(config: RunConfig, progress: Progress | None = None) -> Path:
     """Only the search; returns the path of ``architecture.json``."""
-    with only_one(run_folder(config)):
-        this = _open(config, progress or Progress())
-        problem = _prepare(this)
+    with _prepared(config, progress) as (this, problem):
         _search(this, problem)
-        stop_trackers(this.accelerator)
     return this.folder / "search" / "architecture.json"
 
 
@@ -190,19 +185,27 @@ def retrain(config: RunConfig, progress: Progress | None = None) -> Path:
     """Train the student of ``config.architecture`` (or of the search in the run's folder); returns its folder."""
     if not config.architecture and not (run_folder(config) / "search" / "architecture.json").exists():
         raise ConfigError(f"architecture: none given and {run_folder(config)} holds no search; choices: --architecture FILE, or search first")
-    with only_one(run_folder(config)):
-        this = _open(config, progress or Progress())
-        problem = _prepare(this)
+    with _prepared(config, progress) as (this, problem):
         supernet, architecture = _search(this, problem)
         trainer = Trainer(this.config, problem, this.space, supernet, this.folder, this.accelerator, this.progress)
         _hand_over(this, [trainer.train("student", architecture, seed) for seed in this.seeds][0])
-        stop_trackers(this.accelerator)
     return this.folder / "student"
 
 
 def run_folder(config: RunConfig) -> Path:
     """Where a run lies: ``output_dir``, else ``runs/<task>``."""
     return Path(config.output_dir or Path("runs") / folder_name(config.task))
+
+
+@contextmanager
+def _prepared(config: RunConfig, progress: Progress | None) -> Iterator[tuple[Run, Problem]]:
+    """A run with all that comes before the search. Its folder is its own while the block lasts, and its trackers end with it."""
+    with only_one(run_folder(config)):
+        this = _open(config, progress or Progress())
+        try:
+            yield this, _prepare(this)
+        finally:
+            stop_trackers(this.accelerator)
 
 
 def _open(config: RunConfig, progress: Progress) -> Run:
@@ -225,9 +228,9 @@ def _prepare(this: Run) -> Problem:
         if this.accelerator.is_main_process:
             begin_run(
                 this.folder, to_dict(this.config), this.accelerator.mixed_precision,
-                data=this.task.data, inputs=digests(inputs_of(this.config, this.space)),
+                data=this.task.data, inputs=inputs_of(this.config, this.space),
             )  # fmt: skip
-        start_trackers(this.config, this.folder, this.accelerator)
+        start_trackers(this.config, this.config.task, this.folder, this.accelerator)
 
     return prepare(this.config, this.task, this.folder, this.accelerator, this.progress, begin)
 

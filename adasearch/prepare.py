@@ -30,7 +30,7 @@ from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.near_copies import near_copies
 from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
-from adasearch.run_files import check_same_data, check_same_inputs, differences, digests
+from adasearch.run_files import check_same, differences, digests
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
@@ -191,8 +191,7 @@ def _source(config: RunConfig) -> dict[str, Any]:
 def _check_source(config: RunConfig, task: Task, folder: Path) -> None:
     """Raise ``ConfigError`` where the cache was begun with another teacher or other data."""
     path = folder / "cache" / SOURCE
-    check_same_data(path, task.data)
-    check_same_inputs(path, {"teacher": Path(config.teacher)})
+    check_same(path, task.data, {"teacher": Path(config.teacher)})
     if path.exists() and (what := differences(read_json(path), _source(config))):
         raise ConfigError(f"output_dir: {folder} holds the word of another teacher ({what}); choices: another --output_dir, or delete it")
 

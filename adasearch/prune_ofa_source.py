@@ -15,7 +15,7 @@ from adasearch.demo_assets import model_path
 from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem
-from adasearch.encoder_training import check_model, is_whole
+from adasearch.encoder_training import check_model, is_uncut
 from adasearch.errors import ConfigError, loading
 from adasearch.files import read_json
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
@@ -153,7 +153,7 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
         check_model(problem, config, "sparse_model", model, source.may_be_cut)
     if config.direct:
         Pattern.parse(source.pattern).check(round(source.sparsity, 3))
-    if config.direct and (source.is_student or not is_whole(problem, model)):
+    if config.direct and (source.is_student or not is_uncut(problem, model)):
         raise ConfigError(
             f"direct: {config.sparse_model} is smaller than {config.model} before any weight is 0, so pruning that one to the same"
             " sparsity compares nothing; choices: false, or a sparse model with all heads and neurons"

@@ -38,10 +38,7 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import (
-    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, note_stage, only_one,
-    stage_facts,
-)  # fmt: skip
+from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, note_stage, only_one, stage_facts
 from adasearch.settings import to_dict
 from adasearch.stopwatch import Stopwatch
 
@@ -51,7 +48,7 @@ MODELS: dict[str, tuple[type[PreTrainedModel], tuple[str, ...]]] = {
     "bart": (BartForConditionalGeneration, ("dropout", "attention_dropout", "activation_dropout")),
 }
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned
-FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "figures", "output_dir", "cache_dir", "data_dir", "evaluations", "bank_gib")
+FREE = (*ALWAYS_FREE, "figures", "cache_dir", "evaluations", "bank_gib")
 FIGURE_TOKENS = 60  # of the validation split, whose similarity is drawn
 
 
@@ -81,8 +78,7 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
     """
     config.check()
     folder = run_folder(config)
-    check_folder(folder, "run.json")
-    check_reopening(folder, to_dict(config), to_dict(QuantGptConfig()), FREE)
+    check_begun(folder, config, FREE)
     with only_one(folder):
         if not (folder / "report.json").exists():
             this = _open(config, folder, progress or Progress())
@@ -145,10 +141,9 @@ def _open(config: QuantGptConfig, folder: Path, progress: Progress) -> QuantRun:
     teacher = load_language_model(config.model)
     data = {name: {"examples": len(part), **_fingerprints(part)} for name, part in task.splits.items()}
     inputs = {"model": Path(config.model)}
-    check_same_data(folder / "run.json", data)
-    check_same_inputs(folder / "run.json", inputs)
+    check_same(folder / "run.json", data, inputs)
     this = QuantRun(config, folder, model_config, task, teacher.to(accelerator.device).eval(), accelerator, progress)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=digests(inputs))
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=inputs)
     return this
 
 
@@ -180,20 +175,19 @@ def _train(this: QuantRun) -> None:
     method = QuantGpt(config, this.teacher, task.splits["train"])
     if config.lambda_contrastive and config.bank == "position" and not visits_again(config, len(task.splits["train"])):
         this.progress.message("no token is seen twice in so few steps: the bank by position stays empty and is left out")
-    watch, is_whole = Stopwatch(), not _checkpoint(this.folder).exists()
+    watch = Stopwatch()
 
     def glance(model: PreTrainedModel) -> dict[str, float]:
         with quantized_cache():
             return task.glance(model, this.accelerator)
 
-    with watch.running():
+    with watch.timing(this.folder) as took:
         history = fit(
             student, method, {"train": task.splits["train"]}, method.config, seed=config.seed, folder=this.folder,
             accelerator=this.accelerator, progress=this.progress, title=f"quantise to {config.bits}", evaluate=glance,
             evaluations=config.evaluations, checkpoint_seconds=config.checkpoint_seconds, is_mixed=config.mixed_precision != "no",
             watch=watch,
         )  # fmt: skip
-    seconds = watch.wall_s if is_whole else None  # of a resumed run only the last part is known
     for name in MODELS[this.model_config.model_type][1]:  # the packed model is as its teacher in all but its weights
         setattr(student.config, name, getattr(this.model_config, name))
     quantizers = {name: quantizer.describe() for name, quantizer in method.quantized.quantizers.items()}
@@ -206,8 +200,8 @@ def _train(this: QuantRun) -> None:
         packed.save_pretrained(partial)
         task.tokenizer.save_pretrained(partial)
 
-    facts = {"seconds": seconds, "steps": history[-1]["step"], "validation": history[-1].get("validation"), "has_bank": method.bank is not None}
-    note_stage(this.folder, "train", **facts)
+    facts = {"steps": history[-1]["step"], "validation": history[-1].get("validation"), "has_bank": method.bank is not None}
+    note_stage(this.folder, "train", seconds=took.get("seconds"), **facts)
     write_folder(this.folder / "model", save)
     note_stage(this.folder, "check", packed_logits_max_difference=_difference(this, student))
 

@@ -19,7 +19,10 @@ from filelock import FileLock, Timeout
 
 from adasearch.errors import ConfigError
 from adasearch.files import closed_parent, fingerprint, read_json, write_folder, write_json, write_text
+from adasearch.settings import to_dict
 
+# settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned. A kind of run may have more
+ALWAYS_FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "output_dir", "data_dir", "demo_assets")
 DATA_FILES = ("train_file", "validation_file", "test_file", "unlabeled_file")  # settings that say where data lie, not which
 
 LOCK = ".lock"
@@ -97,6 +100,12 @@ def _comes_first(path: Path) -> bool:
     return path.name == "cache" or path.name.startswith(".") or path.is_symlink() or path.suffix in (".log", ".out", ".err")
 
 
+def check_begun(folder: Path, config: Any, free: Sequence[str]) -> None:
+    """A run with these settings, a dataclass that has defaults, may be begun in a folder or go on there; see ``check_reopening``."""
+    check_folder(folder, "run.json")
+    check_reopening(folder, to_dict(config), to_dict(type(config)()), free)
+
+
 def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, Any], free: Sequence[str]) -> None:
     """A folder goes on with the settings it was begun with, or not at all. Raises ``ConfigError``.
 
@@ -110,6 +119,12 @@ def check_reopening(folder: Path, settings: dict[str, Any], defaults: dict[str, 
     before, free = completed(begun["config"], defaults), (*free, *(DATA_FILES if "data" in begun else ()))
     if what := differences(before, settings, free):
         raise ConfigError(f"output_dir: {folder} holds a run with other settings ({what}); choices: another --output_dir, or delete it")
+
+
+def check_same(path: Path, data: dict[str, dict[str, Any]], inputs: Inputs) -> None:
+    """What a run learns from, and what else it is made of, are what it was begun with. Raises ``ConfigError``."""
+    check_same_data(path, data)
+    check_same_inputs(path, inputs)
 
 
 def check_same_data(path: Path, data: dict[str, dict[str, Any]], splits: Sequence[str] | None = None) -> None:
@@ -201,8 +216,9 @@ def completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, A
     }
 
 
-def begin_run(folder: Path, settings: dict[str, Any], precision: str, **facts: Any) -> None:
-    """Write ``config.yaml`` and ``run.json``, with more ``facts`` in it; of a run that was begun before only note that it goes on.
+def begin_run(folder: Path, settings: dict[str, Any], precision: str, *, inputs: Inputs | None = None, **facts: Any) -> None:
+    """Write ``config.yaml`` and ``run.json``, with more ``facts`` and digests of the ``inputs`` in it; of a run that was begun before only
+    note that it goes on.
 
     ``command`` is the latest, the one a report is of: its settings are those of all others, but for what is free. ``commands`` are all
     different ones in order. Data that were moved lie where they are now.
@@ -216,6 +232,7 @@ def begin_run(folder: Path, settings: dict[str, Any], precision: str, **facts: A
             write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_json(path, {**about, "command": command, "commands": [*others, command], "config": config})
         return
+    facts |= {} if inputs is None else {"inputs": digests(inputs)}
     about = {"command": command, "commands": [command], "commit": commit(), "config": settings, "precision": precision,
              "directory": str(Path.cwd()), **facts, "stages": {}}  # fmt: skip
     write_json(path, about)  # first: it is what says whose the folder is

@@ -34,10 +34,7 @@ from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPrepa
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.run_files import (
-    begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, digests, model_in, note_stage, only_one,
-    path_of,
-)  # fmt: skip
+from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, note_stage, only_one, path_of
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -46,10 +43,7 @@ from adasearch.sparse_pretraining_report import write_pretraining
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned
-FREE = (
-    "quiet", "threads", "cpu", "checkpoint_seconds", "figures", "output_dir", "cache_dir", "demo_assets", "data_dir", "evaluations",
-    "report_to",
-)  # fmt: skip
+FREE = (*ALWAYS_FREE, "figures", "cache_dir", "evaluations", "report_to")
 TEACHER, SPARSE = "teacher", "sparse"  # the folders of the two models
 ROUNDING = 1e-3  # by which the zeros of a model may be more than was asked for: a share is rounded up in every layer
 NEW_HEAD_SHARE = 0.2  # of the teacher's steps, in which a new head learns alone
@@ -93,8 +87,7 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
     """
     config.check()
     folder = run_folder(config)
-    check_folder(folder, "run.json")
-    check_reopening(folder, to_dict(config), to_dict(SparsePretrainingConfig()), FREE)
+    check_begun(folder, config, FREE)
     with only_one(folder):
         if not (folder / "report.json").exists():
             this = _open(config, folder, progress or Progress())
@@ -130,10 +123,9 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     blocks = {"train": train, "validation": validation}
     data = {name: {"examples": len(part), "texts": fingerprint(part.tokens.ids, part.tokens.offsets)} for name, part in blocks.items()}
     inputs = {"model": path_of(config.model), "teacher": path_of(config.teacher)}
-    check_same_data(folder / "run.json", data)
-    check_same_inputs(folder / "run.json", inputs)
-    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=digests(inputs))
-    start_trackers(config, folder, accelerator)
+    check_same(folder / "run.json", data, inputs)
+    begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=inputs)
+    start_trackers(config, Path(config.teacher or config.model).name, folder, accelerator)
     return PretrainingRun(config, folder, source, tokenizer, train, validation, masking, accelerator, progress)
 
 
@@ -230,18 +222,18 @@ def _fit(
 ) -> dict[str, Any]:  # fmt: skip
     """Train in ``work/<name>``, scored by ``score``, else on hidden tokens; steps, seconds a step."""
     config, work = this.config, this.folder / "work" / name
-    is_whole, watch = not (work / "checkpoint.pt").exists(), Stopwatch()
+    watch = Stopwatch()
 
     def evaluate(trained: PreTrainedModel) -> dict[str, float]:
         return {key: value for key, value in (score or this.score)(trained).items() if key != "tokens"}
 
-    with watch.running():
+    with watch.timing(work) as took:
         history = fit(
             model, method, {"train": this.train}, method.config, seed=config.seed, folder=work, accelerator=this.accelerator,
             progress=this.progress, title=title, evaluate=evaluate, evaluations=config.evaluations,
             checkpoint_seconds=config.checkpoint_seconds, is_mixed=this.is_mixed, watch=watch,
         )  # fmt: skip
-    seconds = watch.wall_s if is_whole else None  # of a resumed run only the last part is known
+    seconds = took.get("seconds")
     return {"steps": history[-1]["step"], "seconds": seconds, "seconds_per_step": seconds and seconds / history[-1]["step"]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Stopwatch:
@@ -45,6 +46,19 @@ class Stopwatch:
         finally:
             if not was_running:
                 self.stop()
+
+    @contextmanager
+    def timing(self, work: Path) -> Iterator[dict[str, float]]:
+        """It runs inside the block; after it what the training in ``work`` took: "seconds" and "cpu_seconds".
+
+        Nothing where the training goes on from a checkpoint: of an interrupted one only the last part is known.
+        """
+        is_whole, wall_s, cpu_s = not (work / "checkpoint.pt").exists(), self.wall_s, self.cpu_s
+        took: dict[str, float] = {}
+        with self.running():
+            yield took
+        if is_whole:
+            took.update(seconds=self.wall_s - wall_s, cpu_seconds=self.cpu_s - cpu_s)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

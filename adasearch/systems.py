@@ -195,7 +195,7 @@ class Trainer:
             settings, distill, problem.task.problem_type, problem.task.num_labels, architecture.width, max(1, architecture.depth)
         )
 
-        watch, is_whole = Stopwatch(), not (work / "checkpoint.pt").exists()
+        watch = Stopwatch()
 
         def evaluate(_: torch.nn.Module) -> dict[str, float]:
             scores = scores_of(problem, student_logits(student, problem.validation, accelerator), problem.validation)
@@ -203,14 +203,13 @@ class Trainer:
                 self.on_scores(kind, seed, scores)
             return scores
 
-        with watch.running():
+        with watch.timing(work) as took:
             history = fit(
                 student, method, {"train": examples}, settings, seed=seed, folder=work, accelerator=accelerator, progress=self.progress,
                 title=f"train {kind.replace('_', ' ')}, seed {seed}", evaluate=evaluate, evaluations=config.evaluate,
                 checkpoint_seconds=config.checkpoint_seconds, watch=watch,
             )  # fmt: skip
         if accelerator.is_main_process:
-            took = {"seconds": watch.wall_s, "cpu_seconds": watch.cpu_s} if is_whole else {}  # of a resumed training only the end is known
             self._save(student, history, {"steps": settings.steps, **took}, target, work)
         accelerator.wait_for_everyone()
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from adasearch.config import RunConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
+from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.settings import is_installed, to_dict
 from adasearch.tracking import numbers
 
@@ -22,18 +23,23 @@ FOLDERS = {
     "wandb": ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"),
 }
 
+Tracked = RunConfig | EncoderRunConfig | SparsePretrainingConfig
+
 _set: dict[str, str] = {}  # environment variables that were set here
 
 
-def check_trackers(config: RunConfig | EncoderRunConfig) -> None:
+def check_trackers(config: Tracked) -> None:
     """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
     for name in config.trackers:
         if not is_installed(name):
             raise ConfigError(f"report_to: {name!r} is not installed; pip install {name}, or 'adasearch[tracking]' for tensorboard")
 
 
-def start_trackers(config: RunConfig | EncoderRunConfig, folder: Path, accelerator: Accelerator) -> None:
-    """Give the accelerator the trackers of ``config.report_to``, with the run's settings told; they write to ``folder/tracking``."""
+def start_trackers(config: Tracked, subject: str, folder: Path, accelerator: Accelerator) -> None:
+    """Give the accelerator the trackers of ``config.report_to``, with the run's settings told; they write to ``folder/tracking``.
+
+    ``subject`` names the project there: the run's task, or the model where there is none.
+    """
     accelerator.trackers.clear()
     if not config.trackers or not accelerator.is_main_process:
         return
@@ -45,7 +51,7 @@ def start_trackers(config: RunConfig | EncoderRunConfig, folder: Path, accelerat
                 os.environ[variable] = _set[variable] = str(where.resolve())
     accelerator.project_configuration.logging_dir = str(where)  # several runs of one process share the accelerator
     accelerator.log_with = list(config.trackers)
-    accelerator.init_trackers(f"adasearch-{config.task.replace('/', '-').replace(':', '-')}")
+    accelerator.init_trackers(f"adasearch-{subject.replace('/', '-').replace(':', '-')}")
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log({"settings": yaml.safe_dump(to_dict(config), sort_keys=False)})

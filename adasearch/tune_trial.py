@@ -165,7 +165,7 @@ class TrialRun:
     def run(self) -> list[float]:
         """All stages; the objectives."""
         try:
-            start_trackers(self.config, self.folder, self.study.accelerator)
+            start_trackers(self.config, self.config.task, self.folder, self.study.accelerator)
             problem = self.study.problem(self.config)
             if self.study.inherits:  # a search looks for the worth of the teacher's heads in the cache beside it
                 (self.folder / "cache").symlink_to((self.study.preparation / "cache").resolve(), target_is_directory=True)

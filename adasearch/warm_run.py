@@ -39,7 +39,7 @@ from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, check_folder, check_reopening, check_same_data, check_same_inputs, digests, only_one, refuse_run
+from adasearch.run_files import ALWAYS_FREE, begin_run, check_begun, check_same, only_one, refuse_run
 from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
@@ -52,7 +52,7 @@ from adasearch.tokens import Examples, TokenStore
 from adasearch.warm_config import WarmConfig
 from adasearch.warm_start import FACTS, TEACHER_ROWS, WEIGHTS, facts_of, sampled_rows, vocabulary_fingerprint
 
-FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "output_dir", "demo_assets", "disk_gib")
+FREE = (*ALWAYS_FREE, "disk_gib")
 SPARE = 0.9  # of what is free on the disk may be filled
 MEASURED_ROWS = 10_000  # evenly spread, from which the vectors' mean and spread are taken
 
@@ -79,8 +79,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     config.check()
     folder = Path(config.output_dir)
     refuse_run("teacher", config.teacher)
-    check_folder(folder, "run.json")
-    check_reopening(folder, to_dict(config), to_dict(WarmConfig()), FREE)
+    check_begun(folder, config, FREE)
     if (folder / FACTS).exists():
         return folder
     with only_one(folder):
@@ -184,11 +183,8 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
         _check_disk(need, len(tokens), config, path)
         this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**20:,.1f} MiB in {path.parent}")
     data, inputs = {"texts": {"examples": len(tokens), "texts": fingerprint(tokens.ids, tokens.offsets)}}, {"teacher": Path(config.teacher)}
-    check_same_data(this.folder / "run.json", data)
-    check_same_inputs(this.folder / "run.json", inputs)
-    begin_run(  # nothing is left to refuse
-        this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware(), data=data, inputs=digests(inputs)
-    )
+    check_same(this.folder / "run.json", data, inputs)  # after it nothing is left to refuse
+    begin_run(this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware(), data=data, inputs=inputs)
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         states = teacher.model(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 from tiny import tiny_architecture, tiny_space
-from tiny_task import tiny_run
+from tiny_task import SPACE, tiny_run
 
 from adasearch import diagnosis_run
 from adasearch.architecture import Architecture, Edge
@@ -25,6 +25,7 @@ from adasearch.diagnosis_run import Diagnosis, DiagnosisConfig, diagnose
 from adasearch.errors import ConfigError, ModelError
 from adasearch.member_cost import architecture_cost
 from adasearch.progress import Progress
+from adasearch.run_files import only_one
 from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
 from adasearch.strategies import STRATEGIES
 
@@ -177,6 +178,20 @@ def test_a_strategys_diagnosis_has_a_folder_of_its_own_and_shares_what_was_prepa
     assert [point["macs"] for point in points] == sorted(point["macs"] for point in points) and 1 < len(points) <= 4
     assert points[0]["architecture"] == front[0]["architecture"] and points[-1]["architecture"] == front[-1]["architecture"]
     assert all(path.stat().st_mtime_ns == before for path, before in prepared.items())
+
+
+def test_a_diagnosis_is_of_one_process_and_of_what_its_settings_named_when_it_began(tmp_path: Path) -> None:
+    config = request(tmp_path)
+    diagnosis = Diagnosis(config, Progress())
+    for folder in (diagnosis.folder, diagnosis.run_folder):  # the run's own, where teacher and cache are made
+        with only_one(folder), pytest.raises(ConfigError, match="another process is at work"):
+            diagnosis.run()
+    assert not (diagnosis.folder / "run.json").exists()
+    diagnosis.search(1)
+    assert set(json.loads((diagnosis.folder / "run.json").read_text())["inputs"]) == {"teacher", "space"}
+    Path(config.space).write_text(SPACE.replace("nodes: 2", "nodes: 3"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="begun with another content of space"):
+        Diagnosis(config, Progress())
 
 
 def test_a_model_of_another_architecture_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:

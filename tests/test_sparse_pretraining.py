@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -448,6 +449,17 @@ def test_a_run_leaves_a_plain_model_with_exact_zeros(tmp_path: Path) -> None:
     text.write_text(text.read_text().replace("good", "bad"))
     with pytest.raises(ConfigError, match=r"run: the data have changed since \(train: other texts"):
         pretrain_sparse(config)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs the extra 'tracking'")
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_no_task_is_tracked_under_its_models_name(tmp_path: Path) -> None:
+    pretrain_sparse(settings(tmp_path, report_to="tensorboard", figures=False))
+    folder = tmp_path / "run" / "tracking" / "adasearch-tiny"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(folder)).Reload().Tags()
+    assert {tag.partition("/")[0] for tag in tags["scalars"]} == {"teacher", "sparse"} and tags["tensors"] == ["settings/text_summary"]
 
 
 def test_a_warm_up_leaves_the_rewound_rate_near_its_peak() -> None:

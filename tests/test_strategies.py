@@ -6,6 +6,7 @@ Dimensions: B batch, R rows (edges), N choices.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,26 @@ def member_of(supernet: Supernet, draw: Draw) -> Architecture:
     width = max(space.widths) if draw.keep_D is None else int(draw.keep_D.detach().sum().round())
     cells = [tuple(tuple(Edge(step.source, step.operation) for step in node) for node in path) for path in draw.paths]
     return Architecture(space.name, space.digest, tuple(cells * depth if len(cells) == 1 else cells[:depth]), width, space.macro, 0)
+
+
+class OnMps(nn.Parameter):
+    """A parameter that says it lies where it does not."""
+
+    device = property(lambda self: torch.device("mps"))  # type: ignore[assignment]
+
+
+def test_both_sides_of_the_second_order_have_the_random_numbers_of_the_gradient_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accelerator's state is counted: each look at it finds it one further."""
+    count, restored = itertools.count(), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor(next(count)))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: restored.append(int(state)))
+    supernet, method, batch = learning("darts_second", {"nodes": 1}, unroll_rate=0.1)
+    method.rate = 0.1
+    next(supernet.parameters()).__class__ = OnMps
+    method.before_loss(supernet, ("arch",), lambda split: batch)
+    total(method, supernet, batch).backward()
+    method.after_backward(supernet, ("arch",), lambda split: batch)
+    assert restored == [0, 0, 1], "both sides begin where the gradient began, and what follows where it had come to"
 
 
 @pytest.mark.parametrize("strategy", ["gdas", "gumbel", "proxyless", "one_shot"])

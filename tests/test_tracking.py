@@ -8,14 +8,15 @@ import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny_task import tiny_run
 
-from adasearch import trackers
+from adasearch import pipeline, trackers
 from adasearch.config import RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError
-from adasearch.pipeline import search
+from adasearch.pipeline import prepare_only, run, search, train
 from adasearch.trackers import check_trackers
 from adasearch.tracking import numbers
 
@@ -48,6 +49,26 @@ def test_tensorboard_shows_the_history(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(home.iterdir()) == []
 
 
+def test_trackers_end_with_what_they_were_started_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever part of a run was asked for, and however it ends: a tracker may hold what it has not written yet."""
+    calls: list[str] = []
+    monkeypatch.setattr(pipeline, "check_trackers", lambda config: None)
+    monkeypatch.setattr(pipeline, "start_trackers", lambda *_: calls.append("start"))
+    monkeypatch.setattr(pipeline, "stop_trackers", lambda _: calls.append("stop"))
+    prepare_only(tiny_run(tmp_path))
+    assert calls == ["start", "stop"]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_search", stop)
+    for part in (search, train, run):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            part(tiny_run(tmp_path))
+        assert calls == ["start", "stop"]
+
+
 def test_every_runs_tracker_writes_into_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of a study share a process; what the user has set stays."""
     for variable in trackers.FOLDERS["wandb"]:
@@ -56,7 +77,7 @@ def test_every_runs_tracker_writes_into_its_own_folder(tmp_path: Path, monkeypat
     monkeypatch.setenv("WANDB_CACHE_DIR", "/users/own")
     accelerator = SimpleNamespace(trackers=[], is_main_process=True, project_configuration=SimpleNamespace(), init_trackers=lambda name: None)
     for name in ("first", "second"):
-        trackers.start_trackers(RunConfig(report_to="wandb"), tmp_path / name, accelerator)
+        trackers.start_trackers(RunConfig(report_to="wandb"), "sst2", tmp_path / name, accelerator)
         assert os.environ["WANDB_DIR"] == str(tmp_path / name / "tracking") and os.environ["WANDB_CACHE_DIR"] == "/users/own"
     for variable in trackers._set:
         monkeypatch.delenv(variable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +68,17 @@ def test_the_watch_rests_in_pauses_and_goes_on_as_it_was() -> None:
     stopped = watch.wall_s
     time.sleep(0.01)
     assert watch.wall_s == stopped and watch.cpu_s >= 0
+
+
+def test_what_a_training_took_is_not_told_where_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    watch = Stopwatch()
+    with watch.running():
+        time.sleep(0.01)
+    wall_s, cpu_s = watch.wall_s, watch.cpu_s
+    with watch.timing(tmp_path) as took:
+        assert took == {} and watch._since is not None
+        (tmp_path / "checkpoint.pt").touch()  # its own
+    assert took == {"seconds": watch.wall_s - wall_s, "cpu_seconds": watch.cpu_s - cpu_s} and 0 < took["seconds"] < watch.wall_s
+    with watch.timing(tmp_path) as took:
+        pass
+    assert took == {}

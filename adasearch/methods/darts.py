@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adasearch.cell import CellPath
-from adasearch.fit import learning_rate_factor
+from adasearch.fit import learning_rate_factor, restore_rng, rng_state
 from adasearch.gates import ChoiceGate, SubsetGate, gates_of
 from adasearch.methods.base import Batch, BatchOf
 from adasearch.search_method import STRATEGIES, SearchMethod
@@ -83,7 +83,7 @@ class DartsSecond(Darts):
             return
         gates = {id(gate.logits) for gate in gates_of(student)} | {id(self.multiplier)}
         weights = [p for module in (student, self) for p in module.parameters() if p.requires_grad and id(p) not in gates]
-        self._random = _random_state(student)
+        self._random = _random_numbers(student)
         gradients = self._gradients(student, batch_of("train"), weights)
         self._weights = [(weight, weight.detach().clone()) for weight in weights]
         with torch.no_grad():
@@ -97,7 +97,7 @@ class DartsSecond(Darts):
         directions = [weight.grad for weight, _ in self._weights]
         norm = torch.stack([_norm(v) for v in directions if v is not None]).norm()
         logits = [gate.logits for gate in gates_of(student)]
-        sides, after = [], _random_state(student)
+        sides, after = [], _random_numbers(student)
         for sign in (1.0, -1.0):
             self._restore()
             with torch.no_grad():
@@ -105,10 +105,10 @@ class DartsSecond(Darts):
                     if v is not None and norm > 0:
                         weight.add_(v, alpha=sign * DISTANCE / float(norm))
             # the same dropout on both sides: a difference of masks over epsilon would be all one sees
-            _set_random_state(self._random, student)
+            restore_rng(self._random)
             sides.append(self._gradients(student, batch_of("train"), logits))
         self._restore()
-        _set_random_state(after, student)
+        restore_rng(after)
         for tensor, plus, minus in zip(logits, *sides):
             if tensor.grad is not None and plus is not None and minus is not None:
                 tensor.grad -= self.rate * (plus - minus) * (float(norm) / (2 * DISTANCE))
@@ -126,13 +126,6 @@ def _norm(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values().norm() if gradient.is_sparse else gradient.norm()
 
 
-def _random_state(model: nn.Module) -> list[Tensor]:
-    """Of the processor and, where the model lies on one, of the accelerator."""
-    on_gpu = next(model.parameters()).is_cuda
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if on_gpu else [])]
-
-
-def _set_random_state(state: list[Tensor], model: nn.Module) -> None:
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
+def _random_numbers(model: nn.Module) -> dict[str, Tensor]:
+    """The processor's and, where the model lies on one, the accelerator's."""
+    return rng_state(next(model.parameters()).device)
