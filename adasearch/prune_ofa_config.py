@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import check_choice, check_range, check_report_to, tracker_names
+from adasearch.settings import check_choice, check_range, check_report_to, part_of, tracker_names
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import SparsitySchedule, check_rewound
 
@@ -136,10 +136,7 @@ class SparsePretrainingConfig:
 
     def fit_config(self, steps: int, learning_rate: float) -> FitConfig:
         """What the training loop reads."""
-        return FitConfig(
-            steps=steps, batch_size=self.batch_size, learning_rate=learning_rate, warmup=self.warmup, weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-        )  # fmt: skip
+        return part_of(FitConfig, self, steps=steps, learning_rate=learning_rate)
 
     def check(self) -> None:
         """Raise ``ConfigError`` for whatever is wrong without looking at model or data."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_range, part_of
 
 NEGATIVES = ("teacher", "student", "vocabulary")
 BANKS = ("position", "token", "none")
@@ -126,10 +126,7 @@ class QuantGptConfig:
 
     def fit_config(self) -> FitConfig:
         """What the training loop reads."""
-        return FitConfig(
-            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, warmup=self.warmup,
-            weight_decay=self.weight_decay, clip_norm=self.clip_norm,
-        )  # fmt: skip
+        return part_of(FitConfig, self)
 
     def quantizer_options(self) -> dict[str, Any]:
         """Settings of the quantiser itself."""
