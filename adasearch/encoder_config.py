@@ -74,10 +74,6 @@ class EncoderRunConfig(TaskConfig):
         """The seeds of every model."""
         return self.seeds or [self.seed]
 
-    def capped(self, steps: int) -> int:
-        """Steps of a stage under ``max_steps``."""
-        return max(1, steps if self.max_steps is None else min(steps, self.max_steps))
-
     def check(self) -> None:
         """Raise ``ConfigError`` for whatever is wrong without looking at model or data. Methods check theirs on top."""
         if self.soft_label_columns:
