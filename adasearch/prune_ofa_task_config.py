@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adasearch.bench_config import BenchConfig
-from adasearch.encoder_config import EncoderRunConfig, check_fit
+from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
+from adasearch.fit_config import check_fit
 from adasearch.settings import check_choice, check_range
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import check_rewound
@@ -137,7 +137,6 @@ class PruneOfaTaskConfig(EncoderRunConfig):
     export: bool = True
     format: str = "smallest"
     compression: str = "none"
-    bench: BenchConfig = field(default_factory=BenchConfig)
 
     def check(self) -> None:
         super().check()
