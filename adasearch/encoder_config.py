@@ -5,15 +5,15 @@ A method adds its settings in a dataclass of its own on top of ``EncoderRunConfi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from adasearch.bench_config import BenchConfig, check_run_bench
+from adasearch.bench_config import BenchConfig
+from adasearch.config import check_shared
 from adasearch.errors import ConfigError
-from adasearch.fit_config import FinetuneConfig, check_finetune, check_fit
+from adasearch.fit_config import FinetuneConfig, check_fit
 from adasearch.question_config import QuestionConfig, check_questions
-from adasearch.settings import check_choice, check_range, check_report_to, check_seeds, tracker_names
-from adasearch.task_config import TaskConfig
+from adasearch.settings import check_choice, check_range
+from adasearch.task_config import PROBLEM_TYPES, QUESTION_ANSWERING, TaskConfig
 
 SCOPES = ("layerwise", "global")
 DRAWS = ("detector", "fixed")
@@ -65,11 +65,6 @@ class EncoderRunConfig(TaskConfig):
     question: QuestionConfig = field(default_factory=QuestionConfig)
 
     @property
-    def trackers(self) -> list[str]:
-        """Names of the trackers reported to."""
-        return tracker_names(self.report_to)
-
-    @property
     def all_seeds(self) -> list[int]:
         """The seeds of every model."""
         return self.seeds or [self.seed]
@@ -82,22 +77,10 @@ class EncoderRunConfig(TaskConfig):
             )
         if self.unlabeled_file:
             raise ConfigError("unlabeled_file: these methods learn from the labelled texts alone; choices: leave it out, or adasearch run")
-        choices = ("single_label", "multi_label", "regression", "question_answering")
-        check_choice("problem_type", self.problem_type or choices[0], choices)
-        check_choice("mixed_precision", self.mixed_precision, ("auto", "no", "bf16", "fp16"))
-        check_report_to(self.report_to)
-        for name, low, high in (
-            ("max_seq_length", 4, 1 << 20), ("evaluate", 0, 1e6), ("report_examples", 0, 50), ("checkpoint_seconds", 0, 1e9),
-        ):  # fmt: skip
-            check_range(name, getattr(self, name), low, high)
-        for name, low, high in (("threads", 1, 1024), ("max_steps", 1, math.inf)):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low, high)
-        check_finetune(self.finetune)
-        check_run_bench(self.bench)
+        check_shared(self, (*PROBLEM_TYPES, QUESTION_ANSWERING))
+        check_range("evaluate", self.evaluate, 0, 1e6)
+        check_range("threads", 1 if self.threads is None else self.threads, 1, 1024)
         check_questions(self.question, "question.")
-        for name, seeds in (("seed", [self.seed]), ("seeds", self.seeds)):
-            check_seeds(name, seeds)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import check_choice, check_range, check_report_to, part_of, tracker_names
+from adasearch.settings import PRECISIONS, check_choice, check_range, check_report_to, part_of
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import SparsitySchedule, check_rewound
 
@@ -129,11 +129,6 @@ class SparsePretrainingConfig:
             initial=self.initial_sparsity,
         )  # fmt: skip
 
-    @property
-    def trackers(self) -> list[str]:
-        """Names of the trackers reported to."""
-        return tracker_names(self.report_to)
-
     def fit_config(self, steps: int, learning_rate: float) -> FitConfig:
         """What the training loop reads."""
         return part_of(FitConfig, self, steps=steps, learning_rate=learning_rate)
@@ -150,7 +145,7 @@ class SparsePretrainingConfig:
         if self.validation_file and not self.train_file:
             raise ConfigError(f"validation_file: {self.validation_file!r} without train_file; choices: give both, or leave it out")
         check_choice("scope", self.scope, SCOPES)
-        check_choice("mixed_precision", self.mixed_precision, ("auto", "no", "bf16", "fp16"))
+        check_choice("mixed_precision", self.mixed_precision, ("auto", *PRECISIONS))
         check_report_to(self.report_to)
         for name, low, high in (
             ("stream_tokens", 2, 1e12), ("block_length", 4, 1 << 20), ("mask_share", 1e-3, 0.99), ("sparsity", 0.0, 0.999),

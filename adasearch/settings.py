@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from adasearch.errors import ConfigError
 
 Part = TypeVar("Part")
+PRECISIONS = ("no", "bf16", "fp16")  # that ``mixed_precision`` may name
 TRACKERS = ("tensorboard", "trackio", "wandb")  # that ``report_to`` may name
 
 
@@ -66,6 +67,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def part_of(kind: type[Part], settings: Any, **changes: Any) -> Part:
-    """A ``kind`` with ``changes``, else with what ``settings``, a dataclass or its plain data, has of its fields, else with its defaults."""
+    """A ``kind`` with ``changes``, else what ``settings`` (a dataclass or its plain data) has of its fields, else its defaults."""
     values = settings if isinstance(settings, Mapping) else vars(settings)
     return kind(**{**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}, **changes})

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from adasearch.config import RunConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
-from adasearch.settings import to_dict
+from adasearch.settings import to_dict, tracker_names
 from adasearch.tracking import numbers
 
 # Where a tracker keeps what it does not send: unset, all of these lie in the home folder. wandb's own offline mode is the
@@ -28,7 +28,7 @@ _set: dict[str, str] = {}  # environment variables that were set here
 
 def check_trackers(config: RunConfig | EncoderRunConfig) -> None:
     """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
-    for name in config.trackers:
+    for name in tracker_names(config.report_to):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"report_to: {name!r} is not installed; pip install {name}, or 'adasearch[tracking]' for tensorboard")
 
@@ -36,16 +36,17 @@ def check_trackers(config: RunConfig | EncoderRunConfig) -> None:
 def start_trackers(config: RunConfig | EncoderRunConfig, folder: Path, accelerator: Accelerator) -> None:
     """Give the accelerator the trackers of ``config.report_to``, with the run's settings told; they write to ``folder/tracking``."""
     accelerator.trackers.clear()
-    if not config.trackers or not accelerator.is_main_process:
+    names = tracker_names(config.report_to)
+    if not names or not accelerator.is_main_process:
         return
     where = folder / "tracking"
     where.mkdir(parents=True, exist_ok=True)
-    for name in config.trackers:
+    for name in names:
         for variable in FOLDERS[name]:
             if os.environ.get(variable) == _set.get(variable):  # not the user's: unset, or another run's of this process
                 os.environ[variable] = _set[variable] = str(where.resolve())
     accelerator.project_configuration.logging_dir = str(where)  # several runs of one process share the accelerator
-    accelerator.log_with = list(config.trackers)
+    accelerator.log_with = names
     accelerator.init_trackers(f"adasearch-{config.task.replace('/', '-').replace(':', '-')}")
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
