@@ -19,7 +19,10 @@ from adasearch.card import Snippet, is_reader, usage
 from adasearch.errors import ConfigError
 from adasearch.formats import format_bytes, format_count, format_ms, format_score, format_threads, format_usd, metric_name
 from adasearch.html_charts import cascade_chart, comparison_charts, search_charts, training_charts
-from adasearch.html_tables import (
+from adasearch.inspect_run import read_history
+from adasearch.markdown import how_measured, price_note, search_facts
+from adasearch.report import FIGURES, Report
+from adasearch.report_tables import (
     cascade_table,
     confusion_tables,
     deployments_table,
@@ -29,9 +32,6 @@ from adasearch.html_tables import (
     starts_table,
     times,
 )
-from adasearch.inspect_run import read_history
-from adasearch.markdown import how_measured, price_note, search_facts
-from adasearch.report import FIGURES, Report
 from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,
