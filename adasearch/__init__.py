@@ -57,7 +57,7 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "compress_cofi": "adasearch.cofi_run:compress_cofi",
     "CofiConfig": "adasearch.cofi_config:CofiConfig",
     "compress_earlybert": "adasearch.earlybert_run:compress_earlybert",
-    "EarlyBertConfig": "adasearch.encoder_config:EarlyBertConfig",
+    "EarlyBertConfig": "adasearch.earlybert_config:EarlyBertConfig",
     "SparseModel": "adasearch.sparse_files:SparseModel",
     "save_sparse": "adasearch.sparse_files:save_sparse",
     "sparse_size": "adasearch.sparse_size:sparse_size",

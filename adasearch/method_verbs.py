@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adasearch.cofi_config import CofiConfig
-from adasearch.encoder_config import EarlyBertConfig
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig

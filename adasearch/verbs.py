@@ -13,7 +13,7 @@ from typing import Any
 
 from adasearch.cofi_config import CofiConfig
 from adasearch.config import RunConfig
-from adasearch.encoder_config import EarlyBertConfig
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.method_verbs import do_cofi, do_earlybert, do_prune_ofa, do_prune_ofa_pretrain, do_quantgpt
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import SparsePretrainingConfig
