@@ -44,7 +44,7 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "size_table": "adasearch.low_bit_size:size_table",
     "LatencyTable": "adasearch.latency:LatencyTable",
     "pretrain_sparse": "adasearch.sparse_pretraining_run:pretrain_sparse",
-    "SparsePretrainingConfig": "adasearch.prune_ofa_config:SparsePretrainingConfig",
+    "SparsePretrainingConfig": "adasearch.sparse_pretraining_config:SparsePretrainingConfig",
     "attach_masks": "adasearch.sparse_model:attach_masks",
     "lock_pattern": "adasearch.sparse_model:lock_pattern",
     "sparsity_of": "adasearch.sparse_model:sparsity_of",

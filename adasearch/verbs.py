@@ -16,7 +16,7 @@ from adasearch.config import RunConfig
 from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.method_verbs import do_cofi, do_earlybert, do_prune_ofa, do_prune_ofa_pretrain, do_quantgpt
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.report_verbs import BenchSettings, EnvSettings, InspectSettings, ReportSettings, TableSettings

@@ -38,7 +38,7 @@ from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
 from adasearch.methods.qat import QuantizeAware
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.prune_ofa_task_config import Int8Config
 from adasearch.qdq_export import export_folder
 from adasearch.quantize_config import QuantizeConfig
