@@ -62,7 +62,7 @@ _PUBLIC = {  # name -> module and name there; ``compress`` is a function, so no 
     "save_sparse": "adasearch.sparse_files:save_sparse",
     "sparse_size": "adasearch.sparse_size:sparse_size",
     "prune_once_for_all": "adasearch.prune_ofa_run:prune_once_for_all",
-    "PruneOfaTaskConfig": "adasearch.prune_ofa_task_config:PruneOfaTaskConfig",
+    "PruneOfaTaskConfig": "adasearch.prune_ofa_config:PruneOfaTaskConfig",
     "Architecture": "adasearch.architecture:Architecture",
     "Progress": "adasearch.progress:Progress",
     "RunConfig": "adasearch.config:RunConfig",
