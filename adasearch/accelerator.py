@@ -6,36 +6,37 @@ import contextlib
 import ctypes
 import sys
 import time
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 
-from adasearch.config import RunConfig
 from adasearch.distributed import agree, open_group
-from adasearch.encoder_config import EncoderRunConfig
-from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.settings import check_threads
-from adasearch.warm_config import WarmConfig
-
-Trained = RunConfig | EncoderRunConfig | SparsePretrainingConfig | QuantGptConfig | WarmConfig  # settings of what trains
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, as malloc.h numbers them
 BF16_GAIN = 1.3  # bf16 must multiply matrices this much faster than fp32 to be worth its rounding
+
+
+class Trained(Protocol):
+    """Settings of what trains."""
+
+    threads: int | None
+    cpu: bool
+    mixed_precision: str
 
 
 def make_accelerator(config: Trained, begun: str | None = None) -> Accelerator:
     """The device and precision of the run. ``auto`` takes bf16 on a processor where a product is really faster in it.
 
     ``begun``: the precision that a run goes on with, which a busier moment or another machine would measure differently.
-    A warm supernet is trained in full precision.
 
     Raises ``ConfigError`` for more threads than cores.
     """
     use_threads(config.threads)
     _keep_freed_memory()
     open_group(config.cpu)
-    precision = "no" if isinstance(config, WarmConfig) else config.mixed_precision
+    precision = config.mixed_precision
     if precision == "auto":
         on_cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         is_faster = on_cpu and (begun == "bf16" if begun else agree(_bf16_gain()) > BF16_GAIN)

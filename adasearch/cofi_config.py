@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
-from adasearch.fit_config import FinetuneConfig, FitConfig, steps_of
-from adasearch.settings import check_choice, check_range
+from adasearch.fit_config import FinetuneConfig, FitConfig, capped_steps, steps_of
+from adasearch.settings import check_choice, check_range, part_of
+from adasearch.task_config import QUESTION_ANSWERING
 
 FAMILIES = ("heads", "neurons", "layers", "hidden")
 MATCHINGS = ("paper", "any", "ordered", "fixed")
@@ -149,17 +150,15 @@ class CofiConfig(EncoderRunConfig):
         """Steps of each phase and, of pruning, of the target's rise ("warmup"), for a task of so many training examples."""
         longer = max(1.0, self.min_prune_steps / (self.prune_epochs * steps_of(1, examples, self.batch_size)))
         epochs = {"prefinetune": self.prefinetune_epochs, "prune": self.prune_epochs, "finetune": self.finetune_epochs}
-        found = {name: self.capped(steps_of(count * longer, examples, self.batch_size)) if count else 0 for name, count in epochs.items()}
+        whole = {name: steps_of(count * longer, examples, self.batch_size) if count else 0 for name, count in epochs.items()}
+        found = {name: capped_steps(steps, self.max_steps) for name, steps in whole.items()}
         rising = round(found["prune"] * self.warmup_epochs / self.prune_epochs)
         return {**found, "warmup": min(rising, found["prune"] - 1)}  # the last step has the whole target, so that a model can meet it
 
     def fit_config(self, phase: str, steps: int) -> FitConfig:
         """What the training loop reads in one of ``PHASES``."""
         rate = self.finetune_learning_rate if phase == "finetune" else self.learning_rate
-        return FitConfig(
-            steps=steps, batch_size=self.batch_size, learning_rate=rate, warmup=self.warmup, weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-        )  # fmt: skip
+        return part_of(FitConfig, self, steps=steps, learning_rate=rate)
 
     def schedule(self, phase: str) -> str:
         """How the weights' learning rate falls in a phase."""
@@ -171,7 +170,7 @@ class CofiConfig(EncoderRunConfig):
         longest = {True: self.question.max_seq_length, False: self.max_seq_length}
         if self.problem_type is None and not self.train_file:
             return max(longest.values())
-        return longest[self.problem_type == "question_answering"]
+        return longest[self.problem_type == QUESTION_ANSWERING]
 
     def check(self) -> None:
         """Raise ``ConfigError`` for whatever is wrong without looking at model or data."""

@@ -12,8 +12,8 @@ from adasearch.bench_config import BenchConfig, check_run_bench
 from adasearch.errors import ConfigError
 from adasearch.fit_config import DistillConfig, FinetuneConfig, FitConfig, RetrainConfig, check_distill, check_finetune, check_fit
 from adasearch.search_config import SearchConfig, check_search
-from adasearch.settings import check_choice, check_range, check_report_to, check_seeds, to_dict, tracker_names
-from adasearch.task_config import TaskConfig, TransferConfig, VocabularyConfig, check_transfer, check_vocabulary
+from adasearch.settings import PRECISIONS, check_choice, check_range, check_report_to, check_seeds, to_dict
+from adasearch.task_config import PROBLEM_TYPES, TaskConfig, TransferConfig, VocabularyConfig, check_transfer, check_vocabulary
 
 __all__ = [
     "BenchConfig", "DistillConfig", "FinetuneConfig", "FitConfig", "RetrainConfig", "RunConfig", "SearchConfig", "TaskConfig",
@@ -79,39 +79,40 @@ class RunConfig(TaskConfig):
     bench: BenchConfig = field(default_factory=BenchConfig)
 
     @property
-    def trackers(self) -> list[str]:
-        """Names of the trackers reported to."""
-        return tracker_names(self.report_to)
-
-    @property
     def seed_of_data(self) -> int:
         """The seed of what comes before the search."""
         return self.seed if self.data_seed is None else self.data_seed
 
 
+def check_shared(config: TaskConfig, problem_types: tuple[str, ...]) -> None:
+    """Check what settings of a search and of a pruned transformer (``EncoderRunConfig``) both have; raises ``ConfigError``."""
+    check_choice("problem_type", config.problem_type or problem_types[0], problem_types)
+    check_choice("mixed_precision", config.mixed_precision, ("auto", *PRECISIONS))
+    check_range("max_seq_length", config.max_seq_length, 4, 1 << 20)
+    check_range("report_examples", config.report_examples, 0, 50)
+    check_range("max_steps", 1 if config.max_steps is None else config.max_steps, 1, math.inf)
+    check_range("checkpoint_seconds", config.checkpoint_seconds, 0, 1e9)
+    for name, seeds in (("seed", [config.seed]), ("seeds", config.seeds)):
+        check_seeds(name, seeds)
+    check_report_to(config.report_to)
+    check_finetune(config.finetune)
+    check_run_bench(config.bench)
+
+
 def validate(config: RunConfig) -> None:
     """Check every setting that can be wrong on its own; raises ``ConfigError`` before any work begins."""
-    check_choice("problem_type", config.problem_type or "single_label", ("single_label", "multi_label", "regression"))
-    check_choice("mixed_precision", config.mixed_precision, ("auto", "no", "bf16", "fp16"))
+    check_shared(config, PROBLEM_TYPES)
     for control in config.controls:
         check_choice("controls", control, ("student_no_kd", "random_architecture", "bag_of_embeddings", "tfidf"))
         if config.controls.count(control) > 1:  # its scores would count twice
             raise ConfigError(f"controls: {control!r} is named twice; choices: each once")
-    check_range("max_seq_length", config.max_seq_length, 4, 1 << 20)
-    check_range("report_examples", config.report_examples, 0, 50)
-    check_range("max_steps", 1 if config.max_steps is None else config.max_steps, 1, math.inf)
     check_range("evaluate", config.evaluate, 0, 1 << 20)
-    check_range("checkpoint_seconds", config.checkpoint_seconds, 0, 1e9)
-    for name, seeds in (("seed", [config.seed]), ("data_seed", [config.seed_of_data]), ("seeds", config.seeds)):
-        check_seeds(name, seeds)
-    check_report_to(config.report_to)
-    check_finetune(config.finetune)
+    check_seeds("data_seed", [config.seed_of_data])
     check_vocabulary(config.vocabulary)
     check_search(config.search, config.max_seq_length)
     check_transfer(config.transfer)
     check_distill(config.distill)
     check_fit("retrain", config.retrain)
-    check_run_bench(config.bench)
     if config.teacher == "none" and config.unlabeled_file:
         raise ConfigError(
             f"unlabeled_file: {config.unlabeled_file} has nobody to label it with teacher 'none'; choices: a teacher, or leave it out"

@@ -43,7 +43,7 @@ from adasearch.run_files import begin_run, begun_precision, check_reopening, che
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
-from adasearch.settings import check_seeds, to_dict
+from adasearch.settings import check_seeds, part_of, to_dict
 from adasearch.shrink import random_architecture, random_architecture_like, shrink
 from adasearch.strategies import find_strategy
 from adasearch.supernet import Supernet
@@ -78,7 +78,7 @@ class DiagnosisConfig(RunConfig):
 
     def run_config(self) -> RunConfig:
         """The run's part."""
-        return RunConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)})
+        return part_of(RunConfig, self)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adasearch.encoder_config import EarlyBertConfig
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_run import About, run_encoders
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace

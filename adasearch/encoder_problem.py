@@ -34,11 +34,11 @@ from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
 from adasearch.question_answering import tokenize_questions
-from adasearch.questions import PROBLEM_TYPE
 from adasearch.reader import load_reader, needs_answers
 from adasearch.runtimes import Runtime, load_classifier
 from adasearch.stopwatch import Stopwatch
 from adasearch.structure import Axes
+from adasearch.task_config import QUESTION_ANSWERING
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher, load_teacher, needs_finetuning
 from adasearch.teacher_training import finetune
@@ -80,7 +80,7 @@ class EncoderProblem:
     @property
     def is_asked(self) -> bool:
         """Whether it is question answering, whose examples have answers instead of labels."""
-        return self.task.problem_type == PROBLEM_TYPE
+        return self.task.problem_type == QUESTION_ANSWERING
 
     @property
     def needs_dense(self) -> bool:
@@ -195,7 +195,7 @@ def load_problem(
     Raises ``ModelError`` when a model cannot be loaded, is of no kind that can be pruned or has fewer embeddings than its tokenizer
     tokens, ``ConfigError`` when teacher and model have different vocabularies, or too few positions for the settings' texts.
     """
-    cache, is_asked = folder / "cache", task.problem_type == PROBLEM_TYPE
+    cache, is_asked = folder / "cache", task.problem_type == QUESTION_ANSWERING
     checkpoint, given = (name and model_path(name, cache, config.demo_assets) for name in (config.model, config.teacher))
     torch.manual_seed(config.seed)
     try:
@@ -268,4 +268,4 @@ def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:
 
 def load_dense(path: str, task: Task, **options: Any) -> Teacher:
     """A Hugging Face model with the task's kind of head and its tokenizer; ``options`` as of ``load_teacher``."""
-    return load_reader(path, **options) if task.problem_type == PROBLEM_TYPE else load_teacher(path, task, **options)
+    return load_reader(path, **options) if task.problem_type == QUESTION_ANSWERING else load_teacher(path, task, **options)

@@ -25,14 +25,13 @@ from adasearch.errors import ConfigError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_folder, write_json
 from adasearch.fit import Evaluate, fit
-from adasearch.fit_config import FitConfig
+from adasearch.fit_config import FitConfig, finetuning
 from adasearch.histories import read_history
 from adasearch.methods.base import Method
 from adasearch.methods.finetune_encoder import FinetuneEncoder
 from adasearch.stopwatch import Stopwatch
 from adasearch.tokens import Examples
 
-CLIP_NORM = 1.0  # of the gradient, as BERT's authors
 UNDER_WAY = ("checkpoint.pt", "best.pt")  # what a stage leaves while it runs, needed until its result is kept
 
 
@@ -104,11 +103,8 @@ class Workplace:
         return read_json(path) if path.exists() else {}
 
     def fit_config(self, steps: int, settings: Any) -> FitConfig:
-        """``FitConfig`` of so many steps (under ``max_steps``) with batch size, rates and decay of ``settings``."""
-        return FitConfig(
-            steps=self.config.capped(steps), batch_size=settings.batch_size, learning_rate=settings.learning_rate,
-            warmup=settings.warmup, weight_decay=settings.weight_decay, clip_norm=CLIP_NORM,
-        )  # fmt: skip
+        """See ``finetuning``."""
+        return finetuning(settings, steps, self.config.max_steps)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint, read_json
 from adasearch.lesson import lesson_rows, soft_label_logits
 from adasearch.run_files import DATA_FILES, check_same_data, model_in
+from adasearch.settings import part_of
 from adasearch.tables import SUFFIXES
 from adasearch.task_config import TaskConfig
 from adasearch.tasks import Task, load_task
@@ -46,11 +47,11 @@ class FinishedRun:
             raise type(error)(f"{self.folder}: its data cannot be read again ({why}); choices: {instead}") from error
 
     def _task(self, data_dir: str | None) -> Task:
-        known = {field.name: self.config[field.name] for field in dataclasses.fields(TaskConfig) if field.name in self.config}
-        is_file = Path(known["task"]).suffix.lower() in SUFFIXES
+        saved = part_of(TaskConfig, self.config)
+        is_file = Path(saved.task).suffix.lower() in SUFFIXES
         places = (*DATA_FILES, "data_dir", *(("task",) if is_file else ()))
-        known |= {name: self._found(known[name]) for name in places if known.get(name)}
-        settings = TaskConfig(**{**known, "unlabeled_file": None, **({} if data_dir is None else {"data_dir": data_dir})})
+        found = {name: self._found(getattr(saved, name)) for name in places if getattr(saved, name)}
+        settings = dataclasses.replace(saved, **{**found, "unlabeled_file": None, **({} if data_dir is None else {"data_dir": data_dir})})
         seed = self.config.get("data_seed")
         task = load_task(settings, seed=self.config["seed"] if seed is None else seed, cache=self.folder / "cache")
         check_same_data(self.folder / "run.json", task.data, ("train", "validation", "test"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_range, part_of
+
+CLIP_NORM = 1.0  # of a transformer's gradient, as BERT's authors
 
 
 @dataclass
@@ -43,9 +45,19 @@ def steps_of(epochs: float, examples: int, batch_size: int) -> int:
 Settings = TypeVar("Settings", bound=FitConfig)
 
 
+def capped_steps(steps: int, max_steps: int | None) -> int:
+    """Steps of a stage under ``max_steps``."""
+    return steps if max_steps is None else min(steps, max_steps)
+
+
 def capped(settings: Settings, max_steps: int | None) -> Settings:
     """The settings with that many steps at most."""
-    return settings if max_steps is None else dataclasses.replace(settings, steps=min(settings.steps, max_steps))
+    return dataclasses.replace(settings, steps=capped_steps(settings.steps, max_steps))
+
+
+def finetuning(settings: Any, steps: int, max_steps: int | None) -> FitConfig:
+    """A transformer's training of so many steps (under ``max_steps``) with batch size, rates and decay of ``settings``."""
+    return part_of(FitConfig, settings, steps=capped_steps(steps, max_steps), clip_norm=CLIP_NORM)
 
 
 @dataclass

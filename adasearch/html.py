@@ -20,7 +20,9 @@ from adasearch.errors import ConfigError
 from adasearch.formats import format_bytes, format_count, format_ms, format_score, format_threads, format_usd, metric_name
 from adasearch.histories import read_histories, read_history
 from adasearch.html_charts import cascade_chart, comparison_charts, search_charts, training_charts
-from adasearch.html_tables import (
+from adasearch.markdown import how_measured, price_note, search_facts
+from adasearch.report import FIGURES, Report
+from adasearch.report_tables import (
     cascade_table,
     confusion_tables,
     deployments_table,
@@ -30,8 +32,6 @@ from adasearch.html_tables import (
     starts_table,
     times,
 )
-from adasearch.markdown import how_measured, price_note, search_facts
-from adasearch.report import FIGURES, Report
 from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,

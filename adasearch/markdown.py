@@ -16,8 +16,8 @@ from adasearch.formats import (
     markdown_table,
     metric_name,
 )
-from adasearch.html_tables import Table
 from adasearch.report import FIGURES, Report, System
+from adasearch.report_tables import Table
 from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,

@@ -12,7 +12,7 @@ from adasearch.corpora import Corpus, find_corpus
 from adasearch.errors import ConfigError, DataError
 from adasearch.masked_language import MaskedBlocks, join_blocks, masked_blocks, stream_identity, streamed_blocks, text_stream
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.tokens import TokenStore
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from adasearch.cofi_config import CofiConfig
-from adasearch.encoder_config import EarlyBertConfig
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantgpt_config import QuantGptConfig
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 
 
 def do_cofi(config: CofiConfig, progress: Progress) -> str:

@@ -24,7 +24,7 @@ from adasearch.comparison import comparison_texts, member_loss
 from adasearch.config import RunConfig
 from adasearch.files import read_json, write_json
 from adasearch.fit import fit
-from adasearch.fit_config import capped
+from adasearch.fit_config import capped_steps
 from adasearch.methods.distill import Distill
 from adasearch.prepare import Problem, SearchSplits
 from adasearch.progress import Progress
@@ -92,7 +92,7 @@ class Finals:
 
     def winner(self) -> Architecture:
         """Play."""
-        steps = capped(self.config.retrain, self.config.max_steps).steps
+        steps = capped_steps(self.config.retrain.steps, self.config.max_steps)
         chosen = play_off(range(len(self.members)), self.trial, max(1, round(self.config.search.finalist_share * steps)))
         write_json(self.path, self.entries)
         shutil.rmtree(self.folder / "play_off", ignore_errors=True)

@@ -23,6 +23,7 @@ from adasearch.metrics import choose_metrics
 from adasearch.progress import Progress
 from adasearch.prune import Pruned, Refit, load_student_and_tokenizer, logits_of, prune_vocabulary, scorer
 from adasearch.runtime_base import trained_on_pairs
+from adasearch.settings import part_of
 from adasearch.tasks import Task
 from adasearch.texts import Split
 from adasearch.tokens import TokenStore
@@ -104,9 +105,8 @@ def _refit(run: FinishedRun, task: Task, student_dir: Path, steps: int, seed: in
     """Training of a student whose table was cut, on the run's lesson in its new pieces."""
     lesson = run.lesson(task)
     _, whole = load_student_and_tokenizer(student_dir)
-    known = {field.name for field in dataclasses.fields(FitConfig)}
-    settings = FitConfig(**{key: value for key, value in run.config["retrain"].items() if key in known})
-    settings = dataclasses.replace(settings, steps=steps, learning_rate=REFIT_RATE * settings.learning_rate)
+    settings = part_of(FitConfig, run.config["retrain"], steps=steps)
+    settings = dataclasses.replace(settings, learning_rate=REFIT_RATE * settings.learning_rate)
     # the probes' heads were thrown away with the training; fresh ones would disturb more than they teach
     distill = DistillConfig(**{**run.config["distill"], "probe_weight": 0.0})
 

@@ -24,7 +24,7 @@ from adasearch.errors import ModelError
 from adasearch.export import export_student, save_student
 from adasearch.files import write_folder
 from adasearch.graph_runtimes import OnnxRuntime
-from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.qdq_export import SPARSE, export_trained, zeros_of
 from adasearch.quantize_aware import bake_int8, stacked_layers
 from adasearch.settings import is_installed

@@ -14,9 +14,9 @@ from pathlib import Path
 from adasearch.encoder_run import About, begin_encoders, run_recipes
 from adasearch.encoder_training import Compressed
 from adasearch.progress import Progress
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.prune_ofa_source import open_source
 from adasearch.prune_ofa_systems import prune_ofa_recipes
-from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 
 FREE = ("baselines", "direct", "dense")  # they add rows
 

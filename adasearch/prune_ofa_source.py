@@ -18,7 +18,7 @@ from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model, is_uncut
 from adasearch.errors import ConfigError, loading
 from adasearch.files import read_json
-from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
 from adasearch.run_files import model_in
 from adasearch.runtimes import load_classifier

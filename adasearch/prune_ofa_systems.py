@@ -28,9 +28,9 @@ from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_model import set_dropout
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
 from adasearch.methods.qat import QuantizeAware
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.prune_ofa_forms import Int8Form, SparseForm
 from adasearch.prune_ofa_source import Source
-from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, stacked_layers
 from adasearch.sparse_model import broken_zeros, lock_pattern, mean_sparsity, pattern_of
 from adasearch.sparse_pattern import Pattern

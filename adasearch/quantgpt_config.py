@@ -7,7 +7,7 @@ from typing import Any
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import PRECISIONS, check_choice, check_range, part_of
 
 NEGATIVES = ("teacher", "student", "vocabulary")
 BANKS = ("position", "token", "none")
@@ -126,10 +126,7 @@ class QuantGptConfig:
 
     def fit_config(self) -> FitConfig:
         """What the training loop reads."""
-        return FitConfig(
-            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, warmup=self.warmup,
-            weight_decay=self.weight_decay, clip_norm=self.clip_norm,
-        )  # fmt: skip
+        return part_of(FitConfig, self)
 
     def quantizer_options(self) -> dict[str, Any]:
         """Settings of the quantiser itself."""
@@ -154,7 +151,7 @@ class QuantGptConfig:
             raise ConfigError(f"detach_mean: {self.quantizer} has no such mean; choices: dynamic_scale")
         check_choice("negatives", self.negatives, NEGATIVES)
         check_choice("bank", self.bank, BANKS)
-        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
+        check_choice("mixed_precision", self.mixed_precision, PRECISIONS)
         if self.quantizer == "laq" and self.mixed_precision == "fp16":
             raise ConfigError("mixed_precision: fp16 scales the gradients that laq remembers, by more and more; choices: bf16, no")
         for name, low, high in (

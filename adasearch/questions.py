@@ -18,10 +18,9 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.sources import find_preset, find_source
 from adasearch.squad_metrics import METRICS_OF_QUESTIONS
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
-from adasearch.task_config import TaskConfig
+from adasearch.task_config import QUESTION_ANSWERING, TaskConfig
 from adasearch.texts import Split
 
-PROBLEM_TYPE = "question_answering"
 HELD_OUT_SHARE = 0.1  # of the contexts, when there is no validation split
 COLUMNS = {"text_column": "question", "text_pair_column": "context", "label_column": "answers"}
 FILES = (*SUFFIXES, ".json")
@@ -62,9 +61,9 @@ class Questions(Split):
 def asks_questions(config: TaskConfig) -> bool:
     """Whether a task's settings mean extractive question answering: said so, or a preset that is."""
     if config.problem_type is not None or config.train_file:
-        return config.problem_type == PROBLEM_TYPE
+        return config.problem_type == QUESTION_ANSWERING
     preset = find_preset(config.task)
-    return preset is not None and preset.problem_type == PROBLEM_TYPE
+    return preset is not None and preset.problem_type == QUESTION_ANSWERING
 
 
 def refuse_questions(config: TaskConfig, verb: str) -> None:

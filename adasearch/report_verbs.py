@@ -12,7 +12,7 @@ from typing import Any
 from adasearch.bench_config import REFERENCE_SHAPES, BenchConfig, check_bench
 from adasearch.errors import ConfigError
 from adasearch.progress import Progress
-from adasearch.settings import check_range
+from adasearch.settings import check_range, part_of
 
 
 @dataclass
@@ -120,7 +120,7 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
     _refuse_idle(settings, ("space", "lengths", "batch_size", "output"), "without --build_lut")
     if not settings.models:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
-    config = BenchConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(BenchConfig)})
+    config = part_of(BenchConfig, settings)
     check_bench(config)
     from adasearch.bench import bench_folders
     from adasearch.bench_ratios import format_bench

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from adasearch.errors import ConfigError
 
+Part = TypeVar("Part")
+PRECISIONS = ("no", "bf16", "fp16")  # that ``mixed_precision`` may name
 TRACKERS = ("tensorboard", "trackio", "wandb")  # that ``report_to`` may name
 
 
@@ -70,3 +73,9 @@ def check_report_to(report_to: str | list[str]) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain data, for config.yaml and fingerprints."""
     return dataclasses.asdict(config)
+
+
+def part_of(kind: type[Part], settings: Any, **changes: Any) -> Part:
+    """A ``kind`` with ``changes``, else what ``settings`` (a dataclass or its plain data) has of its fields, else its defaults."""
+    values = settings if isinstance(settings, Mapping) else vars(settings)
+    return kind(**{**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}, **changes})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adasearch.errors import ConfigError, DataError, one_line
 from adasearch.tables import SUFFIXES, Table, from_arrow, read_table
-from adasearch.task_config import TaskConfig
+from adasearch.task_config import QUESTION_ANSWERING, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ PRESETS = {
     "rotten_tomatoes": Preset("cornell-movie-review-data/rotten_tomatoes", "text", None, ("neg", "pos")),
     "imdb": Preset("stanfordnlp/imdb", "text", None, ("neg", "pos")),
     "snli": Preset("stanfordnlp/snli", "premise", "hypothesis", _ENTAILMENT),
-    "squad": Preset("rajpurkar/squad", "question", "context", ("start", "end"), ("f1", "exact_match"), "question_answering"),
+    "squad": Preset("rajpurkar/squad", "question", "context", ("start", "end"), ("f1", "exact_match"), QUESTION_ANSWERING),
     "ag_news": Preset("fancyzhx/ag_news", "text", None, ("World", "Sports", "Business", "Sci/Tech")),
 }
 # What the parts are called in the wild; MNLI's are its matched ones, IMDB's unlabelled reviews are "unsupervised"

@@ -33,13 +33,13 @@ from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
 from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, note_stage, only_one, path_of
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
-from adasearch.stopwatch import Stopwatch
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.sparse_pretraining_report import write_pretraining
+from adasearch.stopwatch import Stopwatch
 from adasearch.trackers import check_trackers, start_trackers, stop_trackers
 
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from adasearch.formats import format_bytes, format_ms
-from adasearch.html_tables import Cell, Column, Row, Table, known_number, times
 from adasearch.report import Report, System
+from adasearch.report_tables import Cell, Column, Row, Table, known_number, times
 from adasearch.verdict import quotient
 
 RATIOS = {  # of ``sparse_size.SparseSize`` -> its column

@@ -13,6 +13,7 @@ from adasearch.errors import ConfigError
 from adasearch.formats import align_columns
 from adasearch.progress import Progress
 from adasearch.quantize_config import QuantizeConfig
+from adasearch.settings import part_of
 
 
 @dataclass
@@ -121,7 +122,7 @@ def do_quantize(settings: QuantizeSettings, progress: Progress) -> str:
     from adasearch.quantize import format_deployment, quantize
     from adasearch.report_files import rebuild_report
 
-    config = QuantizeConfig(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(QuantizeConfig)})
+    config = part_of(QuantizeConfig, settings)
     deployment = quantize(Path(settings.path), config, progress)
     if (Path(settings.path) / "report.json").is_file():  # a run's page shows what is deployed
         rebuild_report(Path(settings.path))

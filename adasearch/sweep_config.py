@@ -18,7 +18,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
 from adasearch.fit_config import DistillConfig, RetrainConfig
 from adasearch.search_config import SearchConfig
-from adasearch.settings import check_choice, check_range, check_seeds, to_dict
+from adasearch.settings import check_choice, check_range, check_seeds, part_of, to_dict
 
 ENGINES = ("local", "ray")
 BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``
@@ -75,8 +75,7 @@ class SweepConfig(RunConfig):
     @property
     def base(self) -> RunConfig:
         """What all runs have in common; one value for what comes before the search, so that it can be shared."""
-        common = {key.name: getattr(self, key.name) for key in dataclasses.fields(RunConfig)}
-        return RunConfig(**{**common, "seeds": None, "data_seed": self.seed_of_data, "quiet": True})
+        return part_of(RunConfig, self, seeds=None, data_seed=self.seed_of_data, quiet=True)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from adasearch.errors import ConfigError
 from adasearch.settings import check_choice, check_range
 
+PROBLEM_TYPES = ("single_label", "multi_label", "regression")  # of texts that are classified
+QUESTION_ANSWERING = "question_answering"  # the problem type that is another: spans are read
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # of files of examples
 
 

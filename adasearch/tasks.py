@@ -22,11 +22,11 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint
 from adasearch.labels import Schema, check_learnable, drop_single, has_labels, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
-from adasearch.questions import PROBLEM_TYPE, asks_questions, question_metrics, read_questions
+from adasearch.questions import asks_questions, question_metrics, read_questions
 from adasearch.settings import check_choice
 from adasearch.sources import Source, find_preset, find_source
 from adasearch.tables import Table, read_lines, read_table
-from adasearch.task_config import TaskConfig
+from adasearch.task_config import PROBLEM_TYPES, QUESTION_ANSWERING, TaskConfig
 from adasearch.texts import Split
 
 HELD_OUT_SHARE = 0.1  # of the training examples, when there is no validation split
@@ -100,7 +100,7 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
     Raises ``ConfigError`` when the request cannot be met, ``DataError`` when the data are not fit to learn from.
     """
     if config.problem_type is not None:
-        check_choice("problem_type", config.problem_type, ("single_label", "multi_label", "regression", PROBLEM_TYPE))
+        check_choice("problem_type", config.problem_type, (*PROBLEM_TYPES, QUESTION_ANSWERING))
     if asks_questions(config):
         return _question_task(config, seed)
     is_demo = config.task == "demo" and not config.train_file
@@ -117,7 +117,7 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
 def _question_task(config: TaskConfig, seed: int) -> Task:
     notes: list[str] = []
     name, splits = read_questions(config, seed, notes)
-    return Task(name, PROBLEM_TYPE, ("start", "end"), question_metrics(config.metric), **splits, notes=notes)
+    return Task(name, QUESTION_ANSWERING, ("start", "end"), question_metrics(config.metric), **splits, notes=notes)
 
 
 def _load_demo(config: TaskConfig, cache: Path | None) -> Task:

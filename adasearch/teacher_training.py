@@ -12,7 +12,7 @@ from adasearch.config import RunConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.files import write_folder
 from adasearch.fit import fit
-from adasearch.fit_config import FitConfig, steps_of
+from adasearch.fit_config import finetuning, steps_of
 from adasearch.methods.distill import Finetune
 from adasearch.methods.reading import FinetuneReader
 from adasearch.metrics import score
@@ -42,15 +42,7 @@ def finetune(
     ``watch``, if it runs, rests while the teacher is scored, at checkpoints, and while the result is saved.
     """
     settings, resting = config.finetune, nullcontext if watch is None else watch.paused
-    steps = steps_of(settings.epochs, len(labelled), settings.batch_size)
-    fit_config = FitConfig(
-        steps=min(steps, config.max_steps or steps),
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip_norm=1.0,  # as BERT's authors
-    )
+    fit_config = finetuning(settings, steps_of(settings.epochs, len(labelled), settings.batch_size), config.max_steps)
 
     def evaluate(_: torch.nn.Module) -> dict[str, float]:
         teacher.model.eval()

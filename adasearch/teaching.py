@@ -13,8 +13,7 @@ from torch import Tensor
 
 from adasearch.objectives import kl_loss, task_loss
 from adasearch.span_objectives import span_kl_loss, span_loss
-
-QUESTION_ANSWERING = "question_answering"
+from adasearch.task_config import QUESTION_ANSWERING
 
 
 def predictions(output: Any) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adasearch.encoder_config import SCOPES
+from adasearch.earlybert_config import SCOPES
 from adasearch.errors import ConfigError
 
 FEWEST = 1  # elements that stay in a layer whatever its scores: the published global rule can empty one

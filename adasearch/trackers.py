@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from adasearch.config import RunConfig
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
-from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.settings import is_installed, to_dict
+from adasearch.settings import is_installed, to_dict, tracker_names
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.tracking import numbers
 
 # Where a tracker keeps what it does not send: unset, all of these lie in the home folder. wandb's own offline mode is the
@@ -30,7 +30,7 @@ _set: dict[str, str] = {}  # environment variables that were set here
 
 def check_trackers(config: Tracked) -> None:
     """Raise ``ConfigError`` where a tracker that was asked for is not installed."""
-    for name in config.trackers:
+    for name in tracker_names(config.report_to):
         if not is_installed(name):
             raise ConfigError(f"report_to: {name!r} is not installed; pip install {name}, or 'adasearch[tracking]' for tensorboard")
 
@@ -41,16 +41,17 @@ def start_trackers(config: Tracked, subject: str, folder: Path, accelerator: Acc
     ``subject`` names the project there: the run's task, or the model where there is none.
     """
     accelerator.trackers.clear()
-    if not config.trackers or not accelerator.is_main_process:
+    names = tracker_names(config.report_to)
+    if not names or not accelerator.is_main_process:
         return
     where = folder / "tracking"
     where.mkdir(parents=True, exist_ok=True)
-    for name in config.trackers:
+    for name in names:
         for variable in FOLDERS[name]:
             if os.environ.get(variable) == _set.get(variable):  # not the user's: unset, or another run's of this process
                 os.environ[variable] = _set[variable] = str(where.resolve())
     accelerator.project_configuration.logging_dir = str(where)  # several runs of one process share the accelerator
-    accelerator.log_with = list(config.trackers)
+    accelerator.log_with = names
     accelerator.init_trackers(f"adasearch-{subject.replace('/', '-').replace(':', '-')}")
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

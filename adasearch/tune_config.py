@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adasearch.config import RunConfig, validate
 from adasearch.errors import ConfigError
-from adasearch.settings import check_choice, check_range, cores_here, to_dict
+from adasearch.settings import check_choice, check_range, cores_here, part_of, to_dict
 from adasearch.task_config import folder_name
 
 OBJECTIVES = ("score", "latency_ms", "macs", "params")
@@ -92,7 +91,7 @@ class TuneConfig(RunConfig):
 
     def base(self) -> RunConfig:
         """The run that trials differ from, as plain settings."""
-        return RunConfig(**{key.name: getattr(self, key.name) for key in dataclasses.fields(RunConfig)})
+        return part_of(RunConfig, self)
 
     def lasting(self) -> dict[str, Any]:
         """The settings that make the study what it is: it goes on with these or not at all."""

@@ -13,15 +13,15 @@ from typing import Any
 
 from adasearch.cofi_config import CofiConfig
 from adasearch.config import RunConfig
-from adasearch.encoder_config import EarlyBertConfig
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.method_verbs import do_cofi, do_earlybert, do_prune_ofa, do_prune_ofa_pretrain, do_quantgpt
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.prune_ofa_task_config import PruneOfaTaskConfig
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.report_verbs import BenchSettings, EnvSettings, InspectSettings, ReportSettings, TableSettings
 from adasearch.report_verbs import do_bench, do_env, do_inspect, do_report, do_table
 from adasearch.run_verbs import do_retrain, do_run, do_search, do_sweep, do_tune, do_warm
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.student_verbs import PruneSettings, QuantizeSettings, StudentSettings, do_export, do_prune, do_quantize
 from adasearch.sweep_config import SweepConfig
 from adasearch.tune_config import TuneConfig

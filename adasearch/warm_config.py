@@ -70,6 +70,8 @@ class WarmConfig:
     quiet: bool = False
     fit: WarmFitConfig = field(default_factory=WarmFitConfig)
 
+    mixed_precision = "no"  # no setting: a warm supernet is trained in full precision
+
     def check(self) -> None:
         """Raise ``ConfigError`` for what is wrong on its own."""
         if not self.unlabeled_file:

@@ -37,8 +37,8 @@ from adasearch.arguments import parse_settings
 from adasearch.cli import explained
 from adasearch.config import to_dict
 from adasearch.console import make_progress, quiet_third_parties
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.earlybert_run import ABOUT, earlybert_recipes
-from adasearch.encoder_config import EarlyBertConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_run import open_encoders
 from adasearch.encoder_training import Compressed, Recipe, dense_recipe, sparsity_of, train_recipe

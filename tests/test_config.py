@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from adasearch.config import RunConfig, SearchConfig, to_dict, validate
+from adasearch.cofi_config import CofiConfig
+from adasearch.config import FitConfig, RunConfig, SearchConfig, to_dict, validate
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.objectives import DISTILLATION_LOSSES
-from adasearch.settings import check_choice, check_range, check_threads, cores_here
+from adasearch.settings import check_choice, check_range, check_threads, cores_here, part_of
 
 
 def config_with(changes: dict[str, Any]) -> RunConfig:
@@ -168,6 +169,16 @@ def test_threads_are_at_most_the_cores_and_every_seed_is_one() -> None:
     EncoderRunConfig().check()
     with pytest.raises(ConfigError, match="seed: -1 is out of range; choices: 0 to "):
         EncoderRunConfig(seed=-1).check()
+
+
+def test_a_part_of_settings_has_what_both_have_the_changes_and_else_its_own_defaults() -> None:
+    settings = config_with({"retrain.steps": 7, "retrain.inherited_rate": 0.5}).retrain
+    expected = FitConfig(steps=7, inherited_rate=0.5, batch_size=3)
+    assert part_of(FitConfig, settings, batch_size=3) == part_of(FitConfig, to_dict(settings), batch_size=3) == expected
+    cofi = CofiConfig(batch_size=9)  # its ``steps`` is no setting but a method
+    assert part_of(FitConfig, cofi) == FitConfig(
+        batch_size=9, learning_rate=cofi.learning_rate, warmup=cofi.warmup, weight_decay=cofi.weight_decay, clip_norm=cofi.clip_norm
+    )
 
 
 def test_plain_data_holds_every_setting_and_nothing_is_shared() -> None:

@@ -27,6 +27,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.progress import Progress
 from adasearch.run_files import only_one
 from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
+from adasearch.settings import part_of
 from adasearch.strategies import STRATEGIES
 
 
@@ -119,8 +120,7 @@ def test_the_conv3_stack_is_the_nearest_there_is() -> None:
 def request(folder: Path, **changes: Any) -> DiagnosisConfig:
     """A diagnosis of seconds."""
     base = tiny_run(folder, search=SearchConfig(steps=4, batch_size=16, candidates=4), retrain=RetrainConfig(steps=3, batch_size=16), evaluate=0)
-    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    return DiagnosisConfig(**{**values, "search_seeds": [1, 2], "members": 4, "random_cells": 2, **changes})
+    return part_of(DiagnosisConfig, base, **{"search_seeds": [1, 2], "members": 4, "random_cells": 2, **changes})
 
 
 def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

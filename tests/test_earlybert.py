@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from adasearch.config import FitConfig
+from adasearch.earlybert_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.encoder import from_hugging_face
-from adasearch.encoder_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.encoder_layers import EncoderForSequenceClassification
 from adasearch.errors import ConfigError
 from adasearch.fit import fit

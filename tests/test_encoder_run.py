@@ -28,8 +28,8 @@ from adasearch.classifier import TextClassifier
 from adasearch.cli import main
 from adasearch.cofi_config import CofiConfig
 from adasearch.config import FinetuneConfig
+from adasearch.earlybert_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.earlybert_run import ABOUT, compress_earlybert, earlybert_recipes
-from adasearch.encoder_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.encoder_layers import EncoderForSequenceClassification
 from adasearch.encoder_problem import EncoderProblem, load_problem
 from adasearch.encoder_run import open_encoders, run_encoders

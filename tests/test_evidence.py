@@ -14,8 +14,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from adasearch import evidence
 from adasearch.calibration import calibrate
-from adasearch.html_tables import confusion_tables
 from adasearch.progress import Progress
+from adasearch.report_tables import confusion_tables
 from adasearch.texts import Split
 from adasearch.tokens import Examples, TokenStore
 

@@ -29,7 +29,7 @@ from adasearch.masked_model import EVALUATION_STEP, head_parameters, load_masked
 from adasearch.masked_task import load_blocks
 from adasearch.objectives import kl_loss
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 
 TEXTS = ("the good film was badly played .", "actors play the best plots !", "films")
 

@@ -19,8 +19,8 @@ from adasearch.gate_values import GateValues
 from adasearch.int8_modules import int8_layers
 from adasearch.predict import predict_file
 from adasearch.prune_files import prune_student
+from adasearch.prune_ofa_config import Int8Config
 from adasearch.prune_ofa_run import prune_once_for_all
-from adasearch.prune_ofa_task_config import Int8Config
 from adasearch.report_files import read_report
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.sparse_files import SparseModel

@@ -28,11 +28,11 @@ from adasearch.inspect_run import inspect
 from adasearch.predict import predict_file
 from adasearch.prune_files import prune_student
 from adasearch.progress import Progress
+from adasearch.prune_ofa_config import Int8Config, LockConfig, PruneOfaTaskConfig, TeachConfig
 from adasearch.prune_ofa_forms import Int8Form
 from adasearch.prune_ofa_run import prune_once_for_all
 from adasearch.prune_ofa_source import Source, _lacks_head, open_source, pretraining_stages
 from adasearch.prune_ofa_systems import prune_ofa_recipes
-from adasearch.prune_ofa_task_config import Int8Config, LockConfig, PruneOfaTaskConfig, TeachConfig
 from adasearch.qdq_export import export_folder, zeros_of
 from adasearch.quantize import quantize
 from adasearch.quantize_aware import stacked_layers

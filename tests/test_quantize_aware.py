@@ -16,7 +16,7 @@ from adasearch.config import FitConfig
 from adasearch.errors import ConfigError, ModelError
 from adasearch.int8_modules import int8_layers, int8_twin
 from adasearch.methods.qat import QuantizeAware
-from adasearch.prune_ofa_task_config import Int8Config
+from adasearch.prune_ofa_config import Int8Config
 from adasearch.qdq_export import QdqConv1d, export_int8, zeros_of
 from adasearch.quantize_aware import attach_int8, bake_int8, find_int8, stacked_layers
 from adasearch.quantize_model import weight_integers

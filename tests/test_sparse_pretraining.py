@@ -41,14 +41,14 @@ from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
 from adasearch.methods.qat import QuantizeAware
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.progress import Progress
-from adasearch.prune_ofa_config import SparsePretrainingConfig
-from adasearch.prune_ofa_task_config import Int8Config
+from adasearch.prune_ofa_config import Int8Config
 from adasearch.qdq_export import export_folder
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
 from adasearch.report_files import rebuild_report
 from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, lock_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.sparse_pretraining_run import pretrain_sparse
 from adasearch.sparsity import dropped_count
 from adasearch.sparsity_schedule import SparsitySchedule, rewinding_factor

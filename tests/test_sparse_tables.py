@@ -11,9 +11,9 @@ from reports import STUDENT, make_report, system, timing
 
 from adasearch import html, markdown, verdict
 from adasearch.errors import ConfigError
-from adasearch.html_tables import Cell
 from adasearch.report import Report, System
 from adasearch.report_files import read_report, rebuild_report, write_report
+from adasearch.report_tables import Cell
 from adasearch.sparse_tables import runtimes_table, sizes_table, zeros_sentences
 from adasearch.sparsity_plots import describe_zeros, read_zeros, write_zeros, zeros_figure
 

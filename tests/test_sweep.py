@@ -29,6 +29,7 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
 from adasearch.pipeline import run
 from adasearch.search_method import STRATEGIES
+from adasearch.settings import part_of
 from adasearch.speed_table import SpeedRow
 from adasearch.sweep import sweep
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
@@ -40,8 +41,7 @@ from adasearch.sweep_table import variants
 def settings(folder: Path, **changes: Any) -> SweepConfig:
     """A sweep over the tiny task that takes seconds."""
     base = tiny_run(folder, controls=["student_no_kd"], checkpoint_seconds=0.0, transfer=dataclasses.replace(tiny_run(folder).transfer, size=20))
-    fields = {key.name: getattr(base, key.name) for key in dataclasses.fields(RunConfig)}
-    return SweepConfig(**{**fields, "output_dir": str(folder / "sweep"), "workers": 1, "threads": 1, "formats": ["md", "csv"], **changes})
+    return part_of(SweepConfig, base, **{"output_dir": str(folder / "sweep"), "workers": 1, "threads": 1, "formats": ["md", "csv"], **changes})
 
 
 class KillsOnce(threading.Thread):

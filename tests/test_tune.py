@@ -34,6 +34,7 @@ from adasearch.errors import ConfigError, TrainingError
 from adasearch.latency import LatencyTable
 from adasearch.progress import Progress
 from adasearch.search_method import STRATEGIES
+from adasearch.settings import part_of
 from adasearch.space import load_space
 from adasearch.tasks import Task, load_task
 from adasearch.texts import Split
@@ -53,8 +54,7 @@ def study_config(folder: Path, **changes: Any) -> TuneConfig:
     """A study of tiny runs without exports: its costs are MACs."""
     search = SearchConfig(steps=4, batch_size=16, candidates=2)
     run = tiny_run(folder, search=search, bench=BenchConfig(runtime="torch"), output_dir=str(folder / "study"))
-    settings = {key.name: getattr(run, key.name) for key in dataclasses.fields(run)}
-    return TuneConfig(**{**settings, "tune": TRIED, "n_trials": 3, "objectives": ["score", "macs"], "evaluations": 3, **changes})
+    return part_of(TuneConfig, run, **{"tune": TRIED, "n_trials": 3, "objectives": ["score", "macs"], "evaluations": 3, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tiny_task import shared_settings
 from transformers import BertForQuestionAnswering
 
 from adasearch.config import FinetuneConfig
-from adasearch.encoder_config import EarlyBertConfig, TicketConfig, TrainConfig
+from adasearch.earlybert_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.question_config import QuestionConfig
 
 

@@ -11,7 +11,7 @@ from tiny_task import write_teacher
 from transformers import AutoConfig, AutoModel
 
 from adasearch.bench_config import BenchConfig
-from adasearch.prune_ofa_task_config import Int8Config, LockConfig, PruneOfaTaskConfig
+from adasearch.prune_ofa_config import Int8Config, LockConfig, PruneOfaTaskConfig
 from adasearch.sparse_model import prune_once
 
 SPARSITY = 0.8

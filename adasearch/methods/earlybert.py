@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adasearch.encoder_config import TicketConfig
+from adasearch.earlybert_config import TicketConfig
 from adasearch.fit_config import FitConfig
 from adasearch.gate_values import GateValues
 from adasearch.methods.base import Batch, Group, Method, weight_groups

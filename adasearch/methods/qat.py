@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from adasearch.methods.base import Group, weight_groups
-from adasearch.prune_ofa_task_config import Int8Config
+from adasearch.prune_ofa_config import Int8Config
 from adasearch.quantize_aware import Int8Layers, attach_int8, find_int8
 from adasearch.taught_method import Taught
 

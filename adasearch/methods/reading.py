@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from adasearch.fit_config import FitConfig
 from adasearch.methods.base import Batch, Method
-from adasearch.questions import PROBLEM_TYPE
 from adasearch.reader import SpanForward
 from adasearch.span_objectives import span_loss
+from adasearch.task_config import QUESTION_ANSWERING
 
 
 class FinetuneReader(Method):
@@ -17,7 +17,7 @@ class FinetuneReader(Method):
     schedule = "linear"
 
     def __init__(self, config: FitConfig, forward: SpanForward):
-        super().__init__(config, PROBLEM_TYPE)
+        super().__init__(config, QUESTION_ANSWERING)
         self.forward_spans = forward  # ``Reader.spans``: segment ids included
 
     def loss(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The tables of report.html as plain data: what a cell says, what it is sorted by, what its column means."""
+"""The tables of a report as plain data: what a cell says, what it is sorted by, what its column means."""
 
 from __future__ import annotations
 
