@@ -81,7 +81,8 @@ def teach(
     tokens = TokenStore.concatenate([labelled.tokens, *extra])
     everything = Examples(tokens, labelled.pad_token_id)
     name = fingerprint(tokens.ids, tokens.offsets)
-    names = (f"teacher-{name}", f"probes-{name}")
+    # not "probes-": files of that name may hold logits that were summed in bfloat16
+    names = (f"teacher-{name}", f"probe_logits-{name}")
     logits, probes = cached_outputs(
         teacher.outputs, everything, cache, names, accelerator, progress, f"teacher labels {len(tokens):,} texts"
     )

@@ -87,7 +87,10 @@ class Teacher:
         """Logits (B, C) and the probes' logits (B, P, C)."""
         assert self.probe_weights_PCD is not None, "fit_probes comes first"
         logits, features_BPD = self.logits_and_features(input_ids, attention_mask)
-        probes = torch.einsum("bpd,pcd->bpc", features_BPD.float(), self.probe_weights_PCD) + self.probe_biases_PC
+        # the probes' weights are for standardised features, folded: their terms are far larger than the sum, and in the
+        # 8 bits of bfloat16 nothing of it would be left
+        with torch.autocast(features_BPD.device.type, enabled=False):
+            probes = torch.einsum("bpd,pcd->bpc", features_BPD.float(), self.probe_weights_PCD) + self.probe_biases_PC
         return logits, probes
 
 

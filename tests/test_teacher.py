@@ -280,6 +280,21 @@ def test_probes_are_the_logistic_regression(count: int) -> None:
         assert model.score(x_ND, labels) < 0.99  # not separable
 
 
+def test_probes_are_summed_in_full_precision_where_the_teacher_is_not(encoder: Path) -> None:
+    """A first token that hardly differs between texts has large folded weights: bfloat16 products would be off by more than they say."""
+    teacher = teacher_of(encoder)
+    ids_BL, mask_BL = examples_of(teacher, 8).tokens.pad(range(8), 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, features_BPD = teacher.logits_and_features(ids_BL, mask_BL)
+    mean_PD, scale = features_BPD.float().mean(0), 1e-4
+    teacher.probe_weights_PCD = torch.randn(mean_PD.shape[0], 2, mean_PD.shape[1]) / scale
+    teacher.probe_biases_PC = -torch.einsum("pd,pcd->pc", mean_PD, teacher.probe_weights_PCD)
+    wanted_BPC = torch.einsum("bpd,pcd->bpc", (features_BPD.float() - mean_PD).double(), teacher.probe_weights_PCD.double())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, probes_BPC = teacher.outputs(ids_BL, mask_BL)
+    assert torch.allclose(probes_BPC.double(), wanted_BPC, rtol=0, atol=1e-3 * wanted_BPC.abs().max().item())
+
+
 def test_probes_of_several_labels_and_of_amounts() -> None:
     """Multi-label: one logistic regression a label, its loss a Cth of the whole. Regression: ridge; NaN is left out."""
     raw_NPD, standard_NPD, noise_NC = features()
