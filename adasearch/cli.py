@@ -113,7 +113,7 @@ def overview() -> str:
         "usage: adasearch VERB [--config file.yaml] [--key value ...]\n\n"
         "From a text-classification task and a teacher transformer to a small, fast student.\n\n"
         f"{verbs}\n\nadasearch VERB --help lists the settings of a verb; adasearch --version prints the version.\n"
-        "To begin: adasearch run demo"
+        "To begin: adasearch run demo --search.target_macs 5e6"
     )
 
 
