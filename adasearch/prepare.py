@@ -172,7 +172,9 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
         check_vocabulary("teacher" if has_teacher else "tokenizer", source, teacher.tokenizer, teacher.model.config)
         if has_teacher:  # else its word table alone is taken
             check_positions("max_seq_length", config.max_seq_length, source, teacher.model.config)
-        notes = list(task.notes)
+        notes = [*task.notes, *([teacher.note] if teacher.note else [])]
+        if teacher.note:
+            progress.message(teacher.note)
         tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
         labelled, validation, held_out = tokenize_splits(
             task.splits, teacher.tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress

@@ -73,6 +73,12 @@ def test_a_teacher_whose_outputs_stand_in_another_order_is_noticed_before_it_lab
         prepare_only(tiny_run(tmp_path, teacher=str(tmp_path / name), output_dir=str(tmp_path / f"run-{name}")), progress)
         assert any("no better than the constant answer on 40 validation examples" in text for text in heard) == (name == "turned"), heard
     assert "are its outputs in the order negative, positive?" in heard[0]
+    model.config.id2label, model.config.label2id = {0: "Positive", 1: "Negative"}, {"Positive": 0, "Negative": 1}  # turned, and says so
+    model.save_pretrained(tmp_path / "named")
+    tokenizer.save_pretrained(tmp_path / "named")
+    progress = Heard()
+    prepare_only(tiny_run(tmp_path, teacher=str(tmp_path / "named"), output_dir=str(tmp_path / "run-named")), progress)
+    assert not progress.warnings and any("its outputs were put in the task's: negative, positive" in text for text in progress.messages)
 
 
 def test_another_teachers_cache_is_refused_before_the_settings_are_noted(tmp_path: Path) -> None:
