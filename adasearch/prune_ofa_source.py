@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from adasearch.architecture import Architecture
 from adasearch.demo_assets import model_path
 from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
@@ -19,6 +20,7 @@ from adasearch.encoder_training import check_model, is_uncut
 from adasearch.errors import ConfigError, loading
 from adasearch.files import read_json
 from adasearch.known_labels import labels_of, places_of
+from adasearch.model_inputs import check_positions
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
 from adasearch.run_files import model_in
@@ -165,20 +167,24 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     """Find the model and raise what is wrong with it before anything is trained: ``ConfigError`` or ``ModelError``."""
     source = Source(config, problem, model_in(model_path(config.sparse_model, problem.cache, config.demo_assets)))
     with loading(f"sparse_model: {config.sparse_model} has no tokenizer that can be loaded"):
-        theirs = AutoTokenizer.from_pretrained(source.path).get_vocab()
-    if theirs != problem.tokenizer.get_vocab():
-        sizes = f"{len(theirs):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
+        pieces = AutoTokenizer.from_pretrained(source.path).get_vocab()
+    if pieces != problem.tokenizer.get_vocab():
+        sizes = f"{len(pieces):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
         raise ConfigError(
             f"sparse_model: {config.sparse_model} has another vocabulary than the teacher ({sizes}); choices: models of one vocabulary"
         )
     if source.is_student and problem.is_asked:
         raise ConfigError(f"sparse_model: {config.sparse_model} is a searched student, which answers no questions; choices: an encoder")
-    if source.is_student and (places := source.label_places(student := AutoConfig.from_pretrained(source.path))) != sorted(places):
-        theirs, ours = ", ".join(labels_of(student)[1]), ", ".join(problem.task.label_names)
+    theirs = AutoConfig.from_pretrained(source.path)
+    if source.is_student and (places := source.label_places(theirs)) != sorted(places):
+        given, ours = ", ".join(labels_of(theirs)[1]), ", ".join(problem.task.label_names)
         problem.notes.append(
-            f"sparse_model: {config.sparse_model} has the labels in the order {theirs}; its outputs were put in the task's: {ours}"
+            f"sparse_model: {config.sparse_model} has the labels in the order {given}; its outputs were put in the task's: {ours}"
         )
         problem.progress.message(problem.notes[-1])
+    if not source.is_student or Architecture.from_dict(theirs.architecture, where="config.architecture").macro.position_embeddings:
+        setting = "question.max_seq_length" if problem.is_asked else "max_seq_length"
+        check_positions(setting, problem.longest, config.sparse_model, theirs)
     if config.baselines:
         problem.dense()  # of a kind that cannot be read it says so here, not after all training
     check_storage(config.format, config.compression)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,12 @@ def test_a_searched_student_is_masked_then_quantised(run: Path, tmp_path: Path) 
         prune_student(folder / "student", tmp_path / "cut", size=10, texts_file=str(run.parent / "train.csv"))
 
 
-def searched(folder: Path, run: Path, names: list[str] | None = None, **changes: Any) -> str:
+def searched(folder: Path, run: Path, names: list[str] | None = None, macro: dict[str, Any] | None = None, **changes: Any) -> str:
     """A searched student of random weights with those label names, as a run leaves it."""
     torch.manual_seed(1)
     labels = {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     shape = {"vocab_size": len(WORDS), "sep_token_id": 3, "num_labels": 2, "embedding_rank": None, **labels, **changes}
-    student = AdasearchForSequenceClassification(tiny_config(tiny_architecture(cells=1), **shape))
+    student = AdasearchForSequenceClassification(tiny_config(tiny_architecture(cells=1, **(macro or {})), **shape))
     save_student(student, AutoTokenizer.from_pretrained(run / "teacher"), folder / "student")
     return str(folder)
 
@@ -144,6 +145,16 @@ def test_a_searched_student_without_names_takes_those_of_the_task_and_one_of_ano
     )):  # fmt: skip
         with pytest.raises(ConfigError, match=f"sparse_model: .*{says}"):
             begin(str(name), names, **changes)
+
+
+def test_a_sparse_model_with_too_few_positions_is_refused(run: Path, tmp_path: Path) -> None:
+    """Before anything is trained; a student without a table of positions reads on."""
+    config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"), sparsity=0.5, output_dir=str(tmp_path / "run"))
+    problem = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    for has_table in (True, False):
+        given = searched(tmp_path / f"table-{has_table}", run, macro={"position_embeddings": has_table}, max_position_embeddings=8)
+        with nullcontext() if not has_table else pytest.raises(ConfigError, match="max_seq_length: 16: model '.*True' has positions for 8; choices: up to 8"):
+            open_source(dataclasses.replace(config, sparse_model=given), problem)
 
 
 def test_questions_are_answered_in_int8(tmp_path: Path) -> None:
