@@ -511,6 +511,18 @@ def test_a_target_that_no_member_reaches_is_refused_before_the_search(tmp_path: 
     assert not (tmp_path / "run" / "teacher").exists(), "the teacher learned nothing for it"
 
 
+def test_a_teacher_that_was_cut_short_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    """As a diagnosis with few steps leaves it, which has no run.json in that folder. An older version did not note the cap."""
+    config = tiny_run(tmp_path)  # whose teacher takes 21 steps
+    folder = prepare_only(replace(config, max_steps=5))
+    (folder / "run.json").rename(folder / "diagnosis")
+    with pytest.raises(ConfigError, match="holds the word of another teacher .max_steps was 5, is None.; choices: another --output_dir"):
+        prepare_only(replace(config, max_steps=21))  # which cuts nothing
+    source = tmp_path / "run" / "cache" / "source.json"
+    write_json(source, {name: value for name, value in json.loads(source.read_text()).items() if name != "max_steps"})
+    prepare_only(config)
+
+
 def test_a_refused_request_goes_on_in_the_same_folder_once_it_is_mended(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     for change, says in (({"teacher": "techer"}, "techer"), ({"max_seq_length": 64}, "max_seq_length: 64: .* has positions for 32")):
