@@ -220,7 +220,9 @@ def load_problem(
         raise ConfigError(
             f"teacher: {config.teacher!r} has another vocabulary than model {config.model!r}; choices: one of the same vocabulary, or none"
         )
-    notes, tokenizer = list(task.notes), teacher.tokenizer
+    notes, tokenizer = [*task.notes, *([teacher.note] if teacher.note else [])], teacher.tokenizer
+    if teacher.note:
+        progress.message(teacher.note)
     if is_asked:
         train, validation, held_out = (
             tokenize_questions(split, tokenizer, config.question, cache=cache, name=name, progress=progress) for name, split in task.splits.items()

@@ -21,8 +21,8 @@ from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
 from adasearch.run_files import (
-    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_begun, check_first, check_same, hand_over, note_stage, only_one, path_of,
-    refuse_run,
+    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_begun, check_first, check_same, hand_over, model_path_of, note_stage,
+    only_one, path_of, refuse_run,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
@@ -153,7 +153,8 @@ def begin_encoders(
 
 def inputs_of(config: EncoderRunConfig) -> Inputs:
     """What a run is made of beside its data."""
-    return {name: path_of(getattr(config, name, None)) for name in ("model", "teacher", "sparse_model")}
+    paths = {name: path_of(getattr(config, name)) for name in ("model", "teacher")}
+    return {**paths, "sparse_model": model_path_of(getattr(config, "sparse_model", None))}
 
 
 def run_folder(config: EncoderRunConfig, slug: str) -> Path:

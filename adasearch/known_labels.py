@@ -33,13 +33,16 @@ def labels_of(model_config: Any) -> tuple[str, tuple[str, ...]]:
 def places_of(names: Sequence[str], theirs: Sequence[str]) -> list[int] | None:
     """Where the labels ``names`` stand among another model's; None where it knows other labels.
 
-    Numbers and LABEL_0, LABEL_1, ... are no names and say nothing: such labels meet the others by number.
+    Upper and lower case count only where they alone tell labels apart. Numbers and LABEL_0, LABEL_1, ... are no names and say
+    nothing: such labels meet the others by number.
     """
     count = len(names)
     if len(theirs) != count:
         return None
-    if sorted(theirs) == sorted(names):
-        return [list(theirs).index(name) for name in names]
+    for told_apart in (str, str.casefold):
+        ours, others = ([told_apart(name) for name in given] for given in (names, theirs))
+        if sorted(others) == sorted(ours) and len(set(ours)) == count:
+            return [others.index(name) for name in ours]
     nameless = [[f"{pattern}{number}" for number in range(count)] for pattern in ("", "LABEL_")]
     return list(range(count)) if any(list(some) in nameless for some in (names, theirs)) else None
 

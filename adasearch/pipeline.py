@@ -131,6 +131,8 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
 def inputs_of(config: RunConfig, space: Space) -> Inputs:
     """What a run is made of beside its data."""
     paths = {name: path_of(getattr(config, name)) for name in ("teacher", "architecture", "warm_start")}
+    if config.teacher == "none":  # else no tokenizer but the teacher's is read
+        paths["tokenizer"] = path_of(config.tokenizer)
     return {**paths, "transfer.masked_lm_model": path_of(config.transfer.masked_lm_model), "space": space.digest}
 
 

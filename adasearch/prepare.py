@@ -24,6 +24,7 @@ from adasearch.demo_assets import model_path
 from adasearch.distributed import main_first
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
+from adasearch.fit_config import capped_steps, steps_of
 from adasearch.lesson import lesson_rows, teach, transfer_stores
 from adasearch.model_inputs import check_positions, check_vocabulary
 from adasearch.metrics import is_known, majority_baseline, score
@@ -148,10 +149,11 @@ def prepare(
     """
     config = dataclasses.replace(config, seed=config.seed_of_data)
     start = _start(config, task, folder, progress)
-    _check_source(config, task, folder)
+    cap = _teacher_cap(config, folder, start)
+    _check_source(config, task, folder, cap)
     begin(start)
     with main_first():
-        _note_source(config, task, folder)
+        _note_source(config, task, folder, cap)
     return _learn(config, task, start, folder, accelerator, progress)
 
 
@@ -172,7 +174,9 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
         check_vocabulary("teacher" if has_teacher else "tokenizer", source, teacher.tokenizer, teacher.model.config)
         if has_teacher:  # else its word table alone is taken
             check_positions("max_seq_length", config.max_seq_length, source, teacher.model.config)
-        notes = list(task.notes)
+        notes = [*task.notes, *([teacher.note] if teacher.note else [])]
+        if teacher.note:
+            progress.message(teacher.note)
         tokenizer = early_tokenizer(config.vocabulary, task, teacher.tokenizer, cache, progress)
         labelled, validation, held_out = tokenize_splits(
             task.splits, teacher.tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress
@@ -183,24 +187,33 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
     return Start(teacher, tokenizer, labelled, validation, held_out, notes, needs)
 
 
-def _source(config: RunConfig) -> dict[str, Any]:
-    """Whose word the cache holds: studies and diagnoses have no run.json that would keep another's out."""
-    return {"teacher": config.teacher, "finetune": dataclasses.asdict(config.finetune), "max_seq_length": config.max_seq_length, "seed": config.seed}
+def _teacher_cap(config: RunConfig, folder: Path, start: Start) -> int | None:
+    """``max_steps`` where it cuts the teacher's own training short; None where that is whole, or there is none."""
+    steps = steps_of(config.finetune.epochs, len(start.labelled), config.finetune.batch_size)
+    is_tuned_here = start.needs or (folder / "teacher" / "config.json").exists()
+    return config.max_steps if is_tuned_here and capped_steps(steps, config.max_steps) < steps else None
 
 
-def _check_source(config: RunConfig, task: Task, folder: Path) -> None:
-    """Raise ``ConfigError`` where the cache was begun with another teacher or other data."""
+def _source(config: RunConfig, cap: int | None) -> dict[str, Any]:
+    """Whose word the cache holds: studies and diagnoses have no run.json that would keep another's out. ``cap`` as of ``_teacher_cap``."""
+    settings = {"finetune": dataclasses.asdict(config.finetune), "max_seq_length": config.max_seq_length, "seed": config.seed}
+    return {"teacher": config.teacher, **settings, "max_steps": cap}
+
+
+def _check_source(config: RunConfig, task: Task, folder: Path, cap: int | None) -> None:
+    """Raise ``ConfigError`` where the cache was begun with another teacher or other data; of an older version's the cap is not known."""
     path = folder / "cache" / SOURCE
     check_same(path, task.data, {"teacher": Path(config.teacher)})
-    if path.exists() and (what := differences(read_json(path), _source(config))):
+    before = read_json(path) if path.exists() else {}
+    if before and (what := differences(before, _source(config, cap), () if "max_steps" in before else ("max_steps",))):
         raise ConfigError(f"output_dir: {folder} holds the word of another teacher ({what}); choices: another --output_dir, or delete it")
 
 
-def _note_source(config: RunConfig, task: Task, folder: Path) -> None:
+def _note_source(config: RunConfig, task: Task, folder: Path, cap: int | None) -> None:
     """Before the cache holds any word."""
     path = folder / "cache" / SOURCE
     if not path.exists():
-        write_json(path, {**_source(config), "data": task.data, "inputs": digests({"teacher": Path(config.teacher)})})
+        write_json(path, {**_source(config, cap), "data": task.data, "inputs": digests({"teacher": Path(config.teacher)})})
 
 
 def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerator: Accelerator, progress: Progress) -> Problem:

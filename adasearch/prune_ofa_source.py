@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from adasearch.architecture import Architecture
 from adasearch.demo_assets import model_path
 from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
@@ -18,6 +19,8 @@ from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model, is_uncut
 from adasearch.errors import ConfigError, loading
 from adasearch.files import read_json
+from adasearch.known_labels import labels_of, places_of
+from adasearch.model_inputs import check_positions
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
 from adasearch.run_files import model_in
@@ -25,6 +28,7 @@ from adasearch.runtimes import load_classifier
 from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_storage import check_storage
+from adasearch.teacher import HF_PROBLEM_TYPES, Teacher, reorder_outputs
 
 STUDENT = "adasearch"  # model type of a searched student
 
@@ -58,12 +62,15 @@ class Source:
     def sparse(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
         """The model with its zeros, one-shot ones included where asked for, and the names of the layers that have them.
 
-        A masked language model has no head's first layer (BERT's pooler): it is given that of the model it was made of. Raises ``ModelError`` for a model that
-        is quantised already, ``ConfigError`` for one without zeros.
+        A masked language model has no head's first layer (BERT's pooler): it is given that of the model it was made of. A searched student's
+        outputs are put in the order of the task's labels. Raises ``ModelError`` for a model that is quantised already, ``ConfigError``
+        for one without zeros and for a student of another task.
         """
         config, problem = self.config, dataclasses.replace(self.problem, checkpoint=self.path)
         model = load_classifier(Path(self.path)) if self.is_student else problem.pretrained(seed)
         refuse_quantised(model)
+        if self.is_student:
+            self._take_labels(model)
         names = stacked_layers(model)
         if not self.is_student and hasattr(model, "head") and _lacks_head(Path(self.path)):
             dense = self.problem.pretrained(seed).head.dense
@@ -76,6 +83,32 @@ class Source:
                 f"sparse_model: {config.sparse_model} has no zeros in its {len(names)} layers; choices: a sparse model, or --sparsity 0.85"
             )
         return model.requires_grad_(True), names
+
+    def label_places(self, student: PreTrainedConfig) -> list[int]:
+        """Which of a searched student's outputs stands for each label of the task. Raises ``ConfigError`` where it learned another task."""
+        task, place = self.problem.task, f"sparse_model: {self.config.sparse_model}"
+        kind, choices = HF_PROBLEM_TYPES[task.problem_type], "choices: a student of this task, or the task that it was searched for"
+        for what, theirs, ours in (("of problem type", student.problem_type, kind), ("of pairs of texts:", student.is_pair, task.is_pair)):
+            if theirs is not None and theirs != ours:
+                raise ConfigError(f"{place} is a searched student {what} {theirs}, task {task.name!r} asks for {ours}; {choices}")
+        _, names = labels_of(student)
+        places = [0] if kind == "regression" and len(names) == 1 else places_of(task.label_names, names)
+        if places is None:
+            known = f"{place} has {len(names)} labels ({', '.join(names)})"
+            raise ConfigError(f"{known}, task {task.name!r} has {task.num_labels} ({', '.join(task.label_names)}); {choices}")
+        return places
+
+    def _take_labels(self, student: PreTrainedModel) -> None:
+        """Edit in place: a searched student speaks of the task's labels, in the task's order. Raises ``ConfigError`` where it cannot."""
+        task, places = self.problem.task, self.label_places(student.config)
+        if places != sorted(places) and not reorder_outputs(Teacher(student, self.problem.tokenizer), places):
+            raise ConfigError(
+                f"sparse_model: {self.config.sparse_model} has the labels in the order {', '.join(labels_of(student.config)[1])}, task"
+                f" {task.name!r} in the order {', '.join(task.label_names)}, and its outputs cannot be put in that order; choices: another student"
+            )
+        student.config.id2label = dict(enumerate(task.label_names))
+        student.config.label2id = {name: index for index, name in enumerate(task.label_names)}
+        student.config.problem_type, student.config.is_pair = HF_PROBLEM_TYPES[task.problem_type], task.is_pair
 
     @property
     def pattern(self) -> str:
@@ -134,16 +167,24 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     """Find the model and raise what is wrong with it before anything is trained: ``ConfigError`` or ``ModelError``."""
     source = Source(config, problem, model_in(model_path(config.sparse_model, problem.cache, config.demo_assets)))
     with loading(f"sparse_model: {config.sparse_model} has no tokenizer that can be loaded"):
-        theirs = AutoTokenizer.from_pretrained(source.path).get_vocab()
-    if theirs != problem.tokenizer.get_vocab():
-        sizes = f"{len(theirs):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
+        pieces = AutoTokenizer.from_pretrained(source.path).get_vocab()
+    if pieces != problem.tokenizer.get_vocab():
+        sizes = f"{len(pieces):,} against {len(problem.tokenizer.get_vocab()):,} pieces"
         raise ConfigError(
             f"sparse_model: {config.sparse_model} has another vocabulary than the teacher ({sizes}); choices: models of one vocabulary"
         )
     if source.is_student and problem.is_asked:
         raise ConfigError(f"sparse_model: {config.sparse_model} is a searched student, which answers no questions; choices: an encoder")
-    if source.is_student and (labels := AutoConfig.from_pretrained(source.path).num_labels) != problem.task.num_labels:
-        raise ConfigError(f"sparse_model: {config.sparse_model} has {labels} labels, {problem.task.name} has {problem.task.num_labels}; choices: its own task")
+    theirs = AutoConfig.from_pretrained(source.path)
+    if source.is_student and (places := source.label_places(theirs)) != sorted(places):
+        given, ours = ", ".join(labels_of(theirs)[1]), ", ".join(problem.task.label_names)
+        problem.notes.append(
+            f"sparse_model: {config.sparse_model} has the labels in the order {given}; its outputs were put in the task's: {ours}"
+        )
+        problem.progress.message(problem.notes[-1])
+    if not source.is_student or Architecture.from_dict(theirs.architecture, where="config.architecture").macro.position_embeddings:
+        setting = "question.max_seq_length" if problem.is_asked else "max_seq_length"
+        check_positions(setting, problem.longest, config.sparse_model, theirs)
     if config.baselines:
         problem.dense()  # of a kind that cannot be read it says so here, not after all training
     check_storage(config.format, config.compression)

@@ -179,6 +179,11 @@ def path_of(given: str | None) -> Path | None:
     return None if given is None else Path(given)
 
 
+def model_path_of(given: str | None) -> Path | None:
+    """The same for a setting that takes a run's folder as well: where the model in it lies (``model_in``)."""
+    return None if given is None else Path(model_in(given))
+
+
 def _change(split: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
     counts = [str(facts["examples"]) if facts else "none" for facts in (before, now)]
     if counts[0] != counts[1]:

@@ -29,6 +29,7 @@ from adasearch.run_files import model_in
 from adasearch.runtime_base import trained_on_pairs
 from adasearch.scoring import COUNTED, LEVEL, Difference, Interval, Judged, ModelScore, Scoreboard, judge
 from adasearch.squad_metrics import squad_points
+from adasearch.task_config import QUESTION_ANSWERING
 from adasearch.texts import Split
 
 MOST_LABELS = 20  # printed; JSON has all
@@ -80,12 +81,12 @@ def score_models(
     if len(set(kinds)) > 1:
         raise ConfigError(f"models: {models[kinds.index(True)]} answers questions, {models[kinds.index(False)]} has labels; choices: models of one kind")
     columns = Columns(text_column, text_pair_column, label_column)
-    source, examples, metrics = _examples(Path(models[0]), folders[0], input_file, columns, data_dir, metric)
+    source, examples, metrics, known = _examples(Path(models[0]), folders[0], input_file, columns, data_dir, metric)
     settings = {"runtime": runtime, "precision": precision, "threads": threads, "batch_size": batch_size, "progress": progress}
     names: tuple[str, ...] = ()
     if not isinstance(examples, Questions):
-        kind, names = _known(folders[0])
-        orders = [_order(folder, kind, names) for folder in folders]
+        (kind, names), whose = known, "the first" if input_file is not None else "the run's task"
+        orders = [_order(folder, kind, names, whose) for folder in folders]
         for folder in folders:
             check_pairs(trained_on_pairs(folder), examples.pairs is not None, "text_pair_column")
     judged, served = [], []
@@ -122,20 +123,26 @@ def _known(folder: Path) -> tuple[str, tuple[str, ...]]:
     return labels_of(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
-def _order(folder: Path, kind: str, names: tuple[str, ...]) -> list[int]:
-    """Which of a model's outputs stands for each of the ``names``. Raises ``ConfigError`` for a model of another kind or of other labels."""
+def _order(folder: Path, kind: str, names: tuple[str, ...], whose: str) -> list[int]:
+    """Which of a model's outputs stands for each of the examples' label ``names``, which ``whose`` says the origin of.
+
+    Raises ``ConfigError`` for a model of another kind or of other labels.
+    """
     own_kind, own = _known(folder)
     if own_kind == kind == "regression":
         return [0]
     if own_kind == kind and (places := places_of(names, own)) is not None:
         return places
-    raise ConfigError(f"models: {folder} is {own_kind} of {', '.join(own)}, the first {kind} of {', '.join(names)}; choices: models of one task")
+    raise ConfigError(f"models: {folder} is {own_kind} of {', '.join(own)}, {whose} {kind} of {', '.join(names)}; choices: models of one task")
 
 
 def _examples(
     model: Path, folder: Path, input_file: str | Path | None, columns: Columns, data_dir: str | None, metric: str | None
-) -> tuple[str, Split, tuple[str, ...]]:
-    """Where the examples come from, they themselves, and the metrics, of which the first counts."""
+) -> tuple[str, Split, tuple[str, ...], tuple[str, tuple[str, ...]]]:
+    """Where the examples come from, they themselves, the metrics, of which the first counts, problem type and names of their labels.
+
+    A run's examples bear its task's labels, whatever its model calls them, a file's those of the model.
+    """
     if input_file is None:
         if named := [name for name, value in vars(columns).items() if value != getattr(Columns, name)]:
             raise ConfigError(f"input_file: none given, so there is no column {getattr(columns, named[0])!r} to read; choices: a file of labelled examples")
@@ -145,8 +152,9 @@ def _examples(
         task = run.task(data_dir, instead="--input_file, --data_dir, or the data as they were")
         source = f"the {'validation' if task.test is None else 'test'} examples of {run.folder}"
         if isinstance(task.held_out, Questions):
-            return source, task.held_out, question_metrics(metric)
-        return source, task.held_out, choose_metrics(task.problem_type, task.num_labels, own=task.metrics, asked=metric)
+            return source, task.held_out, question_metrics(metric), (task.problem_type, ())
+        metrics = choose_metrics(task.problem_type, task.num_labels, own=task.metrics, asked=metric)
+        return source, task.held_out, metrics, (task.problem_type, task.label_names)
     if data_dir is not None:
         raise ConfigError("data_dir: says where a run's own examples lie, and an input_file is given; choices: one of the two")
     path = Path(input_file)
@@ -155,11 +163,11 @@ def _examples(
         answers = COLUMNS["label_column"] if columns.label == Columns.label else columns.label
         named = dict(zip(COLUMNS, (question, context, answers)))
         table = read_question_table(path, "input_file")
-        return str(path), read_rows(table, named, needs_starts=False, skip_bad_rows=False, notes=[]), question_metrics(metric)
+        return str(path), read_rows(table, named, needs_starts=False, skip_bad_rows=False, notes=[]), question_metrics(metric), (QUESTION_ANSWERING, ())
     kind, names = _known(folder)
     check_pairs(trained_on_pairs(folder), columns.pair is not None, "text_pair_column")
     examples = read_examples(path, "input_file", kind, names, columns)
-    return str(path), examples, choose_metrics(kind, len(names), asked=metric, skewed=is_skewed(examples.labels))
+    return str(path), examples, choose_metrics(kind, len(names), asked=metric, skewed=is_skewed(examples.labels)), (kind, names)
 
 
 def format_evaluation(found: Evaluation) -> str:

@@ -33,7 +33,7 @@ from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
-from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, note_stage, only_one, path_of
+from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, model_path_of, note_stage, only_one, path_of
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -122,7 +122,7 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     accelerator = make_accelerator(config, begun_precision(folder))
     blocks = {"train": train, "validation": validation}
     data = {name: {"examples": len(part), "texts": fingerprint(part.tokens.ids, part.tokens.offsets)} for name, part in blocks.items()}
-    inputs = {"model": path_of(config.model), "teacher": path_of(config.teacher)}
+    inputs = {"model": path_of(config.model), "teacher": path_of(config.teacher), "start": model_path_of(config.start)}
     check_same(folder / "run.json", data, inputs)
     begin_run(folder, to_dict(config), accelerator.mixed_precision, data=data, inputs=inputs)
     start_trackers(config, Path(config.teacher or config.model).name, folder, accelerator)

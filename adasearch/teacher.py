@@ -5,6 +5,7 @@ Dimensions: N texts, B batch, L tokens, D hidden, P levels (embeddings and every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from adasearch.errors import ModelError, loading, one_line
+from adasearch.known_labels import places_of
 from adasearch.model_inputs import segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
@@ -38,12 +40,13 @@ PROBE_L2 = 1e-3
 
 @dataclass
 class Teacher:
-    """A frozen classifier with its tokenizer and, once fitted, one linear probe a level."""
+    """A frozen classifier with its tokenizer and, once fitted, one linear probe a level; ``note`` is what the user should know of it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     probe_weights_PCD: Tensor | None = None
     probe_biases_PC: Tensor | None = None
+    note: str = ""
 
     @property
     def levels(self) -> int:
@@ -114,16 +117,58 @@ def _config(path: str, trust_remote_code: bool) -> PreTrainedConfig:
         raise ModelError(f"teacher: {path!r} cannot be loaded ({reason}); choices: a folder, a hub name, 'demo' or 'none'") from error
 
 
-def _check_label_order(path: str, config: PreTrainedConfig, task: Task) -> None:
-    """Names that are no names of the task (LABEL_0, other words for the same) say nothing about the order."""
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    theirs, ours = ([name.lower() for name in given] for given in (names, task.label_names))
-    if sorted(theirs) == sorted(ours) and theirs != ours:
-        raise ModelError(
-            f"teacher: {path!r} has the labels in the order {', '.join(names)}, task {task.name!r} in the order"
-            f" {', '.join(task.label_names)}: its logits would be misread;"
-            " choices: another teacher, or --finetune.when always"
-        )
+def _places(path: str, config: PreTrainedConfig, task: Task) -> list[int]:
+    """Which of a checkpoint's outputs stands for each label of the task: the one of its name, in any case.
+
+    Names that are no names of the task (LABEL_0, other words for the same) say nothing: their order is taken for the task's.
+    """
+    names = _names(config)
+    places = places_of(task.label_names, names)
+    if places is None and sorted(map(str.casefold, names)) == sorted(map(str.casefold, task.label_names)):
+        raise _other_order(path, config, task)  # names that only their case tells apart, in a case of their own
+    return list(range(task.num_labels)) if places is None else places
+
+
+def _names(config: PreTrainedConfig) -> list[str]:
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
+
+
+def _other_order(path: str, config: PreTrainedConfig, task: Task) -> ModelError:
+    return ModelError(
+        f"teacher: {path!r} has the labels in the order {', '.join(_names(config))}, task {task.name!r} in the order"
+        f" {', '.join(task.label_names)}, and its outputs cannot be put in that order: its logits would be misread;"
+        " choices: another teacher, or --finetune.when always"
+    )
+
+
+@torch.no_grad()
+def reorder_outputs(teacher: Teacher, places: Sequence[int]) -> bool:
+    """Edit in place: rows of the head's last linear layer change places, so that output i is what output ``places[i]`` was.
+
+    Whether the logits of some tokens are then the old ones in the new order; where they are not, nothing has changed.
+    """
+    model, was_training, pad = teacher.model, teacher.model.training, teacher.tokenizer.pad_token_id
+    known = torch.tensor([index for index in range(len(teacher.tokenizer)) if index != pad])
+    ids_BL = known[torch.linspace(0, len(known) - 1, 8).long()].view(2, 4).to(model.device)
+    model.eval()
+    before_BC = teacher.logits(ids_BL, torch.ones_like(ids_BL))
+    wanted_BC, order_C = before_BC[:, list(places)], torch.tensor(places, device=model.device)
+    moved = float((before_BC - wanted_BC).abs().max())
+    layers = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == len(places)]
+    is_done = False
+    for layer in reversed(layers if moved else []):  # equal logits tell nothing
+        _reorder_rows(layer, order_C)
+        if is_done := torch.allclose(teacher.logits(ids_BL, torch.ones_like(ids_BL)), wanted_BC, rtol=1e-4, atol=1e-4 * moved):
+            break
+        _reorder_rows(layer, order_C.argsort())
+    model.train(was_training)
+    return is_done
+
+
+def _reorder_rows(layer: nn.Linear, order_C: Tensor) -> None:
+    for tensor in (layer.weight, layer.bias):
+        if tensor is not None:
+            tensor.copy_(tensor[order_C])
 
 
 def _check_kind(path: str, config: PreTrainedConfig, task: Task) -> None:
@@ -143,8 +188,8 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
     """Load checkpoint and tokenizer. Raises ``ModelError`` when it cannot be loaded, is a searched student, lacks a head or a padding
     token, or its labels are not the task's.
 
-    A checkpoint that ``is_finetuned`` is used as it is: as many labels as the task's and, where the names are the same
-    (in upper or lower case), in the same order. Any other will be fine-tuned: its head does not matter.
+    A checkpoint that ``is_finetuned`` is used as it is, with as many labels as the task's; where the names are the same (in upper or
+    lower case) in another order, its outputs are put in the task's. Any other will be fine-tuned: its head does not matter.
     """
     config = _config(path, trust_remote_code)
     if config.model_type == AdasearchConfig.model_type:
@@ -160,9 +205,10 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
             f"teacher: {path!r} has {config.num_labels} labels ({known}), task {task.name!r} has"
             f" {task.num_labels} ({', '.join(task.label_names)}); choices: another teacher, or --finetune.when always"
         )
+    places = list(range(task.num_labels))
     if is_finetuned:
         _check_kind(path, config, task)
-        _check_label_order(path, config, task)
+        places = _places(path, config, task)
     labels = {
         "num_labels": task.num_labels,
         "id2label": dict(enumerate(task.label_names)),
@@ -179,7 +225,13 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
         raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")
     _set_padding(model, tokenizer, path)
     model.config.is_pair = task.is_pair  # saved with what becomes of it: texts of the other kind are refused later
-    return Teacher(model.float(), tokenizer)
+    teacher = Teacher(model.float(), tokenizer)
+    if places != sorted(places):
+        if not reorder_outputs(teacher, places):
+            raise _other_order(path, config, task)
+        theirs, ours = ", ".join(_names(config)), ", ".join(task.label_names)
+        teacher.note = f"teacher: {path} has the labels in the order {theirs}; its outputs were put in the task's: {ours}"
+    return teacher
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -182,7 +182,8 @@ def _states(this: WarmRun, tokens: TokenStore) -> np.ndarray:
     if not path.exists():
         _check_disk(need, len(tokens), config, path)
         this.progress.message(f"the teacher's vectors of {len(tokens):,} texts take {need / 2**20:,.1f} MiB in {path.parent}")
-    data, inputs = {"texts": {"examples": len(tokens), "texts": fingerprint(tokens.ids, tokens.offsets)}}, {"teacher": Path(config.teacher)}
+    data = {"texts": {"examples": len(tokens), "texts": fingerprint(tokens.ids, tokens.offsets)}}
+    inputs = {"teacher": Path(config.teacher), "space": this.space.digest}
     check_same(this.folder / "run.json", data, inputs)  # after it nothing is left to refuse
     begin_run(this.folder, to_dict(config), this.accelerator.mixed_precision, hardware=hardware(), data=data, inputs=inputs)
 

@@ -12,6 +12,7 @@ from tiny_classifier import TEXTS, make_classifier
 from adasearch.cascade import Cascade, cascade_curve, check_cascade, choose_threshold
 from adasearch.classifier import TextClassifier
 from adasearch.errors import ConfigError, ModelError
+from adasearch.known_labels import places_of
 
 
 def problem(count: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,3 +147,14 @@ def test_classes_without_names_stand_in_the_same_order(
     teacher = TextClassifier(folder, runtime="torch")
     answers = Cascade(models[0], teacher, share=1.0).answer(TEXTS)
     assert answers.predictions == [models[0].labels[index] for index in teacher.answer(TEXTS).logits_NC.argmax(axis=1)]
+
+
+def test_names_in_capitals_are_the_same_names_where_that_is_clear(models: tuple[TextClassifier, TextClassifier], tmp_path: Path) -> None:
+    """As when a model is loaded to teach. Names that differ in nothing else are not mixed up."""
+    folder = make_classifier(tmp_path / "loud")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "POS", "1": "Neg", "2": "neu"}}))
+    teacher = TextClassifier(folder, runtime="torch")
+    answers = Cascade(models[0], teacher, share=1.0).answer(TEXTS)
+    assert answers.predictions == [["pos", "neg", "neu"][index] for index in teacher.answer(TEXTS).logits_NC.argmax(axis=1)]
+    assert places_of(("us", "US"), ("US", "us")) == [1, 0] and places_of(("us", "US"), ("Us", "uS")) is None

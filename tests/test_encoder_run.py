@@ -370,3 +370,19 @@ def test_recipes_without_a_main_one_are_our_mistake(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="recipes"):
         run_encoders(tiny_earlybert(tmp_path), earlybert_recipes(tiny_earlybert(tmp_path))[1:], ABOUT)
     assert adasearch.__version__
+
+
+def test_a_dense_model_with_its_labels_in_another_order_is_put_in_the_tasks(tmp_path: Path) -> None:
+    """What is cut down from it, and what it teaches, then speaks of the task's labels; a note says so."""
+    config = tiny_earlybert(tmp_path, teacher=str(tmp_path / "given"))
+    names = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
+    AutoModelForSequenceClassification.from_pretrained(config.model, **names, initializer_range=1.0).save_pretrained(tmp_path / "given")
+    AutoTokenizer.from_pretrained(config.model).save_pretrained(tmp_path / "given")
+    progress = Heard()
+    problem = load_problem(config, load_task(config, seed=config.seed), tmp_path / "run", Accelerator(cpu=True), progress)
+    given = AutoModelForSequenceClassification.from_pretrained(tmp_path / "given")
+    old_NC, teacher_NC, dense_NC = (problem.logits(model, problem.held_out) for model in (given, problem.teacher.model, problem.dense()))
+    assert np.allclose(teacher_NC, old_NC[:, ::-1], atol=1e-5) and np.allclose(dense_NC, old_NC[:, ::-1], atol=1e-4)
+    assert problem.dense().config.id2label == {0: "negative", 1: "positive"} and abs(old_NC[:, 0] - old_NC[:, 1]).max() > 1e-3
+    (note,) = [note for note in problem.notes if "its outputs were put in the task's: negative, positive" in note]
+    assert note in progress.messages

@@ -73,6 +73,12 @@ def test_a_teacher_whose_outputs_stand_in_another_order_is_noticed_before_it_lab
         prepare_only(tiny_run(tmp_path, teacher=str(tmp_path / name), output_dir=str(tmp_path / f"run-{name}")), progress)
         assert any("no better than the constant answer on 40 validation examples" in text for text in heard) == (name == "turned"), heard
     assert "are its outputs in the order negative, positive?" in heard[0]
+    model.config.id2label, model.config.label2id = {0: "Positive", 1: "Negative"}, {"Positive": 0, "Negative": 1}  # turned, and says so
+    model.save_pretrained(tmp_path / "named")
+    tokenizer.save_pretrained(tmp_path / "named")
+    progress = Heard()
+    prepare_only(tiny_run(tmp_path, teacher=str(tmp_path / "named"), output_dir=str(tmp_path / "run-named")), progress)
+    assert not progress.warnings and any("its outputs were put in the task's: negative, positive" in text for text in progress.messages)
 
 
 def test_another_teachers_cache_is_refused_before_the_settings_are_noted(tmp_path: Path) -> None:
@@ -503,6 +509,18 @@ def test_a_target_that_no_member_reaches_is_refused_before_the_search(tmp_path: 
     with pytest.raises(ConfigError, match=r"search.target_macs: 1 cannot be reached in space 'tiny' .*choices: [\d,]+ or more"):
         search(replace(config, search=out_of_reach))
     assert not (tmp_path / "run" / "teacher").exists(), "the teacher learned nothing for it"
+
+
+def test_a_teacher_that_was_cut_short_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    """As a diagnosis with few steps leaves it, which has no run.json in that folder. An older version did not note the cap."""
+    config = tiny_run(tmp_path)  # whose teacher takes 21 steps
+    folder = prepare_only(replace(config, max_steps=5))
+    (folder / "run.json").rename(folder / "diagnosis")
+    with pytest.raises(ConfigError, match="holds the word of another teacher .max_steps was 5, is None.; choices: another --output_dir"):
+        prepare_only(replace(config, max_steps=21))  # which cuts nothing
+    source = tmp_path / "run" / "cache" / "source.json"
+    write_json(source, {name: value for name, value in json.loads(source.read_text()).items() if name != "max_steps"})
+    prepare_only(config)
 
 
 def test_a_refused_request_goes_on_in_the_same_folder_once_it_is_mended(tmp_path: Path) -> None:

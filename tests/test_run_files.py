@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from adasearch import accelerator, cli
+from adasearch import accelerator, cli, encoder_run, pipeline
 from adasearch.config import RunConfig
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
+from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.questions import Questions
 from adasearch.run_files import (
     begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, commit, differences, digests, hand_over,
@@ -276,6 +278,26 @@ def test_a_run_notices_when_what_a_setting_names_has_changed(tmp_path: Path) -> 
         (teacher / "model.safetensors").write_bytes(b"old weights")
         check_same_inputs(folder / "run.json", {**inputs, "digest": "another"})
     check_same_inputs(folder / "run.json", {"teacher": tmp_path / "moved"})  # nothing to compare
+
+
+def test_models_in_runs_folders_and_tokenizers_are_among_what_a_run_is_made_of(tmp_path: Path) -> None:
+    """A run's folder holds no weights itself; what was begun without their digests goes on."""
+    for name in ("run/sparse", "tokens"):
+        (tmp_path / name).mkdir(parents=True)
+        write_json(tmp_path / name / "config.json", {})
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    run, tokens = str(tmp_path / "run"), str(tmp_path / "tokens")
+    given = [encoder_run.inputs_of(PruneOfaTaskConfig(sparse_model=path)) for path in (run, f"{run}/sparse")]
+    assert digests(given[0]) == digests(given[1]) and set(digests(given[0])) == {"sparse_model"}
+    write_json(tmp_path / "old" / "run.json", {"inputs": {"model": "1"}})
+    write_json(tmp_path / "new" / "run.json", {"inputs": digests(given[0])})
+    (tmp_path / "run" / "sparse" / "model.safetensors").write_bytes(b"others")
+    check_same_inputs(tmp_path / "old" / "run.json", {"sparse_model": given[0]["sparse_model"], "model": "1"})
+    with pytest.raises(ConfigError, match="another content of sparse_model .*sparse"):
+        check_same_inputs(tmp_path / "new" / "run.json", given[0])
+    space = SimpleNamespace(digest="space")
+    found = [digests(pipeline.inputs_of(RunConfig(teacher=teacher, tokenizer=tokens), space)) for teacher in ("none", "demo")]
+    assert set(found[0]) == {"tokenizer", "space"} and set(found[1]) == {"space"}
 
 
 def test_a_student_of_another_architecture_makes_room(tmp_path: Path) -> None:

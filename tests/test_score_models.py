@@ -105,6 +105,24 @@ def test_a_run_has_its_own_examples(place: Path, tmp_path: Path, capsys: pytest.
     assert format_evaluation(score_models([run, run / "teacher"], runtime="torch")) in text
 
 
+def test_a_run_s_examples_keep_their_labels_whatever_a_model_calls_its_outputs(place: Path, tmp_path: Path) -> None:
+    """Gold labels are numbers of the task's names: a model that names its outputs otherwise is not scored by their numbers."""
+    table = pd.read_csv(place / "new.csv")
+    table[:60].to_csv(tmp_path / "train.csv", index=False)
+    table[60:].to_csv(tmp_path / "test.csv", index=False)
+    turned = relabelled(place, tmp_path / "run" / "student", ["pos", "neg", "neu"])
+    (tmp_path / "run" / "cache").mkdir()
+    config = {"task": "tiny", "train_file": str(tmp_path / "train.csv"), "test_file": str(tmp_path / "test.csv"), "seed": 3, "metric": None}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"config": config}))
+    (model,) = score_models([tmp_path / "run"], runtime="torch").board.models
+    assert model.scores["accuracy"].value == pytest.approx(by_hand(turned, table[60:])) and [label.label for label in model.labels] == NAMES
+    assert by_hand(turned, table[60:]) != by_hand(place / "one", table[60:]), "other names, other answers"
+    shutil.rmtree(turned)
+    relabelled(place, turned, ["cat", "dog", "cow"])
+    with pytest.raises(ConfigError, match="models: .*student is single_label of cat, dog, cow, the run's task single_label of neg, neu, pos"):
+        score_models([tmp_path / "run"], runtime="torch")
+
+
 def test_readers_answer_questions(tmp_path: Path) -> None:
     questions = find_questions(30)
     save_reader(tmp_path / "reader")

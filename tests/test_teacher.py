@@ -22,6 +22,8 @@ from tiny import tiny_architecture, tiny_config
 from tiny_task import WORDS, rows, write_teacher
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BartConfig,
     BertConfig,
@@ -79,15 +81,51 @@ def examples_of(teacher: Teacher, count: int) -> Examples:
 # --- a checkpoint and a task ---
 
 
-def test_labels_in_another_order_are_refused(tmp_path: Path, encoder: Path) -> None:
-    """The same names, in any case: the logits would be read for each other. Fine-tuning gives it a new meaning."""
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
+def test_outputs_are_put_in_the_order_of_the_task(family: str, tmp_path: Path, encoder: Path) -> None:
+    """The same names, in any case: each label keeps its logits, here and in a copy that is saved."""
+    names, task = ("Other", "COMPLAINT", "question"), task_with("complaint", "other", "question")
+    sizes = {
+        "bert": SHAPE, "roberta": SHAPE, "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+        "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
+    }[family]  # fmt: skip
+    config = AutoConfig.for_model(family, vocab_size=len(WORDS), pad_token_id=0, id2label=dict(enumerate(names)), initializer_range=1.0, **sizes)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "given")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "given")
+    teacher = load_teacher(str(tmp_path / "given"), task, is_finetuned=True)
+    teacher.model.save_pretrained(tmp_path / "kept")
+    teacher.tokenizer.save_pretrained(tmp_path / "kept")
+    batch = examples_of(teacher, 12).collate(range(12))
+    given, kept = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name).eval() for name in ("given", "kept"))
+    old_BC = given(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    for model in (teacher.model.eval(), kept):
+        new_BC = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        assert torch.allclose(new_BC, old_BC[:, [1, 0, 2]], atol=1e-5) and not torch.allclose(new_BC, old_BC, atol=1e-3)
+        assert model.config.id2label == {0: "complaint", 1: "other", 2: "question"} and model.config.label2id["other"] == 1
+    assert "in the order Other, COMPLAINT, question; its outputs were put in the task's: complaint, other, question" in teacher.note
+    assert not load_teacher(str(tmp_path / "kept"), task, is_finetuned=True).note
+
+
+def test_outputs_that_do_not_follow_the_rows_of_a_layer_are_refused(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that does something with its last layer's outputs cannot be reordered there, and stays what it was."""
     path, task = classifier(tmp_path, encoder, ("POSITIVE", "Negative")), task_with("negative", "positive")
+    plain, scale_C, heads = BertForSequenceClassification.forward, torch.tensor([1.0, 3.0]), []
+
+    def scaled(self: BertForSequenceClassification, *args: Any, **kwargs: Any) -> Any:
+        heads.append(self.classifier.weight)
+        output = plain(self, *args, **kwargs)
+        output.logits = output.logits * scale_C
+        return output
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", scaled)
     with pytest.raises(ModelError) as caught:
         load_teacher(path, task, is_finetuned=True)
     message = str(caught.value)
     assert path in message and "\n" not in message
     assert "POSITIVE, Negative, task 'moods' in the order negative, positive" in message
     assert "--finetune.when always" in message
+    assert torch.equal(heads[-1], BertForSequenceClassification.from_pretrained(path).classifier.weight)
     assert load_teacher(path, task, is_finetuned=False).model.config.id2label == {0: "negative", 1: "positive"}
 
 
@@ -132,8 +170,8 @@ def test_order_is_the_numbers_not_the_letters(tmp_path: Path, encoder: Path) -> 
     names = [f"topic{i:02d}" for i in range(12)]
     path = classifier(tmp_path, encoder, names)
     assert load_teacher(path, task_with(*names), is_finetuned=True).model.config.num_labels == 12
-    with pytest.raises(ModelError, match="in the order topic00, topic01, topic02"):
-        load_teacher(path, task_with(*names[::-1]), is_finetuned=True)
+    turned = load_teacher(path, task_with(*names[::-1]), is_finetuned=True).model
+    assert torch.equal(turned.classifier.weight, BertForSequenceClassification.from_pretrained(path).classifier.weight.flip(0))
 
 
 def test_another_number_of_labels_is_refused_unless_fine_tuned(tmp_path: Path, encoder: Path) -> None:
