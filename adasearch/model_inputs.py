@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -24,11 +25,14 @@ def uses_token_types(config: PreTrainedConfig) -> bool:
     return (getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
-def segment_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token types (B, L) int64 of ids (B, L): 1 after the first separator, 0 before it and at padding.
+def segment_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, *, is_pair: bool) -> Tensor:
+    """Token types (B, L) int64 of ids (B, L): of pairs 1 after the first separator, 0 before it and at padding; 0 of single texts.
 
-    The only place where they are made: a tokenizer may name none, though its model was trained with two.
+    The only place where they are made: a tokenizer may name none, though its model was trained with two. Tokenizers take "[SEP]"
+    in a text for the separator: it begins no second text in a single one; in the first text of a pair it does, one too early.
     """
+    if not is_pair:
+        return torch.zeros_like(input_ids)
     is_sep_BL = input_ids.eq(-1 if tokenizer.sep_token_id is None else tokenizer.sep_token_id).long()
     second_BL = (is_sep_BL.cumsum(1) - is_sep_BL) > 0
     return (second_BL & (input_ids != tokenizer.pad_token_id)).long()

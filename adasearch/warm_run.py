@@ -119,6 +119,7 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
         raise ConfigError(f"max_seq_length: {config.max_seq_length} is too long; {config.teacher!r} takes up to {longest}")
     check_vocabulary("teacher", config.teacher, tokenizer, model.config)
     check_positions("max_seq_length", config.max_seq_length, config.teacher, model.config)
+    model.config.is_pair = config.text_pair_column is not None
     return Teacher(model.float(), tokenizer)
 
 
@@ -222,6 +223,7 @@ def _train(this: WarmRun, tokens: TokenStore, states_NPM: np.ndarray) -> None:
     student_config = AdasearchConfig(
         vocab_size=len(word), max_position_embeddings=config.max_seq_length, embedding_rank=word.shape[1],
         sep_token_id=teacher.tokenizer.sep_token_id, pad_token_id=teacher.tokenizer.pad_token_id,
+        is_pair=config.text_pair_column is not None,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     supernet = Supernet(this.space, student_config)
