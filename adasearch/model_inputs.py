@@ -47,6 +47,18 @@ def positions_of(config: PreTrainedConfig) -> int | None:
     return rows - (config.pad_token_id + 1 if is_counted else getattr(config, "position_offset", 0))
 
 
+def check_separator(setting: str, name: str, tokenizer: PreTrainedTokenizerBase, task: str) -> None:
+    """Raise ``ModelError`` where a tokenizer, that of the model called ``name``, which ``setting`` chose, joins two texts as if they were one.
+
+    A student finds the second text by the separator: without one its operations of pairs would see nothing. ``task`` asks for pairs.
+    """
+    if tokenizer.sep_token_id is None or tokenizer.sep_token_id not in tokenizer("a", "b")["input_ids"]:
+        raise ModelError(
+            f"{setting}: {name!r}: its tokenizer puts no separator between two texts, and {task} is of pairs; choices: a model whose"
+            " tokenizer does, as BERT's and RoBERTa's, or single texts"
+        )
+
+
 def limited_tokenizer(tokenizer: PreTrainedTokenizerBase, most: int | None) -> PreTrainedTokenizerBase:
     """A copy to be saved beside a model, which cuts texts at ``most`` word pieces where it did not cut them earlier; None: as it is."""
     limited = copy.deepcopy(tokenizer)

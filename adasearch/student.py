@@ -37,7 +37,7 @@ class AdasearchConfig(PreTrainedConfig):
         vocab_size: int = 30522,
         max_position_embeddings: int = 512,
         embedding_rank: int | None = None,
-        sep_token_id: int = 102,
+        sep_token_id: int | None = 102,
         pad_token_id: int = 0,
         is_pair: bool | None = None,
         **kwargs: Any,
@@ -149,8 +149,8 @@ class Trunk(nn.Module):
     ):
         super().__init__()
         self.macro, self.pad_token_id = macro, config.pad_token_id
-        # -1 is no token: a single text has no second one behind a "[SEP]" that stands in it
-        self.sep_token_id = -1 if config.is_pair is False else config.sep_token_id
+        # -1 is no token: not every tokenizer has a separator, and a "[SEP]" that stands in a single text begins no second one
+        self.sep_token_id = -1 if config.is_pair is False or config.sep_token_id is None else config.sep_token_id
         self.embeddings = Embeddings(
             config.vocab_size, config.max_position_embeddings, config.embedding_rank, width, macro, config.pad_token_id
         )

@@ -35,7 +35,7 @@ from adasearch.fit import fit
 from adasearch.inherit_layers import inherited_operations
 from adasearch.measure import hardware
 from adasearch.methods.warm import Warm
-from adasearch.model_inputs import check_positions, check_vocabulary
+from adasearch.model_inputs import check_positions, check_separator, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
@@ -117,6 +117,8 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     if config.max_seq_length > tokenizer.model_max_length:
         longest = tokenizer.model_max_length
         raise ConfigError(f"max_seq_length: {config.max_seq_length} is too long; {config.teacher!r} takes up to {longest}")
+    if config.text_pair_column is not None:
+        check_separator("teacher", config.teacher, tokenizer, f"text_pair_column {config.text_pair_column!r}")
     check_vocabulary("teacher", config.teacher, tokenizer, model.config)
     check_positions("max_seq_length", config.max_seq_length, config.teacher, model.config)
     model.config.is_pair = config.text_pair_column is not None

@@ -116,10 +116,10 @@ def test_a_student_of_single_texts_sees_no_second_one(inputs: str) -> None:
     """Whatever separators a text holds."""
     ids_BL, mask_BL = batch_of([[CLS, 5, 6, SEP, 7, 8, SEP]], padding=1)
     seen = []
-    for is_pair in (True, False):
-        first, second, context = tiny_student({"is_pair": is_pair}, inputs=inputs).trunk.inputs(ids_BL, mask_BL)
+    for config in ({"is_pair": True}, {"is_pair": False}, {"sep_token_id": None}):  # as GPT-2's tokenizer names none
+        first, second, context = tiny_student(config, inputs=inputs).trunk.inputs(ids_BL, mask_BL)
         seen.append(not torch.equal(first, second) or bool(context.second_BL.any()))
-    assert seen == [True, False] and torch.equal(context.mask_B1L[:, 0], mask_BL.float())
+    assert seen == [True, False, False] and torch.equal(context.mask_B1L[:, 0], mask_BL.float())
 
 
 def test_the_second_text_is_found_by_the_first_separator() -> None:
