@@ -88,7 +88,7 @@ class QuestionAnswerer:
         logits_T2 = np.empty((int(offsets[-1]), 2), np.float32)
         left = np.bincount(examples.windows_W5[:, QUESTION], minlength=len(examples.questions))
         for indices, batch in examples.in_order(self.batch_size):
-            types_BL = segment_ids(batch["input_ids"], self.tokenizer)
+            types_BL = segment_ids(batch["input_ids"], self.tokenizer, is_pair=True)
             logits_BL2 = self.runtime(batch["input_ids"].numpy(), batch["attention_mask"].numpy(), types_BL.numpy())
             for row, index in enumerate(indices):
                 logits_T2[offsets[index] : offsets[index + 1]] = logits_BL2[row, : offsets[index + 1] - offsets[index]]

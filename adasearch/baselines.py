@@ -216,6 +216,8 @@ def _choose_strength(
     scoring = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "neg_mean_squared_error"}[
         problem_type
     ]
+    if problem_type == "multi_label" and labels.shape[1] == 1:
+        scoring = "f1"  # what scikit-learn calls micro F1 is accuracy where there is one column
     search = GridSearchCV(_linear(problem_type, 1.0), {name: values}, cv=FOLDS, scoring=scoring, refit=False)
     search.fit(features_NV, labels)
     return STRENGTHS[values.index(search.best_params_[name])], True

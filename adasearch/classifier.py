@@ -123,7 +123,7 @@ class TextClassifier:
         ids, is_cut_N = self._encode(texts, pairs)
         logits_NC = np.zeros((len(ids), max(len(self.labels), 1)), dtype=np.float32)
         done = 0
-        for rows, batch in self._batches(ids):
+        for rows, batch in self._batches(ids, pairs is not None):
             logits_NC[rows] = self.runtime(**batch)
             done += len(rows)
             if tell is not None:
@@ -150,7 +150,7 @@ class TextClassifier:
             ids, is_cut = [encoding.ids for encoding in found], [bool(encoding.overflowing) for encoding in found]
         return ids, np.array(is_cut)
 
-    def _batches(self, ids: list[Sequence[int]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+    def _batches(self, ids: list[Sequence[int]], is_pair: bool) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
         order = np.argsort([-len(row) for row in ids], kind="stable")
         pad = self.tokenizer.pad_token_id or 0
@@ -164,7 +164,7 @@ class TextClassifier:
                 real = slice(width - len(ids[row]), width) if is_left else slice(0, len(ids[row]))
                 ids_BL[line, real], mask_BL[line, real] = ids[row], 1
                 mask_BL[line, -1 if is_left else 0] = 1
-            types_BL = segment_ids(torch.from_numpy(ids_BL), self.tokenizer).numpy() if self._takes_types else None
+            types_BL = segment_ids(torch.from_numpy(ids_BL), self.tokenizer, is_pair=is_pair).numpy() if self._takes_types else None
             yield rows, {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
 
 

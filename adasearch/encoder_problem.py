@@ -29,7 +29,7 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.fit_config import steps_of
 from adasearch.metrics import agreement, score
-from adasearch.model_inputs import check_positions, check_vocabulary, limited_tokenizer, segment_ids
+from adasearch.model_inputs import check_positions, check_vocabulary, limited_tokenizer
 from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
 from adasearch.progress import Progress
@@ -148,7 +148,7 @@ class EncoderProblem:
         """A runtime as a function of ids and mask (B, L). It is fed segment ids, too, which it passes on to a model that has them."""
 
         def forward(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-            tensors = (ids_BL, mask_BL, segment_ids(ids_BL, self.tokenizer))
+            tensors = (ids_BL, mask_BL, self.teacher.segments(ids_BL))
             return torch.from_numpy(runtime(*(tensor.cpu().numpy() for tensor in tensors)))
 
         return forward

@@ -59,6 +59,12 @@ def _decisions(predictions_NC: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return predictions_NC > 0 if labels.ndim == 2 else predictions_NC.argmax(axis=1)
 
 
+def counted_labels(labels: np.ndarray) -> list[int] | None:
+    """What scikit-learn is to average over: of the single column of a task with one tag, which it takes for two classes, only class 1,
+    having the tag; None: all there are."""
+    return [1] if labels.ndim == 2 and labels.shape[1] == 1 else None
+
+
 @_metric("accuracy", "single_label")
 def accuracy(predictions_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Share of examples whose largest logit is the label's."""
@@ -77,14 +83,16 @@ def f1_macro(predictions_NC: np.ndarray, labels: np.ndarray) -> float:
 
     0 where no class has one.
     """
-    found = sk.f1_score(labels, _decisions(predictions_NC, labels), average="macro", zero_division=np.nan)
+    decisions, counted = _decisions(predictions_NC, labels), counted_labels(labels)
+    found = sk.f1_score(labels, decisions, labels=counted, average="macro", zero_division=np.nan)
     return 0.0 if np.isnan(found) else found
 
 
 @_metric("f1_micro", "multi_label")
 def f1_micro(predictions_NC: np.ndarray, labels_NC: np.ndarray) -> float:
     """F1 over all decisions (example, class)."""
-    return sk.f1_score(labels_NC, _decisions(predictions_NC, labels_NC), average="micro", zero_division=0)
+    decisions_NC, counted = _decisions(predictions_NC, labels_NC), counted_labels(labels_NC)
+    return sk.f1_score(labels_NC, decisions_NC, labels=counted, average="micro", zero_division=0)
 
 
 @_metric("matthews_correlation", "single_label")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -24,11 +25,14 @@ def uses_token_types(config: PreTrainedConfig) -> bool:
     return (getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
-def segment_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token types (B, L) int64 of ids (B, L): 1 after the first separator, 0 before it and at padding.
+def segment_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, *, is_pair: bool) -> Tensor:
+    """Token types (B, L) int64 of ids (B, L): of pairs 1 after the first separator, 0 before it and at padding; 0 of single texts.
 
-    The only place where they are made: a tokenizer may name none, though its model was trained with two.
+    The only place where they are made: a tokenizer may name none, though its model was trained with two. Tokenizers take "[SEP]"
+    in a text for the separator: it begins no second text in a single one; in the first text of a pair it does, one too early.
     """
+    if not is_pair:
+        return torch.zeros_like(input_ids)
     is_sep_BL = input_ids.eq(-1 if tokenizer.sep_token_id is None else tokenizer.sep_token_id).long()
     second_BL = (is_sep_BL.cumsum(1) - is_sep_BL) > 0
     return (second_BL & (input_ids != tokenizer.pad_token_id)).long()
@@ -41,6 +45,18 @@ def positions_of(config: PreTrainedConfig) -> int | None:
         return None
     is_counted = config.model_type in COUNTS_FROM_PADDING
     return rows - (config.pad_token_id + 1 if is_counted else getattr(config, "position_offset", 0))
+
+
+def check_separator(setting: str, name: str, tokenizer: PreTrainedTokenizerBase, task: str) -> None:
+    """Raise ``ModelError`` where a tokenizer, that of the model called ``name``, which ``setting`` chose, joins two texts as if they were one.
+
+    A student finds the second text by the separator: without one its operations of pairs would see nothing. ``task`` asks for pairs.
+    """
+    if tokenizer.sep_token_id is None or tokenizer.sep_token_id not in tokenizer("a", "b")["input_ids"]:
+        raise ModelError(
+            f"{setting}: {name!r}: its tokenizer puts no separator between two texts, and {task} is of pairs; choices: a model whose"
+            " tokenizer does, as BERT's and RoBERTa's, or single texts"
+        )
 
 
 def limited_tokenizer(tokenizer: PreTrainedTokenizerBase, most: int | None) -> PreTrainedTokenizerBase:

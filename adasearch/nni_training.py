@@ -25,6 +25,7 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS, GumbelDARTS, Proxyless, RandomOneShot
 from torch import Tensor
 
+from adasearch.errors import TrainingError
 from adasearch.files import write_atomically, write_text
 from adasearch.fit import (
     HISTORY_RECORDS, checked_loss, clip_gradients, learning_rate_factor, make_optimizer, restore_rng, rng_state, set_learning_rate,
@@ -77,7 +78,8 @@ class Together(torch.optim.Optimizer):
                 loss = closure()
         for group in self.groups:
             part = self.parts[group.name]
-            clip_gradients(part, group, self.clip_norm)
+            if not clip_gradients(part, group, self.clip_norm):
+                raise TrainingError(f"search: the gradients of {group.name!r} are not finite; a smaller learning rate helps; the last checkpoint is kept")
             part.step()
         return loss
 

@@ -26,7 +26,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.fit_config import capped_steps, steps_of
 from adasearch.lesson import lesson_rows, teach, transfer_stores
-from adasearch.model_inputs import check_positions, check_vocabulary
+from adasearch.model_inputs import check_positions, check_separator, check_vocabulary
 from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.near_copies import near_copies
 from adasearch.outputs import outputs_of
@@ -172,6 +172,8 @@ def _start(config: RunConfig, task: Task, folder: Path, progress: Progress) -> S
             trust_remote_code=config.finetune.trust_remote_code,
         )
         check_vocabulary("teacher" if has_teacher else "tokenizer", source, teacher.tokenizer, teacher.model.config)
+        if task.is_pair:
+            check_separator("teacher" if has_teacher else "tokenizer", source, teacher.tokenizer, f"task {task.name!r}")
         if has_teacher:  # else its word table alone is taken
             check_positions("max_seq_length", config.max_seq_length, source, teacher.model.config)
         notes = [*task.notes, *([teacher.note] if teacher.note else [])]

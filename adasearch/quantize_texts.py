@@ -34,10 +34,11 @@ SEQ_LENGTH = 128  # timed where nothing says otherwise
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokenised texts, and what pads them."""
+    """Tokenised texts or pairs of texts, and what pads them."""
 
     tokenizer: Any
     ids: list[list[int]]
+    is_pair: bool
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +49,7 @@ class Texts:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             padded = self.tokenizer.pad({"input_ids": [self.ids[row] for row in rows]}, return_attention_mask=True, return_tensors="pt")
-            arrays = {**padded, "token_type_ids": segment_ids(padded["input_ids"], self.tokenizer)}
+            arrays = {**padded, "token_type_ids": segment_ids(padded["input_ids"], self.tokenizer, is_pair=self.is_pair)}
             yield rows, {name: array.numpy() for name, array in arrays.items()}
 
     def logits_of(self, runtime: Runtime) -> np.ndarray:
@@ -106,7 +107,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
         for split, most in ((calibration, config.calibration_texts), (validation, config.validation_texts))
     )
     texts = [
-        Texts(tokenizer, tokenizer(split.texts, split.pairs, truncation=True, max_length=longest)["input_ids"])
+        Texts(tokenizer, tokenizer(split.texts, split.pairs, truncation=True, max_length=longest)["input_ids"], split.pairs is not None)
         for split in (calibration, validation)
     ]
     return Material(model_dir, *texts, validation.labels, metrics, config.seq_length or min(lengths[0], longest))

@@ -52,6 +52,7 @@ def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = Fals
         model = AutoModelForQuestionAnswering.from_pretrained(
             path, trust_remote_code=trust_remote_code, num_labels=2, ignore_mismatched_sizes=not is_finetuned  # a start and an end
         )
+    model.config.is_pair = True  # questions and contexts, whatever the checkpoint was trained on
     return Reader(model.float(), tokenizer)
 
 

@@ -19,7 +19,7 @@ from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
 from adasearch.calibration import expected_calibration_error
-from adasearch.metrics import METRICS, is_known, score
+from adasearch.metrics import METRICS, counted_labels, is_known, score
 from adasearch.progress import Progress
 from adasearch.squad_metrics import EXACT
 
@@ -198,7 +198,8 @@ def _label_scores(model: Judged, labels: np.ndarray | None, names: Sequence[str]
     if labels is None or model.is_right(labels) is None:
         return ()
     found = model.logits_NC > 0 if labels.ndim == 2 else model.logits_NC.argmax(axis=1)
-    *shares, counts = precision_recall_fscore_support(labels, found, labels=range(len(names)), zero_division=np.nan)
+    counted = counted_labels(labels) or range(len(names))
+    *shares, counts = precision_recall_fscore_support(labels, found, labels=counted, zero_division=np.nan)
     known = ([None if np.isnan(share) else float(share) for share in column] for column in shares)
     return tuple(LabelScore(name, int(n), p, r, f) for name, n, p, r, f in zip(names, counts, *known))
 

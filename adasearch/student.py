@@ -1,7 +1,7 @@
 """The student: embeddings from the teacher, a stack of cells, a read-out over all levels; a Hugging Face model.
 
 The same trunk serves the search (``supernet.py``) and the final model. Of a pair ``[CLS] a [SEP] b [SEP]`` the second
-text is found by the first separator, so every tokenizer works and no token type ids are needed.
+text is found by the first separator, so no token type ids are needed; single texts have none, whatever separators they hold.
 
 Dimensions: B batch, L tokens, D width, E embedding width, V vocabulary, C labels.
 """
@@ -37,7 +37,7 @@ class AdasearchConfig(PreTrainedConfig):
         vocab_size: int = 30522,
         max_position_embeddings: int = 512,
         embedding_rank: int | None = None,
-        sep_token_id: int = 102,
+        sep_token_id: int | None = 102,
         pad_token_id: int = 0,
         is_pair: bool | None = None,
         **kwargs: Any,
@@ -148,7 +148,9 @@ class Trunk(nn.Module):
         self, config: AdasearchConfig, cells: list[nn.Module], width: int, macro: Macro, exits: int, num_labels: int
     ):
         super().__init__()
-        self.macro, self.sep_token_id, self.pad_token_id = macro, config.sep_token_id, config.pad_token_id
+        self.macro, self.pad_token_id = macro, config.pad_token_id
+        # -1 is no token: not every tokenizer has a separator, and a "[SEP]" that stands in a single text begins no second one
+        self.sep_token_id = -1 if config.is_pair is False or config.sep_token_id is None else config.sep_token_id
         self.embeddings = Embeddings(
             config.vocab_size, config.max_position_embeddings, config.embedding_rank, width, macro, config.pad_token_id
         )

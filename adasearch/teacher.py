@@ -53,9 +53,13 @@ class Teacher:
         """P: embeddings and layers."""
         return self.model.config.num_hidden_layers + 1
 
+    def segments(self, input_ids: Tensor) -> Tensor:
+        """Segment ids (B, L); of a model that does not say whether it reads pairs, the separators decide."""
+        return segment_ids(input_ids, self.tokenizer, is_pair=getattr(self.model.config, "is_pair", None) is not False)
+
     def token_types(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Segment ids, for models that were trained with two of them."""
-        return {"token_type_ids": segment_ids(input_ids, self.tokenizer)} if uses_token_types(self.model.config) else {}
+        return {"token_type_ids": self.segments(input_ids)} if uses_token_types(self.model.config) else {}
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, C)."""

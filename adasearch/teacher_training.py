@@ -73,7 +73,9 @@ def finetune(
 
     def save(partial: Path) -> None:
         teacher.model.save_pretrained(partial)
-        limited_tokenizer(teacher.tokenizer, longest).save_pretrained(partial)  # served at the length it is scored at
+        served = limited_tokenizer(teacher.tokenizer, longest)  # at the length it is scored at
+        served.padding_side = "right"  # as it learned and was scored, whatever side its checkpoint pads
+        served.save_pretrained(partial)
 
     if accelerator.is_main_process:
         with resting():

@@ -35,7 +35,7 @@ from adasearch.fit import fit
 from adasearch.inherit_layers import inherited_operations
 from adasearch.measure import hardware
 from adasearch.methods.warm import Warm
-from adasearch.model_inputs import check_positions, check_vocabulary
+from adasearch.model_inputs import check_positions, check_separator, check_vocabulary
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
@@ -117,8 +117,11 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     if config.max_seq_length > tokenizer.model_max_length:
         longest = tokenizer.model_max_length
         raise ConfigError(f"max_seq_length: {config.max_seq_length} is too long; {config.teacher!r} takes up to {longest}")
+    if config.text_pair_column is not None:
+        check_separator("teacher", config.teacher, tokenizer, f"text_pair_column {config.text_pair_column!r}")
     check_vocabulary("teacher", config.teacher, tokenizer, model.config)
     check_positions("max_seq_length", config.max_seq_length, config.teacher, model.config)
+    model.config.is_pair = config.text_pair_column is not None
     return Teacher(model.float(), tokenizer)
 
 
@@ -223,6 +226,7 @@ def _train(this: WarmRun, tokens: TokenStore, states_NPM: np.ndarray) -> None:
     student_config = AdasearchConfig(
         vocab_size=len(word), max_position_embeddings=config.max_seq_length, embedding_rank=word.shape[1],
         sep_token_id=teacher.tokenizer.sep_token_id, pad_token_id=teacher.tokenizer.pad_token_id,
+        is_pair=config.text_pair_column is not None,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     supernet = Supernet(this.space, student_config)

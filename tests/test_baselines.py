@@ -72,6 +72,16 @@ def test_regression_is_ridge() -> None:
     np.testing.assert_allclose(baseline.scores(texts)[:, 0], reference.predict(vectorizer.transform(texts)), atol=1e-5)
 
 
+def test_the_strength_of_a_single_tag_is_chosen_by_the_f1_of_that_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn's micro F1 of one column is accuracy."""
+    asked, search = [], baselines.GridSearchCV
+    monkeypatch.setattr(baselines, "GridSearchCV", lambda *given, **named: asked.append(named["scoring"]) or search(*given, **named))
+    labels = (np.arange(60) % 4 == 0).astype(np.float32)[:, None]
+    baseline = tfidf_baseline(make_texts(labels[:, 0]), labels, problem_type="multi_label")
+    assert asked == ["f1"] and baseline.is_strength_chosen
+    assert ((baseline.scores(make_texts(labels[:, 0], seed=1)) > 0) == (labels > 0)).all()
+
+
 def test_multi_label_is_one_logistic_regression_a_label() -> None:
     classes = np.arange(60) % 3
     labels = np.stack([classes == 0, classes != 1, np.ones(60)], axis=1).astype(np.int64)  # the last is always there

@@ -49,6 +49,19 @@ def test_multi_label_f1_from_counts(generator: np.random.Generator) -> None:
     assert METRICS["f1_macro"](logits_NC, labels_NC) == pytest.approx((2 * hits_C / (2 * hits_C + wrong_C)).mean())
 
 
+def test_a_single_tag_is_scored_as_one_beside_a_tag_that_nobody_has(generator: np.random.Generator) -> None:
+    """scikit-learn takes one column for two classes: not having the tag would be a class to be found."""
+    labels_NC, logits_NC = (generator.random((80, 1)) < 0.2).astype(np.float32), generator.normal(size=(80, 1))
+    nobody_NC = np.zeros_like(labels_NC)
+    hits, wrong = ((logits_NC > 0) & (labels_NC == 1)).sum(), ((logits_NC > 0) != (labels_NC == 1)).sum()
+    for name in ("f1_micro", "f1_macro"):
+        found = METRICS[name](logits_NC, labels_NC)
+        assert found == pytest.approx(2 * hits / (2 * hits + wrong))
+        assert found == pytest.approx(METRICS[name](np.concatenate([logits_NC, nobody_NC - 1], 1), np.concatenate([labels_NC, nobody_NC], 1)))
+        assert METRICS[name](nobody_NC - 1, labels_NC) == METRICS[name](nobody_NC - 1, nobody_NC) == 0
+    assert majority_baseline(labels_NC, labels_NC, ["f1_micro"]) == {"f1_micro": 0}
+
+
 def skewed(generator: np.random.Generator, count: int = 600) -> tuple[np.ndarray, np.ndarray]:
     """Logits that lean to the frequent one of four classes; the last class is predicted and has no example."""
     labels_N = generator.choice(3, count, p=[0.85, 0.12, 0.03])

@@ -21,7 +21,7 @@ from adasearch.encoder_problem import EncoderProblem
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import export_onnx, save_student
 from adasearch.graph_runtimes import OnnxRuntime
-from adasearch.model_inputs import COUNTS_FROM_PADDING, positions_of, uses_token_types
+from adasearch.model_inputs import COUNTS_FROM_PADDING, positions_of, segment_ids, uses_token_types
 from adasearch.pipeline import run as run_search
 from adasearch.quantize_texts import Texts
 from adasearch.runtimes import TorchRuntime
@@ -55,7 +55,7 @@ def test_pairs_are_served_as_they_were_scored_whatever_the_tokenizer_names(tmp_p
     assert np.abs(scored - alike).max() > 0.01, "segments matter to this model"
     served, _ = TextClassifier(tmp_path / "student", runtime="torch", threads=1).logits(FIRST, SECOND)
     np.testing.assert_allclose(served, scored, atol=1e-5)
-    texts = Texts(tokenizer, tokenizer(FIRST, SECOND)["input_ids"])
+    texts = Texts(tokenizer, tokenizer(FIRST, SECOND)["input_ids"], is_pair=True)
     np.testing.assert_allclose(texts.logits_of(TorchRuntime(model, 1)), scored, atol=1e-5)
 
 
@@ -70,6 +70,27 @@ def test_a_graph_is_fed_what_its_own_model_is_fed(student: str, teacher: str, tm
     with torch.inference_mode():
         expected = problem.forward(model, batch).logits
     torch.testing.assert_close(problem.graph_forward(runtime)(*batch.values()), expected, atol=1e-4, rtol=0)
+
+
+def test_a_separator_written_into_a_single_text_begins_no_second_one(tmp_path: Path) -> None:
+    """As Hugging Face counts segments: wherever a text is labelled, scored and served."""
+    texts = ["film good [SEP] the actor was bad", "plot"]
+    model, tokenizer = make_encoder(**OURS, is_pair=False), tokenizer_of()
+    inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    assert (inputs["input_ids"][0] == tokenizer.sep_token_id).sum() == 2, "the tokenizer took it for its separator"
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    with torch.inference_mode():
+        expected = model(**inputs).logits.numpy()
+        scored = Teacher(model, tokenizer).logits(inputs["input_ids"], inputs["attention_mask"]).numpy()
+        paired = model(**{**inputs, "token_type_ids": segment_ids(inputs["input_ids"], tokenizer, is_pair=True)}).logits.numpy()
+    assert np.abs(paired - expected).max() > 0.01, "segments matter to this model"
+    np.testing.assert_allclose(scored, expected, atol=1e-6)
+    np.testing.assert_allclose(Texts(tokenizer, tokenizer(texts)["input_ids"], is_pair=False).logits_of(TorchRuntime(model, 1)), expected, atol=1e-5)
+    for is_pair in (False, None):  # a model that does not say is asked with what it is given
+        model.config.is_pair = is_pair
+        save_student(model, tokenizer, tmp_path / str(is_pair))
+        served, _ = TextClassifier(tmp_path / str(is_pair), runtime="torch", threads=1).logits(texts)
+        np.testing.assert_allclose(served, expected, atol=1e-5)
 
 
 # --- positions

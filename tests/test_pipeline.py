@@ -21,6 +21,7 @@ from hearing import Heard
 from safetensors.torch import load_file
 from tiny_task import BAD as BAD_WORDS
 from tiny_task import FILLERS, GOOD, SPACE, rows, tiny_run, write_csv
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 import adasearch
@@ -345,6 +346,21 @@ def predicted(folder: Path, file: str, **columns: str) -> list[dict[str, Any]]:
     """The rows that `predict` writes."""
     predict_file(folder / "student", Path(file), folder / "answers.jsonl", runtime="torch", **columns)
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("lacks", ["name", "template"])
+def test_pairs_that_no_separator_parts_are_refused_before_the_teacher_learns(lacks: str, tmp_path: Path) -> None:
+    """As GPT-2's tokenizer has it, also where a separator was named later: texts are joined as if they were one."""
+    config, _ = tiny_kind(tmp_path, "pairs")
+    tokenizer = AutoTokenizer.from_pretrained(config.teacher)
+    if lacks == "name":
+        tokenizer.sep_token = None
+    else:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 2)])
+    tokenizer.save_pretrained(config.teacher)
+    with pytest.raises(ModelError, match=f"^teacher: '{config.teacher}': its tokenizer puts no separator between two texts, and task 'tiny' is of"):
+        run(config)
+    assert not list(tmp_path.rglob("history.jsonl"))
 
 
 def test_a_run_on_pairs_searches_among_operations_of_pairs_and_answers_pairs_alone(tmp_path: Path) -> None:

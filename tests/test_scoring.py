@@ -114,6 +114,14 @@ def test_sets_of_labels_and_numbers() -> None:
     assert not board.models[0].labels and board.models[0].scores["mse"].value == 0
 
 
+def test_the_only_tag_of_a_task_is_the_one_that_is_counted() -> None:
+    tags_NC = np.array([[1], [0], [0], [0], [1]] * 2, np.float32)
+    logits_NC = np.array([[2], [-2], [-2], [2], [-2]] * 2, np.float32)
+    found = judge([Judged("one", logits_NC)], ["f1_micro"], tags_NC, ["toxic"]).models[0]
+    assert [(s.label, s.examples, s.precision, s.recall, s.f1) for s in found.labels] == [("toxic", 4, 0.5, 0.5, 0.5)]
+    assert found.scores["f1_micro"].value == 0.5
+
+
 def test_examples_without_a_label_are_left_out() -> None:
     labels_N = np.array([0, 1, UNKNOWN, 1, UNKNOWN])
     board = judge([Judged("one", says(np.array([0, 1, 1, 0, 0])), np.full((5, 2), 0.5, np.float32))], ["accuracy"], labels_N, ["no", "yes"])

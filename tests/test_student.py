@@ -111,6 +111,17 @@ def test_what_a_checkpoint_lacks_is_as_in_a_new_model(inputs: str, tmp_path: Pat
             assert 0.2 < tensor.float().std() / new[name].float().std() < 5, name
 
 
+@INPUTS
+def test_a_student_of_single_texts_sees_no_second_one(inputs: str) -> None:
+    """Whatever separators a text holds."""
+    ids_BL, mask_BL = batch_of([[CLS, 5, 6, SEP, 7, 8, SEP]], padding=1)
+    seen = []
+    for config in ({"is_pair": True}, {"is_pair": False}, {"sep_token_id": None}):  # as GPT-2's tokenizer names none
+        first, second, context = tiny_student(config, inputs=inputs).trunk.inputs(ids_BL, mask_BL)
+        seen.append(not torch.equal(first, second) or bool(context.second_BL.any()))
+    assert seen == [True, False, False] and torch.equal(context.mask_B1L[:, 0], mask_BL.float())
+
+
 def test_the_second_text_is_found_by_the_first_separator() -> None:
     rows = [
         [CLS, 5, 6, SEP, 7, 8, SEP],  # BERT
