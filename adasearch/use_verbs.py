@@ -19,6 +19,7 @@ class PredictSettings(StudentSettings):
         input_file: texts as csv, tsv, jsonl, parquet or txt (one a line); ``-`` reads lines from standard input and
             answers them in parts of 8,192.
         output_file: csv, tsv, jsonl or parquet; ``-`` writes JSON lines to standard output.
+        overwrite: write over a file that is there already and that the same command did not make.
         text_column: column of the text, or of the first text of a pair.
         text_pair_column: column of the second text of a pair.
         batch_size: texts a step.
@@ -35,6 +36,7 @@ class PredictSettings(StudentSettings):
 
     input_file: str = "-"
     output_file: str = "-"
+    overwrite: bool = False
     text_column: str = "text"
     text_pair_column: str | None = None
     batch_size: int = 32
@@ -125,6 +127,7 @@ def do_predict(settings: PredictSettings, progress: Progress) -> str:
         settings.threads, precision=settings.precision, skip_bad_rows=settings.skip_bad_rows, calibrated=settings.calibrated,
         cascade_teacher=Path(settings.cascade_teacher) if settings.cascade_teacher else None,
         cascade_threshold=settings.cascade_threshold, cascade_share=settings.cascade_share,
+        overwrite=settings.overwrite,
     )  # fmt: skip
     return "" if settings.output_file == "-" else f"{count} texts -> {settings.output_file}"
 
