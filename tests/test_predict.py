@@ -357,6 +357,15 @@ def test_bad_rows_are_refused_or_counted(student: Path, tmp_path: Path, name: st
     assert [(row["text"], int(row["n"])) for row in rows] == [("good", 1), ("the\nend", 2)]
 
 
+def test_an_unclosed_quote_is_never_a_row_to_leave_out(student: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('text,n\n"unclosed, question\n' + "good,1\n" * 120)
+    for skip in (False, True):
+        with pytest.raises(DataError, match="input_file: .*in.csv: the quote opened in line 2 is never closed; lines 2-122 cannot be") as error:
+            predict_file(student, source, tmp_path / "out.csv", runtime="torch", skip_bad_rows=skip)
+        assert "skip_bad_rows" not in str(error.value)
+
+
 def test_a_row_group_without_a_text_names_its_row(student: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.parquet", pd.DataFrame({"text": ["good", None, "bad"], "n": [1, 2, 3]}))
     with pytest.raises(DataError, match="1 bad row: row 2: column 'text': no text"):
