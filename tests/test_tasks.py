@@ -324,6 +324,16 @@ def test_bad_soft_labels_are_named(tmp_path: Path) -> None:
     assert "1 columns (x) for the 2 labels of column 'label' (x, y)" in _error(path, soft_label_columns=["x"])
 
 
+@pytest.mark.parametrize("cells", ["93%,5%,2%", "high,low,low"])
+def test_soft_labels_that_are_no_numbers_are_not_summed(tmp_path: Path, cells: str) -> None:
+    rows = [f"t{i},{cells}" for i in range(20)]
+    path = _csv(tmp_path / "t.csv", "\n".join(["text,x,y,z", *rows]))
+    message = _error(path, soft_label_columns=["x", "y", "z"])
+    assert f"20 bad rows: line 2: column 'x': soft label '{cells.split(',')[0]}' is not a number" in message and "sum to" not in message
+    path = _csv(tmp_path / "few.csv", "\n".join(["text,x,y,z", *rows, "a,0.2,0.1,0", "b,0.3,0.1,0.1"]))  # of what can be read, all are short
+    assert "in 2 of 2 rows they sum to less than 1 (line 22: 0.3)" in _error(path, soft_label_columns=["x", "y", "z"])
+
+
 @pytest.mark.parametrize(("labels", "digits"), [(2, 2), (4, 3), (10, 3), (20, 3), (5, 2)])
 def test_rounded_probabilities_are_taken_and_made_whole(tmp_path: Path, labels: int, digits: int) -> None:
     """Rounding moves the sum of many labels far; a row that is off by more is still refused."""
