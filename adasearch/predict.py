@@ -59,7 +59,7 @@ def predict_file(
     ``ConfigError`` and ``DataError`` before the model runs, ``ModelError`` when one cannot be loaded.
     """
     progress = progress or Progress()
-    check_settings(student_dir, runtime, batch_size)
+    check_settings(student_dir, runtime, batch_size, threads=threads)
     check_output(input_file, output_file, overwrite=overwrite)
     is_asked = is_reader(student_dir)
     if is_asked:

@@ -26,7 +26,7 @@ class PredictSettings(StudentSettings):
         runtime: torch, torch_compile, onnxruntime, openvino or one of yours; auto takes what was saved with the student,
             else onnxruntime where it is installed and the student was exported.
         precision: of the weights in that runtime; what was saved with the student, else fp32, when absent.
-        threads: threads of the runtime; what was saved with the student, else all cores, when absent.
+        threads: threads of the runtime, up to the cores; what was saved with the student, else all cores, when absent.
         skip_bad_rows: leave out rows that cannot be used, and count them, instead of refusing the file.
         calibrated: divide the logits by the temperature saved with the student; it moves no prediction.
         cascade_teacher: folder of a model of the same labels that answers where the student is unsure.

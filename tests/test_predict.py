@@ -25,6 +25,7 @@ from adasearch.classifier import TextClassifier
 from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
 from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
+from adasearch.settings import cores_here
 
 PAIRS = ["bad", "the end", "a film", "good", "", "very", "the"]
 
@@ -211,6 +212,8 @@ def test_bad_requests_name_the_value_and_the_choices(student: Path, tmp_path: Pa
         ({"output_file": tmp_path / "out.xls"}, "cannot write '.xls'; choices: .csv, .tsv, .jsonl, .parquet"),
         ({"output_file": source}, "is the input file"),
         ({"batch_size": 0}, "batch_size: 0 is out of range"),
+        ({"threads": 0}, f"threads: 0 on {cores_here()} core"),
+        ({"threads": 1000}, f"choices: 1 to {cores_here()}, or leave it out"),
         ({"student_dir": tmp_path}, "is no model folder"),
     ):
         with pytest.raises(ConfigError) as error:
