@@ -9,7 +9,8 @@ import time
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
 from adasearch.distributed import agree, open_group
 from adasearch.settings import check_threads
@@ -41,6 +42,9 @@ def make_accelerator(config: Trained, begun: str | None = None) -> Accelerator:
         on_cpu = config.cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         is_faster = on_cpu and (begun == "bf16" if begun else agree(_bf16_gain()) > BF16_GAIN)
         precision = "bf16" if is_faster else "no"
+    held = AcceleratorState._shared_state  # that of an earlier run of this process, which an Accelerator of another precision would not take
+    if held and held.get("_mixed_precision") != precision and PartialState().num_processes == 1:
+        AcceleratorState._reset_state()
     return Accelerator(cpu=config.cpu, mixed_precision=precision)
 
 

@@ -40,6 +40,7 @@ from adasearch.runtimes import (
     load_runtime,
     read_vocab_size,
 )
+from adasearch.settings import check_threads
 from adasearch.streams import time_streams
 
 UNTRUE_INT8 = "int8 ranges from random ids: time only"
@@ -93,6 +94,7 @@ def bench_folders(
     ways = choose_ways(config)
     references = config.references if config.reference else []
     check_bench(config)
+    check_threads(config.threads)
     for model in models:
         require_model(model, "models")
     if not models and not references:

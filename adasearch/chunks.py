@@ -19,7 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adasearch.errors import DataError, one_line
-from adasearch.tables import LONGEST_FIELD, SHOWN_ROWS, SURROGATE, has_name_twice, kept_columns, no_column, problem_of_row
+from adasearch.tables import (
+    LONGEST_FIELD,
+    SHOWN_ROWS,
+    SURROGATE,
+    UnclosedQuoteError,
+    has_name_twice,
+    kept_columns,
+    no_column,
+    problem_of_quotes,
+    problem_of_row,
+)
 
 STANDARD_STREAM = Path("-")
 CHUNK_ROWS = 8192  # enough for batches of nearly equal lengths; few enough that little is lost by a kill
@@ -82,6 +92,8 @@ class RowFile:
                 yield Row(row.number, row.values, problem)
         except OSError as error:
             raise DataError(f"{self.setting}: {self.path}: cannot be read ({error.strerror or error})") from error
+        except UnclosedQuoteError as error:
+            raise DataError(f"{self.setting}: {self.path}: {error}") from error
         except (ValueError, pa.ArrowException) as error:  # bytes that are not UTF-8, no header, no parquet
             raise DataError(f"{self.setting}: {self.path}: is not a {suffix[1:]} file ({one_line(error, 300)})") from error
 
@@ -188,7 +200,7 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield Row(number, {}, f"cannot be read ({error}; quotes inside a quoted field are doubled)")
+            yield Row(number, {}, problem_of_quotes(error, number, reader.line_num))
             continue
         if cells is None:
             return

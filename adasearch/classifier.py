@@ -24,6 +24,7 @@ from adasearch.model_inputs import positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head, require_model
 from adasearch.runtimes import Runtime, choose_runtime, load_runtime
+from adasearch.settings import check_threads
 
 Arrays = dict[str, np.ndarray]
 Tell = Callable[[int], None]  # hears how many texts are done
@@ -71,7 +72,7 @@ class TextClassifier:
         batch_size: int = 32, is_calibrated: bool = True, progress: Progress | None = None,
     ):  # fmt: skip
         """Load what is needed. Raises ``ConfigError`` for a wrong setting, ``ModelError`` for a folder that is damaged."""
-        check_settings(model_dir, runtime, batch_size)
+        check_settings(model_dir, runtime, batch_size, threads=threads)
         self.batch_size = batch_size
         self.runtime = open_runtime(model_dir, runtime, precision, threads, progress)
         adasearch.register_student()
@@ -177,10 +178,11 @@ def require_padding(tokenizer: PreTrainedTokenizerBase, model_dir: Path) -> None
         )
 
 
-def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str = "student") -> None:
+def check_settings(model_dir: Path, runtime: str, batch_size: int, setting: str = "student", *, threads: int | None = None) -> None:
     """What can be checked before anything is loaded. Raises ``ConfigError``, which calls the folder ``setting``."""
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is out of range; choices: 1 or more")
+    check_threads(threads)
     require_model(Path(model_dir), setting)
     require_head(Path(model_dir))
     choose_runtime(runtime)

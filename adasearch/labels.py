@@ -145,15 +145,16 @@ def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
             if not 0 <= probability <= 1 + SOFT_SUM_TOLERANCE:
                 table.reject(row, column, f"soft label {value!r} is not a probability; choices: 0 to 1")
     if schema.problem_type == "single_label":
+        read_N = np.array([row not in table.bad for row in range(len(soft_NC))], dtype=bool)  # the sum of what is no number says nothing
         sums_N = soft_NC.sum(axis=1)
         tolerance = max(SOFT_SUM_TOLERANCE, len(schema.soft_columns) * _half_unit(table, schema.soft_columns))
-        short = np.flatnonzero(sums_N < 1 - tolerance)
-        if len(short) > len(sums_N) / 2:
+        short = np.flatnonzero(read_N & (sums_N < 1 - tolerance))
+        if len(short) > read_N.sum() / 2:
             raise DataError(
-                f"{table.where}: soft_label_columns: {', '.join(schema.soft_columns)}: in {len(short)} of {len(sums_N)} rows they sum to less"
+                f"{table.where}: soft_label_columns: {', '.join(schema.soft_columns)}: in {len(short)} of {read_N.sum()} rows they sum to less"
                 f" than 1 ({table.unit} {table.numbers[short[0]]}: {sums_N[short[0]]:.4g}); is a label's column missing in soft_label_columns?"
             )
-        for row in np.flatnonzero(~(np.abs(sums_N - 1) <= tolerance)):
+        for row in np.flatnonzero(read_N & ~(np.abs(sums_N - 1) <= tolerance)):
             table.reject(int(row), "+".join(schema.soft_columns), f"the soft labels sum to {sums_N[row]:.4g}, not 1")
         rounded_N = (np.abs(sums_N - 1) > SOFT_SUM_TOLERANCE) & (np.abs(sums_N - 1) <= tolerance)
         soft_NC[rounded_N] /= sums_N[rounded_N, None]

@@ -1,7 +1,8 @@
 """Rows written part by part beside their target, so that a kill costs one part; joined into one file at the end.
 
 ``.<name>.parts/`` beside the target holds ``state.json`` (what the work was begun with, what is done) and a file a
-chunk. A part lies there only when it is whole, and counts only when the state says so.
+chunk. A part lies there only when it is whole, and counts only when the state says so. When they are joined,
+``.<name>.job.json`` says what the target was made with, so that no other file is ever taken for it and written over.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from adasearch.chunks import STANDARD_STREAM, RowFile, Values, in_chunks
 from adasearch.errors import ConfigError, DataError, one_line
-from adasearch.files import closed_parent, read_json, write_atomically, write_json
+from adasearch.files import closed_parent, fingerprint, read_json, write_atomically, write_json
 from adasearch.run_files import differences
 from adasearch.task_config import SUFFIXES
 
@@ -32,7 +33,8 @@ class Parts:
     """An output file in the making.
 
     Attributes: ``target`` the file; ``schema`` its columns in order, with the types that parquet needs; ``begun_with``
-    what must be the same for the work to go on; ``done`` the chunks written, ``counts`` what was counted in them.
+    what must be the same for the work to go on; ``done`` the chunks written, ``counts`` what was counted in them;
+    ``is_finished`` whether the target is there already, made with the same.
     """
 
     target: Path
@@ -40,26 +42,37 @@ class Parts:
     begun_with: dict[str, Any]
     done: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    is_finished: bool = False
 
     @property
     def folder(self) -> Path:
         """Where the parts lie."""
         return self.target.with_name(f".{self.target.name}.parts")
 
-    def open(self, *, is_resumable: bool = True) -> None:
-        """Go on with what a killed run has left, or begin.
+    def open(self, *, is_resumable: bool = True, overwrite: bool = False) -> None:
+        """Go on with what a killed run has left, find that nothing is left to do, or begin.
 
-        Raises ``ConfigError`` when what is left was begun with something else; what cannot be resumed is begun anew.
+        Raises ``ConfigError`` when what is there was begun with something else, unless it may be overwritten; what
+        cannot be resumed is begun anew.
         """
         path = self.folder / STATE
         if is_resumable and path.is_file():
             state = read_json(path)
-            if what := differences(before := state["begun_with"], {**dict.fromkeys(before), **self.begun_with}):
+            what = self._changed(state)
+            if not what:
+                self.done, self.counts = state["done"], state["counts"]
+                return
+            if not overwrite:
                 raise ConfigError(
                     f"output_file: {self.folder} holds an unfinished run that was begun otherwise ({what}); choices: "
-                    "the settings it was begun with, another output_file, or delete that folder"
+                    "the settings it was begun with, another --output_file, or --overwrite true"
                 )
-            self.done, self.counts = state["done"], state["counts"]
+        elif self.target.exists() and not overwrite:
+            if not is_resumable or not (job := job_of(self.target)):
+                raise ConfigError(_is_taken(self.target, "is there already"))
+            if what := self._changed(job):
+                raise ConfigError(_is_taken(self.target, f"was made otherwise ({what})"))
+            self.is_finished, self.counts = True, job["counts"]
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self._save()
@@ -75,6 +88,8 @@ class Parts:
     def join(self) -> None:
         """Make the target of the parts, whole or not at all, and remove them."""
         write_atomically(self.target, self._join)
+        job = {"begun_with": self.begun_with, "counts": self.counts, "output": fingerprint(self.target)}
+        write_json(_job_file(self.target), job)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _join(self, path: Path) -> None:
@@ -90,6 +105,11 @@ class Parts:
                 with open(self._part(index), "rb") as part:
                     shutil.copyfileobj(part, file)
 
+    def _changed(self, state: dict[str, Any]) -> str:
+        """In what something was begun otherwise than this; "" where it was not."""
+        before = state["begun_with"]
+        return differences(before, {**dict.fromkeys(before), **self.begun_with})
+
     def _part(self, index: int) -> Path:
         return self.folder / f"{index:06}{self.target.suffix.lower()}"
 
@@ -97,8 +117,29 @@ class Parts:
         write_json(self.folder / STATE, {"begun_with": self.begun_with, "done": self.done, "counts": self.counts})
 
 
-def check_output(input_file: Path, output_file: Path) -> None:
-    """Raise ``ConfigError`` unless the output can be written (``-``: JSON lines on standard output)."""
+def job_of(target: Path) -> dict[str, Any] | None:
+    """What a finished target was made with; None where it is a file of another origin, or was changed since."""
+    try:
+        job = read_json(_job_file(target))
+        return job if job["output"] == fingerprint(target) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _job_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}.job.json")
+
+
+def _is_taken(target: Path, why: str) -> str:
+    return f"output_file: {target} {why} and would be overwritten; choices: another --output_file, or --overwrite true"
+
+
+def check_output(input_file: Path, output_file: Path, *, overwrite: bool = False) -> None:
+    """Raise ``ConfigError`` unless the output can be written (``-``: JSON lines on standard output).
+
+    A file that is there is in the way unless ``overwrite``, or a like job made it or is making it; ``Parts.open``
+    then says whether it is the same.
+    """
     if output_file == STANDARD_STREAM:
         return
     if output_file.suffix.lower() not in SUFFIXES:
@@ -110,6 +151,9 @@ def check_output(input_file: Path, output_file: Path) -> None:
         raise ConfigError(f"output_file: {output_file} is a folder; name a file")
     if parent := closed_parent(output_file.parent):
         raise ConfigError(f"output_file: {output_file}: cannot be written, {parent} is no folder open for writing")
+    is_being_made = output_file.with_name(f".{output_file.name}.parts").joinpath(STATE).is_file()
+    if output_file.exists() and not overwrite and not is_being_made and (input_file == STANDARD_STREAM or not job_of(output_file)):
+        raise ConfigError(_is_taken(output_file, "is there already"))
 
 
 def input_schema(source: RowFile, columns: Sequence[str], output_file: Path) -> pa.Schema:

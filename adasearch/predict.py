@@ -44,21 +44,23 @@ def predict_file(
     text_pair_column: str | None = None, batch_size: int = 32, runtime: str = "auto", progress: Progress | None = None,
     threads: int | None = None, *, precision: str | None = None, skip_bad_rows: bool = False, calibrated: bool = True,
     cascade_teacher: Path | None = None, cascade_threshold: float | None = None, cascade_share: float | None = None,
+    overwrite: bool = False,
 ) -> int:  # fmt: skip
     """Label every row of a csv, tsv, jsonl, parquet or txt file (``-``: lines of standard input); returns how many.
 
     Adds the columns ``prediction`` (labels above one half joined by ``|`` in multi-label tasks, the score in
     regression) and ``probability_<label>``; a ``-`` as output writes JSON lines. Rows keep their order. Runtime,
     precision and threads are those saved with the student unless given. A killed run goes on when it is started again
-    with the same input, model and settings. With ``cascade_teacher``, a model's folder, the teacher answers where the
+    with the same input, model and settings; a finished one is not done again. Another file in the output's place is
+    refused unless ``overwrite``. With ``cascade_teacher``, a model's folder, the teacher answers where the
     student's confidence is below the threshold, or the given share of every chunk of 8,192 rows, the least sure; the
     column ``answered_by`` says who did. A folder with a question-answering model reads the columns ``question`` and
     ``context`` unless others are named, and adds ``prediction``, ``probability`` and the answer's characters. Raises
     ``ConfigError`` and ``DataError`` before the model runs, ``ModelError`` when one cannot be loaded.
     """
     progress = progress or Progress()
-    check_settings(student_dir, runtime, batch_size)
-    check_output(input_file, output_file)
+    check_settings(student_dir, runtime, batch_size, threads=threads)
+    check_output(input_file, output_file, overwrite=overwrite)
     is_asked = is_reader(student_dir)
     if is_asked:
         text_column, text_pair_column = question_columns(text_column, text_pair_column)
@@ -87,7 +89,7 @@ def predict_file(
             "cascade_threshold": cascade_threshold, "cascade_share": cascade_share,
         }  # fmt: skip
         parts = Parts(output_file, schema, begun_with)
-        parts.open(is_resumable=input_file != STANDARD_STREAM)
+        parts.open(is_resumable=input_file != STANDARD_STREAM, overwrite=overwrite)
     return _Work(answerer, source, schema, parts, skip_bad_rows, progress).do(total)
 
 
@@ -106,6 +108,10 @@ class _Work:
         """Answer what is not answered yet; returns how many rows there are in all."""
         before = self.parts.done if self.parts else 0
         counts = {"rows": 0, "cut": 0, "escalated": 0, "bad": 0} | (self.parts.counts if self.parts else {})
+        if self.parts and self.parts.is_finished:
+            self.progress.message(f"{self.parts.target} is there already, made with the same input, model and settings")
+            self._say(counts)
+            return counts["rows"]
         resumed = counts["rows"]
         self.progress.stage("predict", total=total, done=resumed)
         start = time.monotonic()

@@ -33,7 +33,7 @@ from adasearch.runtimes import (
     ONNX_FILES, RUNTIMES, OnnxRuntime, Runtime, TorchRuntime, available_runtimes, choose_precision, choose_runtime,
     graph_file, load_classifier, load_onnxruntime, load_runtime,
 )  # fmt: skip
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_range, check_threads
 
 SHARE_LEFT_OUT = 0.5  # int8 with more of its operations in fp32 than this is given up
 ROWS = ("runtime", "precision", "score", "drop_points", "latency_ms_p50", "latency_ms_p90", "texts_per_s", "size_bytes", "note")
@@ -56,6 +56,7 @@ def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progres
     ``ModelError`` when nothing that was asked for keeps the score.
     """
     config, progress = config or QuantizeConfig(), progress or Progress()
+    check_threads(config.threads)
     ways = choose_ways(config)
     material = load_material(path, config)
     model = load_classifier(material.model_dir)

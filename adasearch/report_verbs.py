@@ -12,7 +12,7 @@ from typing import Any
 from adasearch.bench_config import REFERENCE_SHAPES, BenchConfig, check_bench
 from adasearch.errors import ConfigError
 from adasearch.progress import Progress
-from adasearch.settings import check_range, part_of
+from adasearch.settings import check_range, check_threads, part_of
 
 
 @dataclass
@@ -122,6 +122,7 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
     config = part_of(BenchConfig, settings)
     check_bench(config)
+    check_threads(config.threads)
     from adasearch.bench import bench_folders
     from adasearch.bench_ratios import format_bench
     from adasearch.run_files import model_in
@@ -149,8 +150,8 @@ def _build_lut(settings: BenchSettings, progress: Progress) -> str:
         raise ConfigError(f"models: {' '.join(settings.models)}: --build_lut times a space and takes no models; choices: one of the two")
     idle = [key.name for key in dataclasses.fields(BenchConfig) if key.name not in ("threads", "runtime")]
     _refuse_idle(settings, (*idle, "lengths_from", "json"), "with --build_lut")
-    for name in ("threads", "batch_size"):
-        check_range(name, getattr(settings, name), 1, 1 << 20)
+    check_threads(settings.threads)
+    check_range("batch_size", settings.batch_size, 1, 1 << 20)
     from adasearch.latency_bench import build_table, deployment_here, format_table
     from adasearch.space import load_space
 

@@ -76,7 +76,7 @@ def score_models(
         raise ConfigError("models: none to score; choices: runs/<name>, a model's folder, several of them")
     folders = [Path(model_in(model)) for model in models]
     for folder in folders:
-        check_settings(folder, runtime, batch_size, "models")
+        check_settings(folder, runtime, batch_size, "models", threads=threads)
     kinds = [is_reader(folder) for folder in folders]
     if len(set(kinds)) > 1:
         raise ConfigError(f"models: {models[kinds.index(True)]} answers questions, {models[kinds.index(False)]} has labels; choices: models of one kind")

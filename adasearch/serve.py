@@ -35,7 +35,7 @@ def serve(
     from adasearch.web import Limits, create_app
 
     limits = Limits(max_texts, max_characters)
-    check_settings(student_dir, runtime, batch_size)
+    check_settings(student_dir, runtime, batch_size, threads=threads)
     check_teacher(cascade_teacher, cascade_threshold, None, batch_size)
     if threads is None and not (runtime == "auto" and precision is None and (student_dir / DEPLOY_FILE).is_file()):
         threads = 1

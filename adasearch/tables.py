@@ -21,6 +21,7 @@ from adasearch.task_config import SUFFIXES
 
 LONGEST_FIELD = 2**31 - 1  # the csv module stops at 131,072 characters unless told otherwise; a C long on Windows
 SHOWN_ROWS = 5  # in error messages
+NEVER_CLOSED = "unexpected end of data"  # what the csv module says where the file ends within a quoted field
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold halves of characters; no tokenizer takes them
 
 
@@ -155,7 +156,10 @@ def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
         except csv.Error as error:
             if header is None and "new-line" in str(error):
                 raise DataError(f"{where}: lone carriage returns end its lines; save it with line feeds") from error
-            broken.append((number, f"cannot be read ({error}; quotes inside a quoted field are doubled)"))
+            try:
+                broken.append((number, problem_of_quotes(error, number, reader.line_num)))
+            except UnclosedQuoteError as unclosed:
+                raise DataError(f"{where}: {unclosed}") from error
             continue
         if not row:
             continue
@@ -182,6 +186,21 @@ def kept_columns(header: list[str]) -> list[tuple[int, str]]:
     """Place and name of the columns that are read: all with a name, and one without where it is the only such, as an index is written."""
     is_index = header.count("") == 1
     return [(i, name) for i, name in enumerate(header) if name or is_index]
+
+
+class UnclosedQuoteError(ValueError):
+    """A quoted field of several lines that does not end before the file: good rows may be in it."""
+
+
+def problem_of_quotes(error: csv.Error, first: int, last: int) -> str:
+    """Why the lines from first to last are no row of csv or tsv. Raises ``UnclosedQuoteError``: to leave that row out would lose all the others."""
+    if NEVER_CLOSED in str(error) and last > first:
+        raise UnclosedQuoteError(
+            f"the quote opened in line {first} is never closed; lines {first}-{last} cannot be told apart; "
+            "choices: close it, or double it where it belongs to the text, the field in quotes"
+        )
+    lines = f"; lines {first}-{last} are taken for one row" if last > first else ""
+    return f"cannot be read ({error}; quotes inside a quoted field are doubled{lines})"
 
 
 def problem_of_row(row: list[str], header: list[str]) -> str | None:

@@ -19,13 +19,14 @@ class PredictSettings(StudentSettings):
         input_file: texts as csv, tsv, jsonl, parquet or txt (one a line); ``-`` reads lines from standard input and
             answers them in parts of 8,192.
         output_file: csv, tsv, jsonl or parquet; ``-`` writes JSON lines to standard output.
+        overwrite: write over a file that is there already and that the same command did not make.
         text_column: column of the text, or of the first text of a pair.
         text_pair_column: column of the second text of a pair.
         batch_size: texts a step.
         runtime: torch, torch_compile, onnxruntime, openvino or one of yours; auto takes what was saved with the student,
             else onnxruntime where it is installed and the student was exported.
         precision: of the weights in that runtime; what was saved with the student, else fp32, when absent.
-        threads: threads of the runtime; what was saved with the student, else all cores, when absent.
+        threads: threads of the runtime, up to the cores; what was saved with the student, else all cores, when absent.
         skip_bad_rows: leave out rows that cannot be used, and count them, instead of refusing the file.
         calibrated: divide the logits by the temperature saved with the student; it moves no prediction.
         cascade_teacher: folder of a model of the same labels that answers where the student is unsure.
@@ -35,6 +36,7 @@ class PredictSettings(StudentSettings):
 
     input_file: str = "-"
     output_file: str = "-"
+    overwrite: bool = False
     text_column: str = "text"
     text_pair_column: str | None = None
     batch_size: int = 32
@@ -125,6 +127,7 @@ def do_predict(settings: PredictSettings, progress: Progress) -> str:
         settings.threads, precision=settings.precision, skip_bad_rows=settings.skip_bad_rows, calibrated=settings.calibrated,
         cascade_teacher=Path(settings.cascade_teacher) if settings.cascade_teacher else None,
         cascade_threshold=settings.cascade_threshold, cascade_share=settings.cascade_share,
+        overwrite=settings.overwrite,
     )  # fmt: skip
     return "" if settings.output_file == "-" else f"{count} texts -> {settings.output_file}"
 

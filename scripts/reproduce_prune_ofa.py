@@ -52,7 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", default=str(ROOT / "results" / "runs" / "prune_ofa.json"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--equal_total_steps", type=int, nargs="?", const=len(TASKS), metavar="TASKS",
-                        help="add the steps of sparse pre-training, shared out over so many tasks, to the baseline's")  # fmt: skip
+                        help="add the steps of sparse pre-training, shared out over so many tasks, to the baseline's; five, which one sparse"
+                             " model serves, where no number is given, whatever --tasks names")  # fmt: skip
     parser.add_argument("--direct_tasks", nargs="*", help="tasks on which pruning on the task alone is trained too; all when absent")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     parser.add_argument("rest", nargs="*", help="after --: for every run")

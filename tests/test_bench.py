@@ -138,6 +138,7 @@ def test_ways_are_what_the_runtimes_offer() -> None:
         ({"runtimes": ["tvm"]}, "runtime: 'tvm' is not known; choices: auto, "),
         ({"precisions": ["fp4"]}, "precisions: 'fp4' is not known; choices: bf16, fp32, int8, int8_embedding"),
         ({"precisions": ["int8"]}, "precisions: 'int8' is offered by none of torch; runtimes that do: .*onnxruntime"),
+        ({"threads": 1000}, "threads: 1000 on .* choices: 1 to "),
         ({"precisions": []}, "precisions: the list is empty"),
         ({"runtimes": ["torch", "torch"]}, "runtimes: torch, torch: one is there twice"),
         ({"reference": True, "references": ["gpt"]}, r"references\[0\]: 'gpt' is not known; choices: bert_base"),

@@ -25,6 +25,7 @@ from adasearch.classifier import TextClassifier
 from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
 from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
+from adasearch.settings import cores_here
 
 PAIRS = ["bad", "the end", "a film", "good", "", "very", "the"]
 
@@ -211,6 +212,8 @@ def test_bad_requests_name_the_value_and_the_choices(student: Path, tmp_path: Pa
         ({"output_file": tmp_path / "out.xls"}, "cannot write '.xls'; choices: .csv, .tsv, .jsonl, .parquet"),
         ({"output_file": source}, "is the input file"),
         ({"batch_size": 0}, "batch_size: 0 is out of range"),
+        ({"threads": 0}, f"threads: 0 on {cores_here()} core"),
+        ({"threads": 1000}, f"choices: 1 to {cores_here()}, or leave it out"),
         ({"student_dir": tmp_path}, "is no model folder"),
     ):
         with pytest.raises(ConfigError) as error:
@@ -253,7 +256,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(student: Path, tmp_path: Path, s
     kept = (killed_at - 1) // 3 * 3  # whole chunks
     assert heard.stages[0] == ("predict", 7, kept) and heard.done == list(range(kept + 1, 8))
     assert target.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"in{suffix}", f"out{suffix}", f"whole{suffix}", "student"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f"in{suffix}", f"out{suffix}", f"whole{suffix}", f".out{suffix}.job.json", f".whole{suffix}.job.json", "student"]
+    )
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -278,6 +283,38 @@ def test_nothing_else_goes_on_in_its_place(student: Path, tmp_path: Path, monkey
         predict_file(**run)
     source.write_text(content)
     assert predict_file(**run, batch_size=2, threads=1) == 7  # these change no answer
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_no_other_file_is_written_over(student: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS}))
+    target = tmp_path / "labelled.csv"
+    run = {"student_dir": student, "input_file": source, "output_file": target, "runtime": "torch"}
+    mine = "text,label\nby people,1\n"
+    target.write_text(mine)
+    choices = "would be overwritten; choices: another --output_file, or --overwrite true"
+    for of in (run, {**run, "input_file": Path("-")}):
+        with pytest.raises(ConfigError, match=f"output_file: .*labelled.csv is there already and {choices}"):
+            predict_file(**of)
+    assert target.read_text() == mine
+
+    with pytest.raises(Killed):
+        predict_file(**run, overwrite=True, progress=KillAt(4))
+    assert target.read_text() == mine
+    assert predict_file(**run, overwrite=True) == 7  # goes on with what it was allowed to begin
+    made = target.read_bytes()
+    heard = Heard()
+    assert predict_file(**run, threads=1, progress=heard) == 7
+    assert heard.done == [] and heard.messages == [f"{target} is there already, made with the same input, model and settings"]
+    with pytest.raises(ConfigError, match=rf"labelled.csv was made otherwise \(calibrated was True, is False\) and {choices}"):
+        predict_file(**run, calibrated=False)
+    assert target.read_bytes() == made
+    assert predict_file(**run, calibrated=False, overwrite=True) == 7
+
+    target.write_text(target.read_text() + "by hand,neg,0,0,0\n")  # changed since: the user's own now
+    with pytest.raises(ConfigError, match="is there already"):
+        predict_file(**run, calibrated=False)
+    assert "by hand" in target.read_text()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -321,6 +358,15 @@ def test_bad_rows_are_refused_or_counted(student: Path, tmp_path: Path, name: st
     assert says in heard.warnings[0] and heard.warnings[0].startswith("left out: ")
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert [(row["text"], int(row["n"])) for row in rows] == [("good", 1), ("the\nend", 2)]
+
+
+def test_an_unclosed_quote_is_never_a_row_to_leave_out(student: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('text,n\n"unclosed, question\n' + "good,1\n" * 120)
+    for skip in (False, True):
+        with pytest.raises(DataError, match="input_file: .*in.csv: the quote opened in line 2 is never closed; lines 2-122 cannot be") as error:
+            predict_file(student, source, tmp_path / "out.csv", runtime="torch", skip_bad_rows=skip)
+        assert "skip_bad_rows" not in str(error.value)
 
 
 def test_a_row_group_without_a_text_names_its_row(student: Path, tmp_path: Path) -> None:
@@ -381,8 +427,8 @@ def test_the_saved_temperature_moves_probabilities_and_no_prediction(student: Pa
     source = write(tmp_path / "in.txt", pd.DataFrame({"text": TEXTS}))
     found = {}
     for calibrated, temperature in ((True, 2.5), (False, 1.0)):
-        predict_file(student, source, tmp_path / "out.csv", runtime="torch", calibrated=calibrated)
-        found[calibrated] = read(tmp_path / "out.csv")
+        predict_file(student, source, tmp_path / f"{calibrated}.csv", runtime="torch", calibrated=calibrated)
+        found[calibrated] = read(tmp_path / f"{calibrated}.csv")
         expected = [(torch.from_numpy(by_hand(student, text)) / temperature).softmax(-1)[2].item() for text in TEXTS]
         np.testing.assert_allclose(found[calibrated]["probability_pos"], expected, atol=1e-5)
     assert found[True]["prediction"].tolist() == found[False]["prediction"].tolist()
@@ -404,8 +450,8 @@ def test_the_unsure_part_of_every_chunk_goes_to_the_teacher(student: Path, tmp_p
         expected = torch.from_numpy(by_hand(by, row["text"])).softmax(-1)
         assert row["probability_pos"] == pytest.approx(expected[2].item(), abs=1e-5)
     cascade = Cascade(TextClassifier(student, runtime="torch"), TextClassifier(teacher, runtime="torch"), threshold=0.7)
-    predict_file(student, source, tmp_path / "out.csv", runtime="torch", cascade_teacher=teacher, cascade_threshold=0.7)
-    assert read(tmp_path / "out.csv")["prediction"].tolist() == cascade.answer(TEXTS).predictions
+    predict_file(student, source, tmp_path / "out2.csv", runtime="torch", cascade_teacher=teacher, cascade_threshold=0.7)
+    assert read(tmp_path / "out2.csv")["prediction"].tolist() == cascade.answer(TEXTS).predictions
 
 
 def test_cascades_are_checked_first(student: Path, tmp_path: Path) -> None:
@@ -433,7 +479,7 @@ def test_a_model_of_pairs_answers_no_single_text_nor_the_other_way_round(student
         with pytest.raises(ConfigError, match=says.replace("text_pair_column", "pairs")):
             TextClassifier(folder, runtime="torch").answer(TEXTS, TEXTS if columns else None)
     for folder, columns in ((pairs, {"text_pair_column": "other"}), (single, {}), (student, {}), (student, {"text_pair_column": "other"})):
-        predict_file(folder, source, tmp_path / "out.csv", **columns)  # a model that does not say takes both
+        predict_file(folder, source, tmp_path / f"{folder.name}-{len(columns)}.csv", **columns)  # a model that does not say takes both
     with pytest.raises(ModelError, match="cascade: the student was trained on single texts, the teacher on pairs of texts"):
         Cascade(TextClassifier(single, runtime="torch"), TextClassifier(pairs, runtime="torch"), threshold=0.5)
 

@@ -343,3 +343,9 @@ def test_one_process_at_a_time_is_at_work_in_a_folder(tmp_path: Path, monkeypatc
     with only_one(tmp_path / "file" / "run"):  # what is wrong with the place is said by who checks it
         pass
 
+
+
+def test_runs_of_other_precisions_follow_each_other_in_one_process() -> None:
+    for precision in ("bf16", "no", "bf16"):
+        config = RunConfig(mixed_precision=precision, cpu=True, threads=1)
+        assert accelerator.make_accelerator(config).mixed_precision == precision

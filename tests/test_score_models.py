@@ -184,6 +184,8 @@ def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(place: Path, 
         score_models([])
     with pytest.raises(ConfigError, match="models: .*nowhere is no model folder"):
         score_models([place / "nowhere"], place / "new.csv")
+    with pytest.raises(ConfigError, match="threads: 1000 on .* choices: 1 to "):
+        score_models([place / "nowhere"], place / "new.csv", threads=1000)
     with pytest.raises(ConfigError, match="input_file: none given, and .*one lies in no run's folder; choices: a file"):
         score_models([place / "one"])
     with pytest.raises(DataError, match="no column 'stars'; columns: text, label"):

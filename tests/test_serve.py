@@ -225,6 +225,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monke
             ({"port": taken.getsockname()[1]}, "cannot be used .*in use"),
             ({"host": "no.such.host.invalid"}, "no.such.host.invalid:0 cannot be used"),
             ({"max_texts": 0}, "max_texts: 0 is out of range"),
+            ({"threads": 0}, "threads: 0 on "),
             ({"runtime": "tpu"}, "runtime: 'tpu' is not known"),
             ({"cascade_threshold": 0.9}, "cascade_teacher: none given"),
             ({"cascade_teacher": tmp_path}, "a teacher needs one of the two"),

@@ -144,6 +144,15 @@ def test_bad_rows_are_all_counted_and_five_are_shown(tmp_path: Path) -> None:
     assert sum("left out" in note and "8 bad rows" in note for note in task.notes) == 2
 
 
+def test_an_unclosed_quote_is_never_a_row_to_leave_out(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('text,label\n"unclosed, question\n' + "good,1\n" * 120)
+    for skip in (False, True):
+        with pytest.raises(DataError, match=r"t.csv: the quote opened in line 2 is never closed; lines 2-122 cannot be told apart") as error:
+            _load(path, skip_bad_rows=skip)
+        assert "skip_bad_rows" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -153,7 +162,9 @@ def test_bad_rows_are_all_counted_and_five_are_shown(tmp_path: Path) -> None:
         ("t.csv", b"", r"t.csv: the file is empty"),
         ("t.csv", b"text,label\n", r"t.csv: no examples"),
         ("t.csv", b"text,label\nok,1\ncaf\xe9,0\n", r"t.csv: line 3: byte 0xe9 is not UTF-8"),
-        ("t.csv", b'text,label\nok,1\n"open,0\nx,1\n', r"1 bad row: line 3: cannot be read \(unexpected end of data"),
+        ("t.csv", b'text,label\nok,1\n"open,0\nx,1\n', r"t.csv: the quote opened in line 3 is never closed; lines 3-4 cannot be told apart; choices: close it, or"),
+        ("t.csv", b'text,label\nok,1\n"open,0\n', r"1 bad row: line 3: cannot be read \(unexpected end of data"),
+        ("t.csv", b'text,label\n"open,0\nx,1\n"b",0\nc,1\n', r"1 bad row: line 2: .*lines 2-4 are taken for one row"),
         ("t.csv", b"text,text\na,b\n", r"line 1: a column name stands twice: text, text"),
         ("t.csv", b"text,label,,\na,1,,\nb,2,,x\nc,1,,\n", r"1 bad row: line 3: a field in a column without a name"),
         ("t.tsv", b'text\tlabel\n"I came.\tpos\nI saw."\tneg\nfine\tpos\n', r"1 bad row: line 2: a quoted field runs over tabs and lines"),
@@ -311,6 +322,16 @@ def test_bad_soft_labels_are_named(tmp_path: Path) -> None:
     message = _error(path, soft_label_columns=["x", "y"])
     assert "in 2 of 3 rows they sum to less than 1 (line 2: 0.3); is a label's column missing in soft_label_columns?" in message
     assert "1 columns (x) for the 2 labels of column 'label' (x, y)" in _error(path, soft_label_columns=["x"])
+
+
+@pytest.mark.parametrize("cells", ["93%,5%,2%", "high,low,low"])
+def test_soft_labels_that_are_no_numbers_are_not_summed(tmp_path: Path, cells: str) -> None:
+    rows = [f"t{i},{cells}" for i in range(20)]
+    path = _csv(tmp_path / "t.csv", "\n".join(["text,x,y,z", *rows]))
+    message = _error(path, soft_label_columns=["x", "y", "z"])
+    assert f"20 bad rows: line 2: column 'x': soft label '{cells.split(',')[0]}' is not a number" in message and "sum to" not in message
+    path = _csv(tmp_path / "few.csv", "\n".join(["text,x,y,z", *rows, "a,0.2,0.1,0", "b,0.3,0.1,0.1"]))  # of what can be read, all are short
+    assert "in 2 of 2 rows they sum to less than 1 (line 22: 0.3)" in _error(path, soft_label_columns=["x", "y", "z"])
 
 
 @pytest.mark.parametrize(("labels", "digits"), [(2, 2), (4, 3), (10, 3), (20, 3), (5, 2)])
@@ -593,7 +614,8 @@ TABLES: dict[str, tuple[bytes, list[tuple[int, str | None]] | str]] = {
     "line breaks of other alphabets": ("text,n\na\u2028b\x85c\x0cd,1\ne,2\n".encode(), [(2, "a\u2028b\x85c\x0cd"), (3, "e")]),
     "a short row": (b"text,n\na,1\nb\nc,3\n", [(2, "a"), (3, None), (4, "c")]),
     "a long row": (b"text,n\na,1\nb,2,3\nc,3\n", [(2, "a"), (3, None), (4, "c")]),
-    "a quote that never ends": (b'text,n\na,1\n"b,2\nc,3\n', [(2, "a"), (3, None)]),
+    "a quote that never ends": (b'text,n\na,1\n"b,2\nc,3\n', "the quote opened in line 3 is never closed; lines 3-4 cannot be told apart"),
+    "a quote that never ends in the last line": (b'text,n\na,1\n"b,2\n', [(2, "a"), (3, None)]),
     "letters behind a quote": (b'text,n\n"a"b,1\nc,2\n', [(2, None), (3, "c")]),
     "empty lines": (b"\n\ntext,n\n\na,1\n\n\nb,2\n\n", [(5, "a"), (8, "b")]),
     "blanks around the names": (b" text , n\n a ,1\n", [(2, " a ")]),
