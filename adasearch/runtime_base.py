@@ -124,7 +124,22 @@ def load_classifier(model_dir: Path) -> PreTrainedModel:
 def require_model(folder: Path, setting: str) -> None:
     """Raise ``ConfigError``, which names the setting, for a folder that holds no model."""
     if not (Path(folder) / "config.json").is_file():
-        raise ConfigError(f"{setting}: {folder} is no model folder (no config.json); choices: runs/<name> of a finished run, a model's folder")
+        choices = f"runs/<name> of a finished run, a model's folder{_teacher_given(Path(folder))}"
+        raise ConfigError(f"{setting}: {folder} is no model folder (no config.json); choices: {choices}")
+
+
+def _teacher_given(folder: Path) -> str:
+    """What to say of a run's ``teacher/`` that is not there: the teacher that it was given, from where it was begun."""
+    path = folder.parent / "run.json"
+    if folder.name != "teacher" or not path.is_file():
+        return ""
+    run = read_json(path)
+    given = run["config"].get("teacher")
+    if not given:
+        return ""
+    there = Path(run.get("directory") or ".") / given
+    is_elsewhere = there.exists() and there.resolve() != Path(given).resolve()
+    return f"; this run's teacher is {there if is_elsewhere else given}"
 
 
 def require_head(model_dir: Path) -> None:

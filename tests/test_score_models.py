@@ -184,6 +184,13 @@ def test_what_cannot_be_scored_is_refused_before_a_model_is_loaded(place: Path, 
         score_models([])
     with pytest.raises(ConfigError, match="models: .*nowhere is no model folder"):
         score_models([place / "nowhere"], place / "new.csv")
+    for run in ("begun", "packaged"):  # a run that was given its teacher has no teacher/
+        (place / run).mkdir()
+    (place / "begun" / "run.json").write_text(json.dumps({"config": {"teacher": "one"}, "directory": str(place)}))
+    (place / "packaged" / "run.json").write_text(json.dumps({"config": {"teacher": "demo"}, "directory": str(place)}))
+    for run, teacher in (("begun", place / "one"), ("packaged", "demo")):
+        with pytest.raises(ConfigError, match=f"teacher is no model folder .*; this run's teacher is {teacher}$"):
+            score_models([place / "one", place / run / "teacher"], place / "new.csv")
     with pytest.raises(ConfigError, match="threads: 1000 on .* choices: 1 to "):
         score_models([place / "nowhere"], place / "new.csv", threads=1000)
     with pytest.raises(ConfigError, match="input_file: none given, and .*one lies in no run's folder; choices: a file"):
