@@ -109,6 +109,13 @@ def write_int8(source: Path, target: Path, feeds: Sequence[Feeds], *, calibratio
     return target
 
 
+def can_be_int8(path: Path) -> bool:
+    """Whether a graph holds what ``write_int8`` quantises: one of a look-up and a classifier does not."""
+    import onnx
+
+    return bool(_worth_quantising(onnx.load(str(path))))
+
+
 def quantised_operations(path: Path) -> list[str]:
     """Names of the operations of a quantised graph that compute with int8 activations."""
     import onnx

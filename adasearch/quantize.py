@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from adasearch.errors import ModelError
 from adasearch.export import check_onnx, export_student, input_names, staged
 from adasearch.formats import align_columns
 from adasearch.graph_runtimes import VOCABULARY_KEY
-from adasearch.int8 import CALIBRATIONS, leave_out, quantised_operations, write_int8, write_int8_embedding
+from adasearch.int8 import CALIBRATIONS, can_be_int8, leave_out, quantised_operations, write_int8, write_int8_embedding
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes, time_systems
 from adasearch.metrics import score
 from adasearch.progress import Progress
@@ -66,10 +66,10 @@ def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progres
     progress.stage("score torch fp32")
     logits_NC = material.validation.logits_of(TorchRuntime(model, config.threads))
     reference = Reference(logits_NC, _score(material, logits_NC))
+    left_out, refused = _write_graphs(model, material, reference, ways, config, progress)
     if any(precision.startswith("int8") and runtime in GRAPH_RUNTIMES for runtime, precision in ways):
-        (material.model_dir / DEPLOY_FILE).unlink(missing_ok=True)  # an earlier choice was of the graph that is written anew now
-    left_out = _write_graphs(model, material, reference, ways, config, progress)
-    tried = _try_all(material, reference, ways, config, progress)
+        (material.model_dir / DEPLOY_FILE).unlink(missing_ok=True)  # an earlier choice was of the graph that has been written anew
+    tried = _try_all(material, reference, ways, refused, config, progress)
     for row in tried:
         row["drop_points"] = None if row["score"] is None else 100 * (reference.score - row["score"])
     kept = _choose(tried, reference, config, material)
@@ -121,8 +121,9 @@ def _check_fp32_graph(model: PreTrainedModel, model_dir: Path, progress: Progres
 def _write_graphs(
     model: PreTrainedModel, material: Material, reference: Reference, ways: Sequence[Way], config: QuantizeConfig,
     progress: Progress,
-) -> list[str]:  # fmt: skip
-    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score.
+) -> tuple[list[str], dict[Way, str]]:  # fmt: skip
+    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score, and why a way
+    has no graph.
 
     The int8 graph of a model that was trained in int8 is not calibrated: it has its scales.
     """
@@ -133,21 +134,25 @@ def _write_graphs(
             export_trained(material.model_dir)
         wanted -= {"int8"}
     if not wanted:
-        return []
+        return [], {}
     progress.stage("quantise")
+    refused: dict[Way, str] = {}
     folder, vocab_size, left_out = material.model_dir / "onnx", model.config.vocab_size, []
     with tempfile.TemporaryDirectory(prefix="adasearch-int8-") as scratch:
         table = write_int8_embedding(folder / ONNX_FILES["fp32"], Path(scratch) / "table.onnx", vocab_size)
         if "int8_embedding" in wanted:
             with staged(folder / ONNX_FILES["int8_embedding"]) as partial:
                 write_int8_embedding(folder / ONNX_FILES["fp32"], partial, vocab_size)
-        if "int8" in wanted:
+        if "int8" in wanted and not can_be_int8(table):
+            why = "it has no convolution or matrix product to compute in int8; its int8 is int8_embedding"
+            refused = {(runtime, precision): why for runtime, precision in ways if runtime in GRAPH_RUNTIMES and precision == "int8"}
+        elif "int8" in wanted:
             names = input_names(model)
             feeds = [{name: batch[name] for name in names} for _, batch in material.calibration.batches()]
             with staged(folder / ONNX_FILES["int8"]) as partial:
                 write_int8(table, partial, feeds, calibration=config.calibration)
                 left_out = _keep_score(partial, Path(scratch), material, reference, config, progress)
-    return left_out
+    return left_out, refused
 
 
 def _keep_score(
@@ -192,15 +197,17 @@ def _keep_score(
 
 
 def _try_all(
-    material: Material, reference: Reference, ways: Sequence[Way], config: QuantizeConfig, progress: Progress
+    material: Material, reference: Reference, ways: Sequence[Way], refused: Mapping[Way, str], config: QuantizeConfig, progress: Progress
 ) -> list[dict[str, Any]]:
-    """A row for every way: its score, then its time, all interleaved. One that fails says why in its note."""
+    """A row for every way: its score, then its time, all interleaved. One that fails, or was ``refused``, says why in its note."""
     rows: dict[Way, dict[str, Any]] = {}
     ready: dict[str, Runtime] = {}
     progress.stage("score every runtime and precision", total=len(ways))
     for done, (runtime, precision) in enumerate(ways, start=1):
         row = rows[runtime, precision] = dict.fromkeys(ROWS) | {"runtime": runtime, "precision": precision, "note": ""}
         try:
+            if (why := refused.get((runtime, precision))) is not None:
+                raise ModelError(why)
             system = load_runtime(runtime, material.model_dir, config.threads, precision)
             logits_NC = material.validation.logits_of(system)
             score = _score(material, logits_NC)
@@ -218,7 +225,7 @@ def _try_all(
     timings = time_systems(
         ready, [(config.batch_size, material.seq_len)], repeats=config.repeats, warmup=config.warmup,
         threads=config.threads, progress=progress,
-    )  # fmt: skip
+    ) if ready else {}  # fmt: skip
     for (runtime, precision), row in rows.items():
         if (found := timings.get(f"{runtime} {precision}")) is not None:
             row |= {name: asdict(found[0])[name] for name in ("latency_ms_p50", "latency_ms_p90", "texts_per_s")}

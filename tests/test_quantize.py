@@ -314,6 +314,22 @@ def test_a_choice_does_not_outlive_the_graph_it_was_of(made: Path, tmp_path: Pat
     assert not (folder / "deploy.json").exists()
 
 
+def test_a_student_of_a_table_and_a_classifier_is_quantised_without_int8(made: Path, tmp_path: Path) -> None:
+    """No convolution, no matrix product but the one that makes the logits: int8_embedding is all there is."""
+    folder = tmp_path / "student"
+    architecture = Architecture("bag", "0", (), 16, Macro(pooling="mean", position_embeddings=False))
+    config = AdasearchConfig(
+        architecture=architecture.to_dict(), vocab_size=len(WORDS), max_position_embeddings=32, sep_token_id=3,
+        id2label=dict(enumerate(LABELS)), label2id={name: index for index, name in enumerate(LABELS)},
+    )  # fmt: skip
+    save_student(AdasearchForSequenceClassification(config).eval(), AutoTokenizer.from_pretrained(made / "student"), folder)
+    found = quantize(folder, config_of(made, runtimes=["torch", "onnxruntime"], max_drop=100))
+    (note,) = (row["note"] for row in found.tried if row["precision"] == "int8" and row["runtime"] == "onnxruntime")
+    assert "no convolution or matrix product" in note and load_deployment(folder) is not None
+    with pytest.raises(ModelError, match="no convolution or matrix product"):
+        quantize(folder, config_of(made, runtimes=["onnxruntime"], precisions=["int8"]))
+
+
 def test_a_graph_of_other_weights_is_refused(made: Path, tmp_path: Path) -> None:
     folder = copy_of(made, tmp_path)
     path = folder / "onnx" / "model.onnx"
