@@ -98,8 +98,11 @@ def do_export(settings: StudentSettings, progress: Progress) -> str:
     """The graph's path."""
     from adasearch.qdq_export import export_folder
     from adasearch.run_files import model_in
+    from adasearch.runtime_base import require_model
 
-    return "\n".join(map(str, export_folder(Path(model_in(settings.student)))))
+    folder = Path(model_in(settings.student))
+    require_model(folder, "student")
+    return "\n".join(map(str, export_folder(folder)))
 
 
 def do_prune(settings: PruneSettings, progress: Progress) -> str:

@@ -115,6 +115,8 @@ def check_sweep(config: SweepConfig, cores: int) -> tuple[int, int]:
             f"workers, threads: {workers} workers of {threads} threads are {workers * threads} on {cores} cores;"
             f" choices: a product of {cores} or less"
         )
+    if not (config.tasks or config.runs or config.train_file or config.data_dir) and config.task == SweepConfig.task:
+        raise ConfigError("tasks: none named; choices: --tasks sst2 mrpc ..., --train_file FILE, or `runs` in a --config file")
     return workers, threads
 
 

@@ -162,6 +162,7 @@ def test_verbs_are_checked_and_suggested(capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(["env", "now"]) == 2
     assert "adasearch env: takes flags only; got now" in capsys.readouterr().err
     assert cli.main(["export"]) == 2 and "student" in capsys.readouterr().err
+    assert cli.main(["export", "nowhere"]) == 2 and "student: nowhere is no model folder" in capsys.readouterr().err
     assert cli.main([]) == 2 and cli.main(["--help"]) == 0 and cli.main(["--version"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {verb} " in out for verb in verbs.VERBS) and f"adasearch {adasearch.__version__}\n" in out

@@ -302,10 +302,12 @@ def test_bad_runs_are_refused(changes: dict, says: str) -> None:
 
 
 def test_workers_and_threads_share_the_cores() -> None:
-    assert check_sweep(SweepConfig(), 8) == (8, 1)
-    assert check_sweep(SweepConfig(workers=3), 8) == (3, 2)
-    assert check_sweep(SweepConfig(threads=4), 8) == (2, 4)
-    assert check_sweep(SweepConfig(engine="ray", workers=50, threads=4), 8) == (50, 4)
+    assert check_sweep(SweepConfig(task="sst2"), 8) == (8, 1)
+    assert check_sweep(SweepConfig(task="sst2", workers=3), 8) == (3, 2)
+    assert check_sweep(SweepConfig(task="sst2", threads=4), 8) == (2, 4)
+    with pytest.raises(ConfigError, match="^tasks: none named; choices: --tasks sst2"):
+        check_sweep(SweepConfig(), 8)
+    assert check_sweep(SweepConfig(task="sst2", engine="ray", workers=50, threads=4), 8) == (50, 4)
 
 
 @pytest.mark.parametrize("value, fits", [(True, False), (1, True), ("1", False), (None, False)])
