@@ -510,7 +510,7 @@ def test_the_tokenizer_is_the_one_transformers_calls(student: Path) -> None:
         usual = PreTrainedTokenizerFast.from_pretrained(student)(texts, second, truncation=True, max_length=16)
         ids, is_cut_N = classifier._encode(texts, second)
         assert ids == usual["input_ids"] and np.flatnonzero(is_cut_N).tolist() == ([len(TEXTS), len(TEXTS) + 1] if second else [len(TEXTS)])
-        for rows, batch in classifier._batches(ids):
+        for rows, batch in classifier._batches(ids, second is not None):
             for types, row in zip(batch["token_type_ids"], rows):
                 assert types[: len(ids[row])].tolist() == usual["token_type_ids"][row]
 
