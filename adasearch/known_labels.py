@@ -11,7 +11,15 @@ from adasearch.errors import DataError
 from adasearch.labels import Schema, read_labels
 from adasearch.metrics import is_known
 from adasearch.tables import Table, read_lines, read_table
+from adasearch.tasks import Task
 from adasearch.texts import Split
+
+
+HF_PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,17 @@ class Columns:
     text: str = "text"
     pair: str | None = None
     label: str = "label"
+
+
+def label_settings(task: Task) -> dict[str, Any]:
+    """What a Hugging Face model's configuration says of a task's labels; ``labels_of`` reads it back."""
+    names = task.label_names
+    return {
+        "num_labels": task.num_labels,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": HF_PROBLEM_TYPES[task.problem_type],
+    }
 
 
 def labels_of(model_config: Any) -> tuple[str, tuple[str, ...]]:

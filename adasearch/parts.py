@@ -47,7 +47,7 @@ class Parts:
     @property
     def folder(self) -> Path:
         """Where the parts lie."""
-        return self.target.with_name(f".{self.target.name}.parts")
+        return _parts_folder(self.target)
 
     def open(self, *, is_resumable: bool = True, overwrite: bool = False) -> None:
         """Go on with what a killed run has left, find that nothing is left to do, or begin.
@@ -126,6 +126,10 @@ def job_of(target: Path) -> dict[str, Any] | None:
         return None
 
 
+def _parts_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.parts")
+
+
 def _job_file(target: Path) -> Path:
     return target.with_name(f".{target.name}.job.json")
 
@@ -151,7 +155,7 @@ def check_output(input_file: Path, output_file: Path, *, overwrite: bool = False
         raise ConfigError(f"output_file: {output_file} is a folder; name a file")
     if parent := closed_parent(output_file.parent):
         raise ConfigError(f"output_file: {output_file}: cannot be written, {parent} is no folder open for writing")
-    is_being_made = output_file.with_name(f".{output_file.name}.parts").joinpath(STATE).is_file()
+    is_being_made = _parts_folder(output_file).joinpath(STATE).is_file()
     if output_file.exists() and not overwrite and not is_being_made and (input_file == STANDARD_STREAM or not job_of(output_file)):
         raise ConfigError(_is_taken(output_file, "is there already"))
 

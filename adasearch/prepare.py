@@ -26,6 +26,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.fit_config import capped_steps, steps_of
 from adasearch.lesson import lesson_rows, teach, transfer_stores
+from adasearch.known_labels import label_settings
 from adasearch.model_inputs import check_positions, check_separator, check_vocabulary
 from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.near_copies import near_copies
@@ -35,7 +36,7 @@ from adasearch.run_files import check_same, differences, digests
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
-from adasearch.teacher import HF_PROBLEM_TYPES, Teacher, load_teacher, needs_finetuning, tables_of
+from adasearch.teacher import Teacher, load_teacher, needs_finetuning, tables_of
 from adasearch.teacher_training import finetune
 from adasearch.texts import tokenize_splits
 from adasearch.tokens import Examples, TokenStore
@@ -291,8 +292,5 @@ def student_config(task: Task, tokenizer: PreTrainedTokenizerBase, config: RunCo
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
         is_pair=task.is_pair,
-        num_labels=task.num_labels,
-        id2label=dict(enumerate(task.label_names)),
-        label2id={name: index for index, name in enumerate(task.label_names)},
-        problem_type=HF_PROBLEM_TYPES[task.problem_type],
+        **label_settings(task),
     )

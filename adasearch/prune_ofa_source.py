@@ -19,7 +19,7 @@ from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model, is_uncut
 from adasearch.errors import ConfigError, loading
 from adasearch.files import read_json
-from adasearch.known_labels import labels_of, places_of
+from adasearch.known_labels import HF_PROBLEM_TYPES, label_settings, labels_of, places_of
 from adasearch.model_inputs import check_positions
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
@@ -28,7 +28,7 @@ from adasearch.runtimes import load_classifier
 from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_storage import check_storage
-from adasearch.teacher import HF_PROBLEM_TYPES, Teacher, reorder_outputs
+from adasearch.teacher import Teacher, reorder_outputs
 
 STUDENT = "adasearch"  # model type of a searched student
 
@@ -106,9 +106,7 @@ class Source:
                 f"sparse_model: {self.config.sparse_model} has the labels in the order {', '.join(labels_of(student.config)[1])}, task"
                 f" {task.name!r} in the order {', '.join(task.label_names)}, and its outputs cannot be put in that order; choices: another student"
             )
-        student.config.id2label = dict(enumerate(task.label_names))
-        student.config.label2id = {name: index for index, name in enumerate(task.label_names)}
-        student.config.problem_type, student.config.is_pair = HF_PROBLEM_TYPES[task.problem_type], task.is_pair
+        student.config.update({"is_pair": task.is_pair, **label_settings(task)})
 
     @property
     def pattern(self) -> str:

@@ -22,18 +22,13 @@ from transformers import (
 )
 
 from adasearch.errors import ModelError, loading, one_line
-from adasearch.known_labels import places_of
+from adasearch.known_labels import HF_PROBLEM_TYPES, label_settings, places_of
 from adasearch.model_inputs import segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
 from adasearch.tasks import Task
 
-HF_PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
 PROBE_EXAMPLES = 10_000  # a linear probe on a few hundred features needs no more
 PROBE_L2 = 1e-3
 
@@ -213,17 +208,12 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
     if is_finetuned:
         _check_kind(path, config, task)
         places = _places(path, config, task)
-    labels = {
-        "num_labels": task.num_labels,
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {name: index for index, name in enumerate(task.label_names)},
-        "problem_type": HF_PROBLEM_TYPES[task.problem_type],
-    }
     with loading(f"teacher: {path!r} cannot be loaded as a sequence classifier"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, output_loading_info=True, **labels
-        )
+            path, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=not is_finetuned, output_loading_info=True,
+            **label_settings(task),
+        )  # fmt: skip
     if is_finetuned and report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
         raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")
