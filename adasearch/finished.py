@@ -72,7 +72,7 @@ class FinishedRun:
         return [TokenStore.load(path.parent, path.name.removesuffix(".offsets.npy")) for path in paths]
 
     def lesson(self, task: Task) -> Examples:
-        """What its students learned from, with the teacher's logits; probes are left out.
+        """What its students learned from, with the teacher's logits or the soft labels in their place; probes are left out.
 
         Raises ``ConfigError`` when the cache holds no texts that fit the teacher's outputs.
         """
@@ -81,15 +81,12 @@ class FinishedRun:
                 f"{self.folder}: its students have a vocabulary of their own, and what the teacher said of their texts is"
                 " not kept beside them; choices: a run with the teacher's vocabulary"
             )
-        for tokens in self._candidates(task):
-            path = self.folder / "cache" / f"teacher-{fingerprint(tokens.ids, tokens.offsets)}.npy"
-            if path.is_file():
-                break
-        else:
+        soft = None if task.train.soft_labels is None else soft_label_logits(task.train.soft_labels, task.problem_type)
+        found = next(self._taught(task, soft), None)
+        if found is None:
             raise ConfigError(f"{self.folder}/cache: no teacher's outputs for the run's texts; choices: a whole run's folder")
-        logits = np.load(path, mmap_mode="r")
-        if task.train.soft_labels is not None:
-            soft = soft_label_logits(task.train.soft_labels, task.problem_type)
+        tokens, logits = found
+        if soft is not None:
             logits = np.concatenate([soft, logits[len(soft) :]])
         labels = task.train.labels
         unknown = -100 if labels.dtype == np.int64 else np.nan
@@ -97,6 +94,15 @@ class FinishedRun:
         known = Examples(tokens, self._pad_token_id(), np.concatenate([labels, missing]), logits)
         share = self.config.get("transfer", {}).get("labelled_share", 0.3)
         return known.select(lesson_rows(len(labels), len(known), share))
+
+    def _taught(self, task: Task, soft: np.ndarray | None) -> Iterator[tuple[TokenStore, np.ndarray]]:
+        """The lesson's texts and what the teacher said of them; of a run without a teacher the training texts and their soft labels."""
+        for tokens in self._candidates(task):
+            path = self.folder / "cache" / f"teacher-{fingerprint(tokens.ids, tokens.offsets)}.npy"
+            if path.is_file():
+                yield tokens, np.load(path, mmap_mode="r")
+            elif self.config.get("teacher") == "none" and soft is not None:
+                yield tokens, soft
 
     def _candidates(self, task: Task) -> Iterator[TokenStore]:
         """Every way to put a lesson's texts together from the stores there are; an old one may lie beside the right one."""

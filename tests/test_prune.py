@@ -236,6 +236,30 @@ def test_the_student_of_a_run_is_found_and_its_lesson_is_read_back(ran: tuple[Pa
         find_run(folder / "cache")
 
 
+def test_the_lesson_of_a_run_without_a_teacher_is_its_soft_labels(tmp_path: Path) -> None:
+    config = words_run(tmp_path)
+    config = dataclasses.replace(
+        config, teacher="none", tokenizer=config.teacher, soft_label_columns=["p_negative", "p_positive"], transfer=TransferConfig(size=0)
+    )
+    for path in (config.train_file, config.validation_file):
+        with open(path, encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        shares = np.linspace(0.05, 0.95, len(rows))
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["text", "p_negative", "p_positive"])
+            writer.writeheader()
+            writer.writerows({"text": row["text"], "p_negative": p, "p_positive": 1 - p} for row, p in zip(rows, shares))
+    problem, folder = prepared(config), Path(config.output_dir)
+    save_student(random_student(), problem.tokenizer, folder / "student")
+    write_json(folder / "run.json", {"config": to_dict(config), "stages": {}})
+    _, run = find_run(folder)
+    task = run.task(instead="")
+    lesson = run.lesson(task)
+    assert np.array_equal(lesson.tokens.ids, problem.lesson.tokens.ids)
+    taught = torch.from_numpy(np.asarray(lesson.teacher_logits)).softmax(-1)
+    np.testing.assert_allclose(taught, task.train.soft_labels, atol=1e-5)
+
+
 def test_a_refit_trains_the_cut_student_on_the_lesson(ran: tuple[Path, Problem], tmp_path: Path) -> None:
     size = REQUIRED + 2
     plain = prune_student(ran[0], tmp_path / "plain", size=size)
