@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_config import TaughtRunConfig
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig, FitConfig, capped_steps, steps_of
 from adasearch.settings import check_choice, check_range, part_of
@@ -50,7 +50,7 @@ class LatencyTargetConfig:
 
 
 @dataclass
-class CofiConfig(EncoderRunConfig):
+class CofiConfig(TaughtRunConfig):
     """CoFi on a task (Xia et al. 2022): prefinetune (distil the dense model), prune (gates under a constraint), finetune.
 
     Defaults are those of the published script for GLUE but for three: the epochs, the last fine-tuning's batch (64 there) and

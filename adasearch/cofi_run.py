@@ -68,7 +68,7 @@ def cofi_recipes(config: CofiConfig) -> list[Recipe]:
 def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -> Outcome:
     """The three phases for one target and seed; ``facts`` say what was asked for, reached and chosen."""
     problem = place.problem
-    steps, guide = config.steps(len(problem.train)), Guide(problem.teacher.model, problem.forward, problem.loss)
+    steps, guide = config.steps(len(problem.lesson)), Guide(problem.teacher.model, problem.forward, problem.loss)
     with place.watch.paused():
         table, lengths = open_table(config, problem) if kind == "latency" else (None, {})
     shared = dataclasses.replace(place, folder=problem.cache / f"cofi-prefinetune-{place.seed}", title=f"CoFi, seed {place.seed}")
@@ -110,7 +110,7 @@ def _prefinetune(config: CofiConfig, place: Workplace, guide: Guide, steps: int)
                 method = CofiDistill(
                     config, config.fit_config("prefinetune", steps), config.schedule("prefinetune"), problem.task.problem_type, guide, layers
                 )
-                place.fit(model, method, "prefinetune")
+                place.fit(model, method, "prefinetune", examples=problem.lesson)
         if steps and took:
             place.note(**{f"prefinetune_{name}": value for name, value in took.items()})
         _save(place.folder / "layers.pt", layers.state_dict())
@@ -154,7 +154,7 @@ def _prune(
             best.offer(scores, model, layers, values=values.to_plain(), expected_saved=expected)
         return {**scores, "saved": float(budget.saved(values.kept()))}
 
-    place.fit(student, method, "prune", evaluate=evaluate, evaluations=config.evaluations)
+    place.fit(student, method, "prune", examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations)
     with place.watch.paused():
         if ended is not None:
             _save(ended, {"student": student.state_dict(), "method": method.state_dict()})
@@ -200,7 +200,9 @@ def _finetune(config: CofiConfig, place: Workplace, guide: Guide, pruned: Encode
             best.offer(scores, model, layers)
         return scores
 
-    place.fit(pruned, method, "finetune", evaluate=evaluate, evaluations=config.evaluations if config.keep_best else None)
+    place.fit(
+        pruned, method, "finetune", examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations if config.keep_best else None
+    )
     with place.watch.paused():
         found = best.take()
         if found is not None:

@@ -121,5 +121,7 @@ class EarlyBertConfig(EncoderRunConfig):
 
     def check(self) -> None:
         super().check()
+        if self.unlabeled_file:
+            raise ConfigError("unlabeled_file: EarlyBERT learns from labels alone; choices: leave it out, or --unlabeled_file of cofi or prune-ofa")
         self.ticket.check()
         self.train.check()

@@ -13,7 +13,7 @@ from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig
 from adasearch.question_config import QuestionConfig, check_questions
 from adasearch.settings import check_range
-from adasearch.task_config import PROBLEM_TYPES, QUESTION_ANSWERING, TaskConfig
+from adasearch.task_config import PROBLEM_TYPES, QUESTION_ANSWERING, TaskConfig, TransferConfig, check_transfer
 
 
 @dataclass
@@ -72,9 +72,29 @@ class EncoderRunConfig(TaskConfig):
             raise ConfigError(
                 "soft_label_columns: these methods learn from labels and from a teacher model; choices: leave it out, or adasearch run"
             )
-        if self.unlabeled_file:
-            raise ConfigError("unlabeled_file: these methods learn from the labelled texts alone; choices: leave it out, or adasearch run")
         check_shared(self, (*PROBLEM_TYPES, QUESTION_ANSWERING))
         check_range("evaluate", self.evaluate, 0, 1e6)
         check_range("threads", 1 if self.threads is None else self.threads, 1, 1024)
         check_questions(self.question, "question.")
+
+
+@dataclass
+class TaughtRunConfig(EncoderRunConfig):
+    """The same for methods in which the dense model teaches the smaller one, which it can on texts without labels, too.
+
+    Args:
+        transfer: texts beyond the labelled ones on which it teaches: made from the training texts (``size``) and the user's own
+            (``unlabeled_size``). None of either as published.
+    """
+
+    transfer: TransferConfig = field(default_factory=lambda: TransferConfig(size=0, unlabeled_size=0))
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for whatever is wrong without looking at model or data."""
+        super().check()
+        check_transfer(self.transfer)
+        if self.unlabeled_file and not self.transfer.unlabeled_size:
+            raise ConfigError(
+                f"unlabeled_file: {self.unlabeled_file} would not be read, transfer.unlabeled_size is 0; choices: --transfer.unlabeled_size 200000,"
+                " or leave it out"
+            )

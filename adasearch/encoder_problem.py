@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from transformers.modeling_outputs import ModelOutput
 
 from adasearch.demo_assets import model_path
 from adasearch.encoder import from_hugging_face
-from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_config import EncoderRunConfig, TaughtRunConfig
 from adasearch.encoder_layers import EncoderConfig, EncoderForSequenceClassification
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.fit_config import steps_of
-from adasearch.metrics import agreement, score
+from adasearch.lesson import lesson_rows, transfer_stores
+from adasearch.metrics import agreement, score, with_unknown
 from adasearch.model_inputs import check_positions, check_vocabulary, limited_tokenizer
 from adasearch.objectives import task_loss
 from adasearch.outputs import cached_outputs, outputs_of
@@ -40,10 +42,10 @@ from adasearch.stopwatch import Stopwatch
 from adasearch.structure import Axes
 from adasearch.task_config import QUESTION_ANSWERING
 from adasearch.tasks import Task
-from adasearch.teacher import Teacher, load_teacher, needs_finetuning
+from adasearch.teacher import Teacher, load_teacher, needs_finetuning, tables_of
 from adasearch.teacher_training import finetune
 from adasearch.texts import tokenize_splits
-from adasearch.tokens import Examples
+from adasearch.tokens import Examples, TokenStore
 
 Batch = dict[str, Tensor]
 
@@ -54,7 +56,8 @@ class EncoderProblem:
 
     ``train``, ``validation`` and ``held_out`` are the splits; ``teacher`` is the dense fine-tuned model, frozen, as Hugging
     Face's class; ``checkpoint`` the path or name of the pre-trained one; ``notes`` what the user should know of the data;
-    ``whole_config`` has the sizes of the unpruned encoder; ``longest`` is how many word pieces an example may have.
+    ``whole_config`` has the sizes of the unpruned encoder; ``longest`` is how many word pieces an example may have. ``extra`` are the
+    texts without labels on which a dense teacher teaches as well, ``labelled_share`` the share that labelled ones have beside them.
     """
 
     task: Task
@@ -71,6 +74,8 @@ class EncoderProblem:
     longest: int
     accelerator: Accelerator
     progress: Progress
+    extra: list[TokenStore] = field(default_factory=list)
+    labelled_share: float = 0.0
 
     @property
     def length(self) -> float:
@@ -112,6 +117,22 @@ class EncoderProblem:
     def steps(self, epochs: float, batch_size: int) -> int:
         """Steps of so many epochs of the training texts."""
         return steps_of(epochs, len(self.train), batch_size)
+
+    @cached_property
+    def everything(self) -> Examples:
+        """The training texts, and ``extra`` behind them, whose labels are unknown."""
+        if not self.extra:
+            return self.train
+        tokens = TokenStore.concatenate([self.train.tokens, *self.extra])
+        return Examples(tokens, self.train.pad_token_id, with_unknown(self.train.labels, len(tokens)))
+
+    @cached_property
+    def lesson(self) -> Examples:
+        """What is learned from where a teacher teaches: ``everything``, the labelled texts repeated up to their share."""
+        return self._repeated(self.everything) if self.extra else self.train
+
+    def _repeated(self, everything: Examples) -> Examples:
+        return everything.select(lesson_rows(len(self.train), len(everything), self.labelled_share))
 
     def pretrained(self, seed: int) -> EncoderForSequenceClassification:
         """The pre-trained encoder with a fresh head for the task, drawn by ``seed``."""
@@ -170,18 +191,20 @@ class EncoderProblem:
         return self.scores_of(self.logits(model, examples), examples)
 
     def teacher_logits(self) -> np.ndarray:
-        """The teacher's logits (N, C) of the training texts, computed once and mapped from files."""
-        tokens = self.train.tokens
+        """The teacher's logits (N, C) of ``everything``, computed once and mapped from files."""
+        everything = self.everything
+        tokens = everything.tokens
         name = f"teacher-{fingerprint(tokens.ids, tokens.offsets)}"
         forward = self.teacher.logits
         title = f"teacher labels {len(tokens):,} texts"
         return cached_outputs(
-            lambda ids, mask: (forward(ids, mask),), self.train, self.cache, (name,), self.accelerator, self.progress, title
+            lambda ids, mask: (forward(ids, mask),), everything, self.cache, (name,), self.accelerator, self.progress, title
         )[0]
 
     def taught(self) -> Examples:
-        """The training texts with the teacher's logits."""
-        return dataclasses.replace(self.train, teacher_logits=self.teacher_logits())
+        """``lesson`` with the teacher's logits."""
+        known = dataclasses.replace(self.everything, teacher_logits=self.teacher_logits())
+        return self._repeated(known) if self.extra else known
 
 
 def load_problem(
@@ -232,6 +255,7 @@ def load_problem(
         train, validation, held_out = tokenize_splits(
             task.splits, tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress
         )
+    extra = _extra_texts(config, task, base, train, cache, notes, progress) if isinstance(config, TaughtRunConfig) else []
     parts = (
         task, tokenizer, teacher, checkpoint, train, validation, held_out, notes, folder,
         Path(given) if given and not needs else folder / "teacher", whole_config,
@@ -241,7 +265,29 @@ def load_problem(
         from adasearch.question_problem import QuestionProblem  # which is an EncoderProblem
 
         return QuestionProblem(*parts, config.question)
-    return EncoderProblem(*parts)
+    return EncoderProblem(*parts, extra, config.transfer.labelled_share if extra else 0.0)
+
+
+def _extra_texts(
+    config: TaughtRunConfig, task: Task, base: Teacher, train: Examples, cache: Path, notes: list[str], progress: Progress
+) -> list[TokenStore]:
+    """What ``config.transfer`` asks for, made with the pre-trained model's word table, which a run that goes on has as well.
+
+    Raises ``ConfigError`` where it cannot be had.
+    """
+    transfer = config.transfer
+    if not transfer.size + transfer.unlabeled_size:
+        return []
+    if task.problem_type == QUESTION_ANSWERING:
+        raise ConfigError("transfer: nothing is made of questions, nor read without answers; choices: transfer.size 0 and transfer.unlabeled_size 0")
+    if transfer.unlabeled_size and task.unlabeled is None:
+        raise ConfigError(
+            f"transfer.unlabeled_size: {transfer.unlabeled_size}, but task {task.name!r} has no texts without labels;"
+            " choices: --unlabeled_file FILE, DIR/<task>/unlabeled.parquet with --data_dir DIR, or 0"
+        )
+    extra = transfer_stores(config, task, base, train.tokens, tables_of(base.model)[0], cache, progress)
+    notes.append(f"taught on {sum(map(len, extra)):,} texts beside the {len(train):,} labelled ones; what the teacher says of them is all they teach")
+    return extra
 
 
 def _check_inputs(config: EncoderRunConfig, is_asked: bool, setting: str, dense: Teacher) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint, read_json
 from adasearch.lesson import lesson_rows, soft_label_logits
+from adasearch.metrics import with_unknown
 from adasearch.run_files import DATA_FILES, check_same_data, model_in
 from adasearch.settings import part_of
 from adasearch.tables import SUFFIXES
@@ -88,12 +89,9 @@ class FinishedRun:
         tokens, logits = found
         if soft is not None:
             logits = np.concatenate([soft, logits[len(soft) :]])
-        labels = task.train.labels
-        unknown = -100 if labels.dtype == np.int64 else np.nan
-        missing = np.full((len(tokens) - len(labels), *labels.shape[1:]), unknown, labels.dtype)
-        known = Examples(tokens, self._pad_token_id(), np.concatenate([labels, missing]), logits)
+        known = Examples(tokens, self._pad_token_id(), with_unknown(task.train.labels, len(tokens)), logits)
         share = self.config.get("transfer", {}).get("labelled_share", 0.3)
-        return known.select(lesson_rows(len(labels), len(known), share))
+        return known.select(lesson_rows(len(task.train), len(known), share))
 
     def _taught(self, task: Task, soft: np.ndarray | None) -> Iterator[tuple[TokenStore, np.ndarray]]:
         """The lesson's texts and what the teacher said of them; of a run without a teacher the training texts and their soft labels."""

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from adasearch.augment import load_masked_lm, neighbours_table
 from adasearch.config import RunConfig
+from adasearch.encoder_config import TaughtRunConfig
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, write_array
+from adasearch.metrics import with_unknown
 from adasearch.outputs import cached_outputs
 from adasearch.progress import Progress
 from adasearch.tasks import Task
@@ -33,7 +35,7 @@ def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
 
 
 def transfer_stores(
-    config: RunConfig, task: Task, teacher: Teacher, train: TokenStore, word: Tensor, cache: Path, progress: Progress
+    config: RunConfig | TaughtRunConfig, task: Task, teacher: Teacher, train: TokenStore, word: Tensor, cache: Path, progress: Progress
 ) -> list[TokenStore]:
     """Texts without labels: made from the training texts, and the user's own."""
     stores = []
@@ -88,11 +90,7 @@ def teach(
     )
     if soft is not None:
         logits = np.concatenate([soft, logits[len(soft) :]])
-    unknown = -100 if labelled.labels.dtype == np.int64 else np.nan
-    missing = np.full((len(tokens) - len(labelled), *labelled.labels.shape[1:]), unknown, labelled.labels.dtype)
-    return dataclasses.replace(
-        everything, labels=np.concatenate([labelled.labels, missing]), teacher_logits=logits, probe_logits=probes
-    )
+    return dataclasses.replace(everything, labels=with_unknown(labelled.labels, len(tokens)), teacher_logits=logits, probe_logits=probes)
 
 
 def _probe(

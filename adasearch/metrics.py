@@ -132,6 +132,12 @@ def is_known(labels: np.ndarray) -> np.ndarray:
     return ~np.isnan(labels).reshape(len(labels), -1).any(axis=1)
 
 
+def with_unknown(labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels of ``count`` examples: those given, and behind them unknown ones."""
+    unknown = UNKNOWN if np.issubdtype(labels.dtype, np.integer) else np.nan
+    return np.concatenate([labels, np.full((count - len(labels), *labels.shape[1:]), unknown, labels.dtype)])
+
+
 def score(metrics: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Every named metric over the examples whose label is known.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adasearch.encoder_config import EncoderRunConfig
+from adasearch.encoder_config import TaughtRunConfig
 from adasearch.errors import ConfigError
 from adasearch.fit_config import check_fit
 from adasearch.settings import check_choice, check_range
@@ -99,7 +99,7 @@ class TeachConfig:
 
 
 @dataclass
-class PruneOfaTaskConfig(EncoderRunConfig):
+class PruneOfaTaskConfig(TaughtRunConfig):
     """A sparse model on one task, then in int8.
 
     Args:

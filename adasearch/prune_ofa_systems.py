@@ -24,6 +24,7 @@ from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import Outcome, Recipe, Workplace, dense_recipe, train_recipe
 from adasearch.errors import ModelError
+from adasearch.fit_config import steps_of
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_model import set_dropout
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
@@ -91,7 +92,7 @@ def train_direct(config: PruneOfaTaskConfig, source: Source, place: Workplace) -
     model = place.problem.dense() if config.teach.start == "teacher" else place.problem.pretrained(place.seed)
     _set_dropout(model, config)
     settings = config.lock
-    steps = place.problem.steps(config.direct_epochs or settings.epochs, settings.batch_size) + config.direct_more_steps
+    steps = _steps(place, settings, config.direct_epochs) + config.direct_more_steps
     fit_config = place.fit_config(steps, settings)
     schedule = SparsitySchedule.of_shares(fit_config.steps, round(source.sparsity, 3))
     pruning = GradualPruning(schedule, Pattern.parse(source.pattern), source.scope)
@@ -153,8 +154,9 @@ def _taught(place: Workplace) -> Examples:
         return place.problem.taught()
 
 
-def _steps(place: Workplace, settings: Any) -> int:
-    return place.problem.steps(settings.epochs, settings.batch_size)
+def _steps(place: Workplace, settings: Any, epochs: float | None = None) -> int:
+    """Of so many passes over what is learned from, those of ``settings`` when absent."""
+    return steps_of(epochs or settings.epochs, len(place.problem.lesson), settings.batch_size)
 
 
 def _check_pattern(model: PreTrainedModel, pattern: dict[str, Tensor], stage: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from accelerate import Accelerator
 from hearing import Heard, KillAt, Killed
 from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, forward, make_encoder, make_model
 from tiny_encoder_run import tiny_settings
-from tiny_task import write_csv
+from tiny_task import rows, write_csv
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from adasearch import cofi_run, encoder_training
@@ -41,6 +43,8 @@ from adasearch.methods.cofi import CofiPrune, Guide, alive_layers
 from adasearch.progress import Progress
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.structure import GateValues
+from adasearch.fit_config import steps_of
+from adasearch.task_config import TransferConfig
 from adasearch.tasks import load_task
 
 SHAPE = EncoderShape(HIDDEN, HIDDEN // HEADS, (HEADS,) * LAYERS, (NEURONS,) * LAYERS)
@@ -581,3 +585,52 @@ def test_a_choice_by_the_examples_that_are_scored_is_told(tmp_path: Path, monkey
 def test_a_teachers_layer_that_is_not_there_is_refused(problem: EncoderProblem, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="teacher_layers: 2: the teacher has 2 layers; choices: 0 to 1"):
         train(problem, settings(tmp_path, teacher_layers=[2]), tmp_path)
+
+
+def test_the_teacher_teaches_texts_without_labels_as_well(tmp_path: Path) -> None:
+    """Those of a file and those made of the training texts stand behind the labelled ones, which are repeated up to their share."""
+    others = rows(30, 7)
+    (tmp_path / "more.txt").write_text("\n".join(row["text"] for row in others), encoding="utf-8")
+    transfer = TransferConfig(size=50, unlabeled_size=20, split_sentences=False, labelled_share=0.8)
+    config = settings(tmp_path, unlabeled_file=str(tmp_path / "more.txt"), transfer=transfer)
+    problem = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    train_dense(config, problem)
+    lesson, taught, labelled = problem.lesson, problem.taught(), len(problem.train)
+    repeated = 3  # 0.8 / 0.2 of the 70 others are 280 of 120 labelled ones: 2.3 times
+    assert len(lesson) == len(taught) == repeated * labelled + 70 and len(problem.everything) == labelled + 70
+    assert np.array_equal(lesson.labels[: repeated * labelled], np.tile(problem.train.labels, repeated)), "labels are those of the texts"
+    assert (lesson.labels[repeated * labelled :] == -100).all()
+    texts = {tuple(lesson.tokens[index]) for index in range(len(lesson) - 20, len(lesson))}
+    assert texts <= {tuple(problem.tokenizer(row["text"], truncation=True, max_length=16)["input_ids"]) for row in others}
+    expected = problem.outputs(problem.teacher.logits, lesson)
+    np.testing.assert_allclose(taught.teacher_logits, expected, atol=1e-5)
+    assert problem.notes[-1].startswith("taught on 70 texts beside the 120 labelled ones")
+
+    outcome = train(problem, config, tmp_path)
+    assert outcome.facts["steps"]["finetune"] == steps_of(1.0, len(lesson), 16)
+
+
+def test_texts_without_labels_change_what_is_learned(tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("\n".join(row["text"] for row in rows(60, 7)), encoding="utf-8")
+    weights = []
+    for size in (0, 60):
+        changes = {"unlabeled_file": str(tmp_path / "more.txt")} if size else {}
+        config = settings(tmp_path, max_steps=3, transfer=TransferConfig(size=0, unlabeled_size=size), **changes)
+        problem = load_problem(config, load_task(config), tmp_path / f"run-{size}", Accelerator(cpu=True), Progress())
+        problem.teacher.model.eval().requires_grad_(False)
+        weights.append(train(problem, config, tmp_path / str(size)).model.state_dict())
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"unlabeled_file": "more.txt"}, "unlabeled_file: more.txt would not be read, transfer.unlabeled_size is 0"),
+        ({"transfer": TransferConfig(size=0, unlabeled_size=9)}, "transfer.unlabeled_size: 9, but task 'tiny' has no texts without labels"),
+        ({"transfer": TransferConfig(size=-1)}, "transfer.size: -1 is out of range"),
+    ],
+)
+def test_texts_without_labels_are_asked_for_or_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compress_cofi(dataclasses.replace(settings(tmp_path), **changes))
+    assert not (tmp_path / "run" / "teacher").exists()

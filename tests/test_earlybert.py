@@ -205,6 +205,7 @@ def test_a_search_that_is_interrupted_draws_the_same_ticket(tmp_path: Path) -> N
         (EarlyBertConfig(seeds=[]), "seeds"),
         (EarlyBertConfig(seeds=[1, 1]), "seeds"),
         (replace(EarlyBertConfig(), soft_label_columns=["p"]), "soft_label_columns"),
+        (replace(EarlyBertConfig(), unlabeled_file="more.txt"), "unlabeled_file: EarlyBERT learns from labels alone"),
         (replace(EarlyBertConfig(), finetune=replace(EarlyBertConfig().finetune, batch_size=0)), "finetune.batch_size"),
     ],
 )

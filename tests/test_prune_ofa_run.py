@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tiny_encoder import FAMILIES, make_encoder, make_model
 from tiny_prune_ofa import SPARSITY, WITHOUT_GRAPHS, bench, tiny_prune_ofa
+from tiny_task import rows
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from adasearch.deploy import load_deployment
@@ -23,6 +24,7 @@ from adasearch.encoder_training import Workplace, is_part, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_json
+from adasearch.fit_config import steps_of
 from adasearch.gate_values import GateValues
 from adasearch.inspect_run import inspect
 from adasearch.predict import predict_file
@@ -44,6 +46,7 @@ from adasearch.shrink_encoder import shrink_encoder
 from adasearch.sparse_files import SparseModel
 from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
 from adasearch.speed_table import build_tables
+from adasearch.task_config import TransferConfig
 from adasearch.tasks import load_task
 
 
@@ -239,6 +242,18 @@ def open_problem(config: PruneOfaTaskConfig, folder: Path) -> EncoderProblem:
     problem = load_problem(config, load_task(config), folder, Accelerator(cpu=True), Progress())
     train_dense(config, problem)
     return problem
+
+
+def test_lock_and_int8_learn_from_texts_without_labels_too(tmp_path: Path) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("\n".join(row["text"] for row in rows(80, 7)), encoding="utf-8")
+    transfer = TransferConfig(size=0, unlabeled_size=80, split_sentences=False)
+    config = tiny_prune_ofa(tmp_path, baselines=False, unlabeled_file=str(more), transfer=transfer, **WITHOUT_GRAPHS)
+    folder = prune_once_for_all(config)
+    for key, epochs in (("sparse", config.lock.epochs), ("sparse_int8", config.int8.epochs)):
+        history = read_json(folder / "models" / f"{key}-42" / "history.json")
+        assert history[-1]["step"] == steps_of(epochs, 120 + 80, 16)
+    assert any(note.startswith("taught on 80 texts beside the 120 labelled ones") for note in read_report(folder).notes)
 
 
 def test_lock_can_begin_with_what_the_dense_model_has_learned(run: Path) -> None:
