@@ -74,8 +74,8 @@ class EncoderProblem:
     longest: int
     accelerator: Accelerator
     progress: Progress
-    extra: list[TokenStore] = field(default_factory=list)
-    labelled_share: float = 0.0
+    extra: list[TokenStore] = field(default_factory=list, kw_only=True)
+    labelled_share: float = field(default=0.0, kw_only=True)
 
     @property
     def length(self) -> float:
@@ -265,7 +265,7 @@ def load_problem(
         from adasearch.question_problem import QuestionProblem  # which is an EncoderProblem
 
         return QuestionProblem(*parts, config.question)
-    return EncoderProblem(*parts, extra, config.transfer.labelled_share if extra else 0.0)
+    return EncoderProblem(*parts, extra=extra, labelled_share=config.transfer.labelled_share if extra else 0.0)
 
 
 def _extra_texts(
