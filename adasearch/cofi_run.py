@@ -52,7 +52,21 @@ def compress_cofi(config: CofiConfig, progress: Progress | None = None) -> Path:
     check_models(config, problem)
     if problem.task.test is None and config.evaluations > 1:
         problem.notes.append(CHOSEN_BY_SCORE)
+    if larger := _other_sizes(config, problem):
+        problem.notes.append(larger)
+        problem.progress.message(larger)
     return run_recipes(run, problem, cofi_recipes(config))
+
+
+def _other_sizes(config: CofiConfig, problem: EncoderProblem) -> str:
+    """A word on which network is cut, where the teacher's layers are others; "" where they are alike."""
+    theirs, whole = problem.teacher.model.config, problem.whole_config
+    if (theirs.num_hidden_layers, theirs.hidden_size) == (len(whole.heads), whole.hidden_size):
+        return ""
+    return (
+        f"what is cut is model {config.model!r}, of {len(whole.heads)} layers and {whole.hidden_size} hidden dimensions; the teacher, of"
+        f" {theirs.num_hidden_layers} and {theirs.hidden_size}, teaches it and stays as it is"
+    )
 
 
 def cofi_recipes(config: CofiConfig) -> list[Recipe]:

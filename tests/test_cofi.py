@@ -582,6 +582,19 @@ def test_a_choice_by_the_examples_that_are_scored_is_told(tmp_path: Path, monkey
         assert any("was chosen by the examples it is scored on" in note for note in notes) == is_told, name
 
 
+def test_which_network_is_cut_is_told_where_the_teacher_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cofi_run, "run_recipes", lambda run, problem, recipes: problem.notes)
+    model = settings(tmp_path).model
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    for name, layers in (("alike", 2), ("deeper", 3)):
+        BertForSequenceClassification(BertConfig.from_pretrained(model, num_hidden_layers=layers, **labels)).save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / name)
+        notes = compress_cofi(settings(tmp_path, teacher=str(tmp_path / name), output_dir=str(tmp_path / "run" / name)))
+        said = [note for note in notes if note.startswith("what is cut is")]
+        expected = f"what is cut is model '{model}', of 2 layers and 16 hidden dimensions; the teacher, of 3 and 16, teaches it and stays as it is"
+        assert said == ([expected] if layers == 3 else [])
+
+
 def test_a_teachers_layer_that_is_not_there_is_refused(problem: EncoderProblem, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="teacher_layers: 2: the teacher has 2 layers; choices: 0 to 1"):
         train(problem, settings(tmp_path, teacher_layers=[2]), tmp_path)
