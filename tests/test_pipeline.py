@@ -162,8 +162,8 @@ def test_every_seed_s_student_starts_as_the_supernet_left_it_and_goes_its_own_wa
 
     monkeypatch.setattr(systems, "fit", watched)
     config = tiny_run(
-        tmp_path, seeds=[1, 2], controls=[], search=SearchConfig(steps=4, batch_size=16), retrain=RetrainConfig(steps=2, batch_size=16),
-        distill=DistillConfig(probe_weight=0.0), finetune=FinetuneConfig(epochs=0.2, batch_size=16),
+        tmp_path, seeds=[1, 2], controls=[], search=SearchConfig(steps=4, batch_size=16),
+        retrain=RetrainConfig(steps=2, batch_size=16, inherit=True), distill=DistillConfig(probe_weight=0.0), finetune=FinetuneConfig(epochs=0.2, batch_size=16),
     )  # fmt: skip
     space = Path(config.space)
     space.write_text(space.read_text().replace("sample_edges: true", "sample_edges: true\nlearned_per_node: 1"))
