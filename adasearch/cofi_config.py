@@ -146,6 +146,11 @@ class CofiConfig(TaughtRunConfig):
             return [("latency", ms) for ms in self.target_latency_ms]
         return [("sparsity", share) for share in self.target_sparsity or [DEFAULT_TARGET]]
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether a term of the loss is the dense model's."""
+        return self.prediction_weight + self.layer_weight > 0
+
     def steps(self, examples: int) -> dict[str, int]:
         """Steps of each phase and, of pruning, of the target's rise ("warmup"), for a task of so many training examples."""
         longer = max(1.0, self.min_prune_steps / (self.prune_epochs * steps_of(1, examples, self.batch_size)))

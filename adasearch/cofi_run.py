@@ -25,6 +25,7 @@ from adasearch.cofi_config import CofiConfig, target_name
 from adasearch.encoder import axes_of
 from adasearch.encoder_latency_bench import compare_encoder
 from adasearch.encoder_layers import EncoderPreTrainedModel
+from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_run import About, begin_encoders, run_recipes
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.files import write_atomically
@@ -90,13 +91,18 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
     student = _prefinetune(config, shared, guide, steps["prefinetune"])
     budget = budget_for(config, axes_of(student), target, table, lengths)
     begun, ended = _chain(config, place, kind, target)
-    pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps, begun, ended))
+    # one stream of batches for each model, from its first phase to its last
+    before = config.targets.index((kind, target)) if config.successive else 0
+    first = steps["prefinetune"] + before * steps["prune"]
+    pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps, first, begun, ended))
     if begun is not None:
         begun.unlink(missing_ok=True)
     if table is not None and "latency" not in place.facts:
         with place.watch.paused():
             place.note(latency=compare_encoder(table, pruned, lengths, problem.progress, target))
-    final = place.stage("finetune", lambda: _finetune(config, place, guide, pruned, steps["finetune"])) if steps["finetune"] else pruned
+    final = pruned
+    if steps["finetune"]:
+        final = place.stage("finetune", lambda: _finetune(config, place, guide, pruned, steps["finetune"], first + steps["prune"]))
     stages = [name for name in ("prune", "finetune") if steps[name]]
     facts = {"method": "cofi", "target": {kind: target}, "steps": steps, "is_successive": begun is not None, **shared.facts, **place.facts}
     took = {f"train_{name}": facts[f"prefinetune_{name}"] for name in ("seconds", "cpu_seconds") if f"prefinetune_{name}" in facts}
@@ -142,11 +148,11 @@ def _new_layers(config: CofiConfig, student: EncoderPreTrainedModel, guide: Guid
 
 def _prune(
     config: CofiConfig, place: Workplace, shared: Workplace, guide: Guide, student: EncoderPreTrainedModel, budget: Budget,
-    steps: dict[str, int], begun: Path | None, ended: Path | None,
+    steps: dict[str, int], after: int, begun: Path | None, ended: Path | None,
 ) -> EncoderPreTrainedModel:
     """The student under gates until the target is met; the best of the models that meet it, cut to what is left of it.
 
-    ``begun`` holds student, gates and multipliers of the pruning that this one goes on with; ``ended`` receives its own.
+    ``after`` so many steps of other phases; ``begun`` holds student, gates and multipliers of the pruning that this one goes on with; ``ended`` receives its own.
     """
     problem = place.problem
     layers = _new_layers(config, student, guide)
@@ -168,7 +174,7 @@ def _prune(
             best.offer(scores, model, layers, values=values.to_plain(), expected_saved=expected)
         return {**scores, "saved": float(budget.saved(values.kept()))}
 
-    place.fit(student, method, "prune", examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations)
+    place.fit(student, method, "prune", after=after, examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations)
     with place.watch.paused():
         if ended is not None:
             _save(ended, {"student": student.state_dict(), "method": method.state_dict()})
@@ -198,8 +204,10 @@ def _prune(
     return pruned
 
 
-def _finetune(config: CofiConfig, place: Workplace, guide: Guide, pruned: EncoderPreTrainedModel, steps: int) -> EncoderPreTrainedModel:
-    """The physically smaller model, distilled again without gates."""
+def _finetune(
+    config: CofiConfig, place: Workplace, guide: Guide, pruned: EncoderPreTrainedModel, steps: int, after: int
+) -> EncoderPreTrainedModel:
+    """The physically smaller model, distilled again without gates, ``after`` so many steps of other phases."""
     problem, state = place.problem, _load(place.folder / "layers.pt")
     whole, theirs = problem.teacher.model.config.num_hidden_layers, guide.model.config.hidden_size
     depth = pruned.config.num_hidden_layers
@@ -215,8 +223,9 @@ def _finetune(config: CofiConfig, place: Workplace, guide: Guide, pruned: Encode
         return scores
 
     place.fit(
-        pruned, method, "finetune", examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations if config.keep_best else None
-    )
+        pruned, method, "finetune", after=after, examples=problem.lesson, evaluate=evaluate,
+        evaluations=config.evaluations if config.keep_best else None,
+    )  # fmt: skip
     with place.watch.paused():
         found = best.take()
         if found is not None:

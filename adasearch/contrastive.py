@@ -38,14 +38,20 @@ def contrastive_loss(
         assert table_VD is not None, "negatives 'vocabulary' need a table to draw rows from"
         count = mask_BL.shape[1] - 1 if negatives_count is None else negatives_count
         rows_N = torch.randint(len(table_VD), (count,), device=table_VD.device)
-        negatives_BLN = query_BLD @ F.normalize(table_VD[rows_N].float(), dim=-1).mT / temperature
+        negatives_BLN = _cosines(query_BLD, F.normalize(table_VD[rows_N].float(), dim=-1)) / temperature
     else:
         others_BLD = teacher_BLD if negatives == "teacher" else query_BLD.detach()
         is_negative_BLL = _other_tokens(is_taught_BL, negatives_count)
-        negatives_BLN = (query_BLD @ others_BLD.mT / temperature).masked_fill(~is_negative_BLL, -torch.inf)
+        negatives_BLN = (_cosines(query_BLD, others_BLD) / temperature).masked_fill(~is_negative_BLL, -torch.inf)
     loss_BL = torch.cat([positive_BL[..., None], negatives_BLN], -1).logsumexp(-1) - positive_BL
     # where, not a product: a state at padding may be anything
     return loss_BL.where(is_taught_BL, 0.0).sum() / is_taught_BL.sum().clamp(min=1)
+
+
+def _cosines(one_BLD: Tensor, other: Tensor) -> Tensor:
+    """Products of unit vectors, (B, L, N), in float32: in bfloat16 what tells the negatives of alike states apart would be rounding."""
+    with torch.autocast(one_BLD.device.type, enabled=False):
+        return one_BLD @ other.mT
 
 
 def _other_tokens(is_taught_BL: Tensor, count: int | None) -> Tensor:

@@ -47,7 +47,9 @@ def earlybert_recipes(config: EarlyBertConfig) -> list[Recipe]:
 def train_earlybert(config: EarlyBertConfig, place: Workplace) -> Outcome:
     """Search, draw, train. ``facts``: steps of both, how the search ended, the distances of its tickets."""
     model = place.stage("search", lambda: _search(config, place))
-    place.fit(model, FinetuneEncoder(train_settings(config, place), place.problem.forward, place.problem.loss), "train")
+    learned = place.facts["search_steps"] if config.train.start == "continue" else 0
+    method = FinetuneEncoder(train_settings(config, place), place.problem.forward, place.problem.loss)
+    place.fit(model, method, "train", after=learned)
     files = ("ticket.json", *((DISTANCES,) if (place.folder / DISTANCES).exists() else ()))
     return Outcome(model, ("search", "train"), {"method": "earlybert", **place.facts}, files=files)
 

@@ -43,7 +43,7 @@ from adasearch.structure import Axes
 from adasearch.task_config import QUESTION_ANSWERING
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher, load_teacher, needs_finetuning, tables_of
-from adasearch.teacher_training import finetune
+from adasearch.teacher_training import finetune, warn_of_poor
 from adasearch.texts import tokenize_splits
 from adasearch.tokens import Examples, TokenStore
 
@@ -255,7 +255,7 @@ def load_problem(
         train, validation, held_out = tokenize_splits(
             task.splits, tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress
         )
-    extra = _extra_texts(config, task, base, train, cache, notes, progress) if isinstance(config, TaughtRunConfig) else []
+    extra = _extra_texts(config, task, base, tokenizer, train, cache, notes, progress) if isinstance(config, TaughtRunConfig) else []
     parts = (
         task, tokenizer, teacher, checkpoint, train, validation, held_out, notes, folder,
         Path(given) if given and not needs else folder / "teacher", whole_config,
@@ -269,8 +269,9 @@ def load_problem(
 
 
 def _extra_texts(
-    config: TaughtRunConfig, task: Task, base: Teacher, train: Examples, cache: Path, notes: list[str], progress: Progress
-) -> list[TokenStore]:
+    config: TaughtRunConfig, task: Task, base: Teacher, tokenizer: PreTrainedTokenizerBase, train: Examples, cache: Path, notes: list[str],
+    progress: Progress,
+) -> list[TokenStore]:  # fmt: skip
     """What ``config.transfer`` asks for, made with the pre-trained model's word table, which a run that goes on has as well.
 
     Raises ``ConfigError`` where it cannot be had.
@@ -285,7 +286,7 @@ def _extra_texts(
             f"transfer.unlabeled_size: {transfer.unlabeled_size}, but task {task.name!r} has no texts without labels;"
             " choices: --unlabeled_file FILE, DIR/<task>/unlabeled.parquet with --data_dir DIR, or 0"
         )
-    extra = transfer_stores(config, task, base, train.tokens, tables_of(base.model)[0], cache, progress)
+    extra = transfer_stores(config, task, tokenizer, train.tokens, tables_of(base.model)[0], cache, progress)
     notes.append(f"taught on {sum(map(len, extra)):,} texts beside the {len(train):,} labelled ones; what the teacher says of them is all they teach")
     return extra
 
@@ -312,6 +313,8 @@ def train_dense(config: EncoderRunConfig, problem: EncoderProblem) -> None:
             finetune(config, problem.task, problem.teacher, problem.train, problem.validation, folder, accelerator, problem.progress, watch)
         write_json(folder / "teacher" / "training.json", took)
     model.eval().requires_grad_(False).to(accelerator.device)
+    if config.teacher and not problem.is_asked and not (folder / "models").exists():
+        warn_of_poor(problem.task, problem.teacher, problem.validation, accelerator, problem.progress)
 
 
 def load_dense(path: str, task: Task, **options: Any) -> Teacher:

@@ -51,13 +51,14 @@ class Workplace:
     tick: Callable[[], None] | None = None
 
     def fit(
-        self, model: PreTrainedModel, method: Method, stage: str, *, examples: Examples | None = None,
+        self, model: PreTrainedModel, method: Method, stage: str, *, after: int = 0, examples: Examples | None = None,
         evaluate: Evaluate | None = None, evaluations: int | None = None, is_mixed: bool = True,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Train ``model`` in place by ``method`` with the method's own settings, and return the history.
 
         Args:
             stage: name of the stage, in ``folder/<stage>/``.
+            after: steps of the model's earlier stages on the same examples, whose batches are not drawn again.
             examples: what is learned from; the training texts with their labels when absent.
             evaluate: metrics on the validation examples for the history; the task's metrics of the model when absent.
             evaluations: how often; ``config.evaluate`` when absent.
@@ -71,7 +72,7 @@ class Workplace:
         return fit(
             model, method, {"train": problem.train if examples is None else examples}, method.config, seed=self.seed,
             folder=self.folder / stage, accelerator=problem.accelerator, progress=problem.progress, title=f"{self.title}: {stage}",
-            evaluate=evaluate, evaluations=config.evaluate if evaluations is None else evaluations,
+            after=after, evaluate=evaluate, evaluations=config.evaluate if evaluations is None else evaluations,
             checkpoint_seconds=config.checkpoint_seconds, is_mixed=is_mixed, on_step=self._on_step, watch=self.watch,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The one training loop: teachers, searches, students and controls all go through ``fit``.
 
-A run is a pure function of model, examples, config and seed: batches depend on (seed, step) alone, and a checkpoint
+A run is a pure function of model, examples, config and seed: batches depend on (seed, step) alone, counted on from stage to stage of a model, and a checkpoint
 holds everything else that moves. So a run killed at any moment ends, when started again, with the same weights.
 
 Where torchrun has started several processes, each takes its share of every batch (``distributed``); the main one alone
@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from adasearch.distributed import Processes, agree
+from adasearch.distributed import Processes, agree, mixed_seed
 from adasearch.errors import TrainingError
 from adasearch.files import write_atomically, write_text
 from adasearch.fit_config import FitConfig
@@ -98,6 +98,11 @@ def restore_rng(state: Mapping[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps_rng"].cpu())
 
 
+def seed_after(seed: int, steps: int) -> int:
+    """The seed of a stage that goes on after so many steps of others with ``seed``: the same one after none."""
+    return mixed_seed(seed, steps) if steps else seed
+
+
 def fit(
     model: nn.Module,
     method: Method,
@@ -109,6 +114,7 @@ def fit(
     accelerator: Accelerator,
     progress: Progress,
     title: str,
+    after: int = 0,
     evaluate: Evaluate | None = None,
     evaluations: int = 0,
     checkpoint_seconds: float = 60.0,
@@ -121,6 +127,8 @@ def fit(
     Args:
         splits: examples by name; ``method.phases`` says which are used.
         folder: receives ``history.jsonl`` and, while it runs, ``checkpoint.pt``; an interrupted run goes on from it.
+        after: batches that the model has learned from in earlier stages, with this seed and these examples; this one goes on behind
+            them, with random numbers of its own. Else stages of a part of an epoch would all see the same part.
         is_mixed: compute in the accelerator's mixed precision; worth it for teachers, too small a gain for students.
         evaluate: called ``evaluations`` times, evenly spread and at the end; its metrics go into the history.
         on_step: called after every step, when all that belongs to it is done.
@@ -128,7 +136,7 @@ def fit(
 
     Raises ``TrainingError`` when the loss is not finite (the last checkpoint is kept) or the disk is full.
     """
-    run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed)
+    run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed, after)
     return run.train(title, evaluate, evaluations, on_step, nullcontext if watch is None else watch.paused)
 
 
@@ -147,16 +155,18 @@ class Training:
         progress: Progress,
         checkpoint_seconds: float,
         is_mixed: bool,
+        after: int = 0,
     ):
-        torch.manual_seed(seed)
+        own_seed = seed_after(seed, after)
+        torch.manual_seed(own_seed)
         method.attach(model)
         self.model, self.method = model.to(accelerator.device), method.to(accelerator.device)
         self.splits, self.config, self.folder = splits, config, folder
         self.accelerator, self.progress, self.checkpoint_seconds = accelerator, progress, checkpoint_seconds
-        self.is_mixed = is_mixed
+        self.is_mixed, self.after = is_mixed, after
         # fp16 knows no small gradients: the loss is scaled up, a step whose gradients overflow is left out. Else it does nothing
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=is_mixed and accelerator.mixed_precision == "fp16")
-        self.processes = Processes(accelerator, seed)
+        self.processes = Processes(accelerator, own_seed)
         self.samplers = {
             name: BatchSampler(examples.tokens.lengths, config.batch_size, seed + index)
             for index, (name, examples) in enumerate(splits.items())
@@ -277,7 +287,7 @@ class Training:
 
     def _batch(self, split: str) -> dict[str, Tensor]:
         """This process's share of the step's batch of a split."""
-        batch = self.splits[split].collate(self.processes.own(self.samplers[split](self.step)))
+        batch = self.splits[split].collate(self.processes.own(self.samplers[split](self.after + self.step)))
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def _update(self, group: Group) -> None:

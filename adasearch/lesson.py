@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from adasearch.augment import load_masked_lm, neighbours_table
 from adasearch.config import RunConfig
@@ -35,17 +36,18 @@ def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
 
 
 def transfer_stores(
-    config: RunConfig | TaughtRunConfig, task: Task, teacher: Teacher, train: TokenStore, word: Tensor, cache: Path, progress: Progress
-) -> list[TokenStore]:
-    """Texts without labels: made from the training texts, and the user's own."""
+    config: RunConfig | TaughtRunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, train: TokenStore, word: Tensor, cache: Path,
+    progress: Progress,
+) -> list[TokenStore]:  # fmt: skip
+    """Texts without labels: made from the training texts, and the user's own; ``word`` is the word table that says what is near."""
     stores = []
     settings = config.transfer
     if settings.size:
-        pieces = Pieces.from_tokenizer(teacher.tokenizer)
+        pieces = Pieces.from_tokenizer(tokenizer)
         table = None
         if settings.neighbours:
             table = neighbours_table(word.numpy(), settings.candidates, pieces, restrict=np.unique(train.ids))
-        mlm = load_masked_lm(settings.masked_lm_model, teacher.tokenizer) if settings.masked_lm else None
+        mlm = load_masked_lm(settings.masked_lm_model, tokenizer) if settings.masked_lm else None
         stores.append(
             build_transfer(
                 train, settings, pieces, table, seed=config.seed, max_length=config.max_seq_length, cache=cache, progress=progress, mlm=mlm
@@ -58,7 +60,7 @@ def transfer_stores(
         if len(split) > settings.unlabeled_size:
             chosen = np.random.default_rng(config.seed).choice(len(split), settings.unlabeled_size, replace=False)
             split = split.select(np.sort(chosen))
-        store, _ = tokenize(split, teacher.tokenizer, config.max_seq_length, cache=cache, name="unlabeled", progress=progress)
+        store, _ = tokenize(split, tokenizer, config.max_seq_length, cache=cache, name="unlabeled", progress=progress)
         stores.append(store)
     return [store for store in stores if len(store)]
 

@@ -28,23 +28,20 @@ from adasearch.fit_config import capped_steps, steps_of
 from adasearch.lesson import lesson_rows, teach, transfer_stores
 from adasearch.known_labels import label_settings
 from adasearch.model_inputs import check_positions, check_separator, check_vocabulary
-from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.near_copies import near_copies
-from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
 from adasearch.run_files import check_same, differences, digests
 from adasearch.student import AdasearchConfig
 from adasearch.student_vocabulary import early_tokenizer, in_own_pieces, reduced_tokenizer
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher, load_teacher, needs_finetuning, tables_of
-from adasearch.teacher_training import finetune
+from adasearch.teacher_training import finetune, warn_of_poor
 from adasearch.texts import tokenize_splits
 from adasearch.tokens import Examples, TokenStore
 from adasearch.vocabulary import start_rows
 from adasearch.word_pieces import pieces_of
 
 SOURCE = "source.json"  # in the cache
-LOOKED_AT = 1_000  # validation examples, to see whether a teacher knows its task
 MOST_COPIES = 0.25  # of the texts that are taken for near copies of the compared ones; more where these are many themselves
 
 
@@ -229,8 +226,8 @@ def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerato
         teacher.model.eval().requires_grad_(False).to(accelerator.device)
         word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
         if has_teacher and not any(cache.glob("teacher-*.npy")):  # it has said nothing yet
-            _warn_of_poor(task, teacher, validation, accelerator, progress)
-        extra = transfer_stores(config, task, teacher, labelled.tokens, word, cache, progress) if has_teacher else []
+            warn_of_poor(task, teacher, validation, accelerator, progress)
+        extra = transfer_stores(config, task, teacher.tokenizer, labelled.tokens, word, cache, progress) if has_teacher else []
         known = teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
         teacher_validation, teacher_held_out = validation, held_out
         if config.vocabulary.kind == "pruned":
@@ -261,21 +258,6 @@ def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerato
         notes,
         labelled,
     )
-
-
-def _warn_of_poor(task: Task, teacher: Teacher, validation: Examples, accelerator: Accelerator, progress: Progress) -> None:
-    """Say that a teacher is no better than the constant answer before it labels all texts: its outputs may stand in another order."""
-    some = validation.select(np.flatnonzero(is_known(validation.labels))[:LOOKED_AT])
-    if not len(some):
-        return
-    (logits_NC,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), some, accelerator)
-    reached = score([task.metric], logits_NC, some.labels)[task.metric]
-    constant = majority_baseline(task.train.labels, some.labels, [task.metric])[task.metric]
-    if reached <= constant:
-        progress.warning(
-            f"the teacher is no better than the constant answer on {len(some)} validation examples (100 x {task.metric}: {100 * reached:.1f},"
-            f" {100 * constant:.1f}); are its outputs in the order {', '.join(task.label_names[:10])}? Students will learn what it says"
-        )
 
 
 def teacher_path(config: RunConfig, cache: Path) -> str:

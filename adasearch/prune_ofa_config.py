@@ -138,6 +138,11 @@ class PruneOfaTaskConfig(TaughtRunConfig):
     format: str = "smallest"
     compression: str = "none"
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether a term of the loss is the dense model's."""
+        return self.teach.teacher_weight + self.teach.layer_weight > 0
+
     def check(self) -> None:
         super().check()
         if not self.sparse_model:

@@ -81,7 +81,8 @@ def train_int8(config: PruneOfaTaskConfig, sparse: Recipe, place: Workplace) -> 
     lock_pattern(model, names)
     fit_config = place.fit_config(_steps(place, config.int8), config.int8)
     method = QuantizeAware(fit_config, *_task(place), **_teaching(config, place), int8=config.int8)
-    place.fit(model, method, "int8", examples=_taught(place), is_mixed=_is_encoder(model))
+    learned = place.fit_config(_steps(place, config.lock), config.lock).steps
+    place.fit(model, method, "int8", after=learned, examples=_taught(place), is_mixed=_is_encoder(model))
     _check_pattern(model, pattern, "int8")
     facts = {"sparsity": before.facts["sparsity"], "sparsity_rounded": mean_sparsity(model, names)}
     return Outcome(model, ("int8",), {"method": "quantisation-aware", **facts}, after=before)

@@ -23,7 +23,7 @@ from adasearch.accelerator import make_accelerator
 from adasearch.demo_assets import model_path
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json
-from adasearch.fit import fit
+from adasearch.fit import fit, seed_after
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_language import MaskedBlocks, Masking
 from adasearch.masked_model import layer_distances, load_masked_model, score_masked
@@ -33,6 +33,7 @@ from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
+from adasearch.prune_ofa_source import pretraining_stages
 from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, model_path_of, note_stage, only_one, path_of
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
@@ -201,8 +202,10 @@ def _prune(this: PretrainingRun) -> None:
     own = min(mean_sparsity(student), config.sparsity) if config.start else 0.0
     schedule = replace(config.schedule, initial=max(config.initial_sparsity, own))
     pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope, holds_zeros=config.start is not None)
+    after = _steps_before(this)
+    masking = replace(this.masking, seed=seed_after(config.seed, after))  # else the teacher has learned these very answers
     method = SparsePretraining(
-        config.fit_config(config.steps, config.learning_rate), this.masking, teacher, pruning, task_weight=config.task_weight,
+        config.fit_config(config.steps, config.learning_rate), masking, teacher, pruning, task_weight=config.task_weight,
         kd_weight=config.kd_weight, temperature=config.temperature, distill_share=config.distill_share, layer_weight=config.layer_weight,
         rewind=config.rewind,
     )  # fmt: skip
@@ -211,16 +214,26 @@ def _prune(this: PretrainingRun) -> None:
         layers = {"layers": mean(this.distances(trained, teacher))} if config.layer_weight else {}
         return {**this.score(trained), **layers}
 
-    facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}", evaluate)
+    facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}", evaluate, after)
     _save(this, student, SPARSE)
     note_stage(this.folder, SPARSE, **facts, initial_sparsity=schedule.initial)
 
 
+def _steps_before(this: PretrainingRun) -> int:
+    """Steps before the pruning: of the teacher, here or where it was prepared, and of the model that it goes on from, where they are known."""
+    config = this.config
+    taken = [read_json(this.folder / "run.json")["stages"][TEACHER]["steps"]]
+    for given, stage in ((config.teacher, TEACHER), (config.start, SPARSE)):
+        if given:
+            taken.append(pretraining_stages(Path(model_in(given))).get(stage, {}).get("steps"))
+    return sum(steps or 0 for steps in taken)
+
+
 def _fit(
     this: PretrainingRun, model: PreTrainedModel, method: Method, name: str, title: str,
-    score: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    score: Callable[[PreTrainedModel], dict[str, float]] | None = None, after: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train in ``work/<name>``, scored by ``score``, else on hidden tokens; steps, seconds a step."""
+    """Train in ``work/<name>``, ``after`` so many steps, scored by ``score``, else on hidden tokens; steps, seconds a step."""
     config, work = this.config, this.folder / "work" / name
     watch = Stopwatch()
 
@@ -230,7 +243,7 @@ def _fit(
     with watch.timing(work) as took:
         history = fit(
             model, method, {"train": this.train}, method.config, seed=config.seed, folder=work, accelerator=this.accelerator,
-            progress=this.progress, title=title, evaluate=evaluate, evaluations=config.evaluations,
+            progress=this.progress, title=title, after=after, evaluate=evaluate, evaluations=config.evaluations,
             checkpoint_seconds=config.checkpoint_seconds, is_mixed=this.is_mixed, watch=watch,
         )  # fmt: skip
     seconds = took.get("seconds")

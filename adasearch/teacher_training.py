@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -15,7 +16,7 @@ from adasearch.fit import fit
 from adasearch.fit_config import finetuning, steps_of
 from adasearch.methods.distill import Finetune
 from adasearch.methods.reading import FinetuneReader
-from adasearch.metrics import score
+from adasearch.metrics import is_known, majority_baseline, score
 from adasearch.model_inputs import limited_tokenizer
 from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
@@ -24,6 +25,8 @@ from adasearch.stopwatch import Stopwatch
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher
 from adasearch.tokens import Examples
+
+LOOKED_AT = 1_000  # validation examples, to see whether a teacher knows its task
 
 
 def finetune(
@@ -82,3 +85,18 @@ def finetune(
             write_folder(folder / "teacher", save)
         (folder / "work" / "teacher" / "checkpoint.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
+
+
+def warn_of_poor(task: Task, teacher: Teacher, validation: Examples, accelerator: Accelerator, progress: Progress) -> None:
+    """Say that a teacher is no better than the constant answer before it labels all texts: its outputs may stand in another order."""
+    some = validation.select(np.flatnonzero(is_known(validation.labels))[:LOOKED_AT])
+    if not len(some):
+        return
+    (logits_NC,) = outputs_of(lambda ids, mask: (teacher.logits(ids, mask),), some, accelerator)
+    reached = score([task.metric], logits_NC, some.labels)[task.metric]
+    constant = majority_baseline(task.train.labels, some.labels, [task.metric])[task.metric]
+    if reached <= constant:
+        progress.warning(
+            f"the teacher is no better than the constant answer on {len(some)} validation examples (100 x {task.metric}: {100 * reached:.1f},"
+            f" {100 * constant:.1f}); are its outputs in the order {', '.join(task.label_names[:10])}? Students will learn what it says"
+        )

@@ -18,9 +18,11 @@ from hearing import Heard, KillAt, Killed
 from tiny_encoder import HEADS, HIDDEN, LAYERS, NEURONS, batch_for, every_gate, forward, make_encoder, make_model
 from tiny_encoder_run import tiny_settings
 from tiny_task import rows, write_csv
+from tokenizers import normalizers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from adasearch import cofi_run, encoder_training
+from adasearch import fit as fit_module
 from adasearch.budget import Budget, fill_budget, fill_neurons
 from adasearch.cofi_budget import open_table
 from adasearch.cofi_config import CofiConfig, LatencyTargetConfig
@@ -46,6 +48,7 @@ from adasearch.structure import GateValues
 from adasearch.fit_config import steps_of
 from adasearch.task_config import TransferConfig
 from adasearch.tasks import load_task
+from adasearch.tokens import BatchSampler
 
 SHAPE = EncoderShape(HIDDEN, HIDDEN // HEADS, (HEADS,) * LAYERS, (NEURONS,) * LAYERS)
 LATENCY = EncoderLatency(SHAPE, tuple(0.1 + 0.01 * n for n in range(len(PARTS))))
@@ -600,6 +603,70 @@ def test_a_teachers_layer_that_is_not_there_is_refused(problem: EncoderProblem, 
         train(problem, settings(tmp_path, teacher_layers=[2]), tmp_path)
 
 
+def test_phases_and_targets_are_one_stream_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of an epoch are different parts: no phase of a model meets an example again before all have been met."""
+    met: dict[str, list[tuple[int, ...]]] = {}
+    batch_of, stage = fit_module.Training._batch, []
+
+    class Watched(BatchSampler):
+        def __call__(self, step: int) -> np.ndarray:
+            indices = super().__call__(step)
+            met.setdefault(stage[-1], []).append(tuple(indices.tolist()))
+            return indices
+
+    def batch(training: Any, split: str) -> Any:
+        stage.append("/".join(training.folder.parts[-2:]))
+        return batch_of(training, split)
+
+    monkeypatch.setattr(fit_module, "BatchSampler", Watched)
+    monkeypatch.setattr(fit_module.Training, "_batch", batch)
+    config = settings(
+        tmp_path, batch_size=8, prefinetune_epochs=0.2, prune_epochs=0.3, warmup_epochs=0.1, finetune_epochs=0.2, target_sparsity=[0.3, 0.5],
+        successive=True, evaluations=1, seeds=[5],
+    )  # fmt: skip
+    problem = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    train_dense(config, problem)
+    met.clear()
+    for recipe in cofi_recipes(config):
+        train_recipe(recipe, problem, config, 5)
+    stages = {name.replace("cofi-", "").replace("-5", ""): sum(batches, ()) for name, batches in met.items()}
+    assert list(stages) == ["prefinetune/prefinetune", "sparsity-0.3/prune", "sparsity-0.3/finetune", "sparsity-0.5/prune", "sparsity-0.5/finetune"]
+    pre, prune, tune, prune_on, tune_on = stages.values()
+    for way in (pre + prune + tune, pre + prune + prune_on + tune_on):
+        assert len(way) == len(set(way)), "each once"
+
+
+def test_a_wrong_teacher_is_told_before_it_teaches(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    first = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    train_dense(dataclasses.replace(config, finetune=FinetuneConfig(epochs=20, learning_rate=3e-3, batch_size=16)), first)
+    head = first.teacher.model.classifier
+    for name, turn in (("as_it_is", False), ("turned", True)):
+        with torch.no_grad():
+            for tensor in (head.weight, head.bias) if turn else ():
+                tensor.copy_(tensor.flip(0))
+        first.teacher.model.save_pretrained(tmp_path / name)
+        first.tokenizer.save_pretrained(tmp_path / name)
+        given, heard = dataclasses.replace(config, teacher=str(tmp_path / name)), Heard()
+        train_dense(given, load_problem(given, load_task(given), tmp_path / f"run-{name}", Accelerator(cpu=True), heard))
+        assert any("the teacher is no better than the constant answer" in text for text in heard.warnings) == turn
+
+
+def test_texts_without_labels_are_read_as_all_others_are(tmp_path: Path) -> None:
+    """With the tokenizer of the teacher, which is that of the models made: another one may have the same vocabulary and other rules."""
+    config = settings(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = BertForSequenceClassification(BertConfig.from_pretrained(config.model, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}))
+    model.save_pretrained(tmp_path / "given")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("film", "movie")
+    tokenizer.save_pretrained(tmp_path / "given")
+    (tmp_path / "more.txt").write_text("the film was good", encoding="utf-8")
+    transfer = TransferConfig(size=0, unlabeled_size=9)
+    config = dataclasses.replace(config, teacher=str(tmp_path / "given"), unlabeled_file=str(tmp_path / "more.txt"), transfer=transfer)
+    problem = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    assert list(problem.extra[0][0]) == problem.tokenizer("the film was good")["input_ids"] != AutoTokenizer.from_pretrained(config.model)("the film was good")["input_ids"]
+
+
 def test_the_teacher_teaches_texts_without_labels_as_well(tmp_path: Path) -> None:
     """Those of a file and those made of the training texts stand behind the labelled ones, which are repeated up to their share."""
     others = rows(30, 7)
@@ -641,6 +708,10 @@ def test_texts_without_labels_change_what_is_learned(tmp_path: Path) -> None:
         ({"unlabeled_file": "more.txt"}, "unlabeled_file: more.txt would not be read, transfer.unlabeled_size is 0"),
         ({"transfer": TransferConfig(size=0, unlabeled_size=9)}, "transfer.unlabeled_size: 9, but task 'tiny' has no texts without labels"),
         ({"transfer": TransferConfig(size=-1)}, "transfer.size: -1 is out of range"),
+        (
+            {"transfer": TransferConfig(size=9), "layer_weight": 0.0, "prediction_weight": 0.0, "gold_weight": 1.0},
+            "transfer: gold labels alone are learned from, which its texts have not",
+        ),
     ],
 )
 def test_texts_without_labels_are_asked_for_or_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

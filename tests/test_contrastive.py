@@ -119,3 +119,16 @@ def test_a_state_too_large_for_half_precision_is_remembered_as_the_largest() -> 
     bank = TokenBank(1, 1, momentum=0.5, dtype=torch.float16)
     bank(torch.tensor([0]), torch.tensor([[1e6]]))
     assert torch.isfinite(bank(torch.tensor([0]), torch.tensor([[1.0]]))).all()
+
+
+@pytest.mark.parametrize("negatives", ["teacher", "student", "vocabulary"])
+def test_mixed_precision_does_not_round_the_products(negatives: str) -> None:
+    """States that are much alike differ by less than bfloat16 can tell."""
+    student_BLD, teacher_BLD, mask_BL = (tensor if tensor.dtype == torch.bool else tensor.float() for tensor in states())
+    alike = [tensor * 0.05 + torch.ones(4) for tensor in (student_BLD, teacher_BLD)]
+    found = []
+    for is_mixed in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            found.append(contrastive_loss(*alike, mask_BL, temperature=TEMPERATURE, negatives=negatives, table_VD=torch.randn(9, 4)))
+    assert torch.equal(*found)

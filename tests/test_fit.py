@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,43 @@ def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: P
         assert torch.equal(tensor, again[0].state_dict()[name]), name
     assert resumed == history
     assert (tmp_path / "whole" / "history.jsonl").read_text() == (tmp_path / "killed" / "history.jsonl").read_text()
+
+
+def test_a_stage_goes_on_behind_the_batches_of_the_stages_before(tmp_path: Path) -> None:
+    """Two stages of 3 and 4 steps draw what one of 7 draws, each once; after a kill, too. Their random numbers are other ones."""
+
+    class Seen(Method):
+        def __init__(self, config: FitConfig):
+            super().__init__(config, "single_label")
+            self.met: list[tuple[int, ...]] = []
+            self.draws: list[float] = []
+
+        def groups(self, student: torch.nn.Module) -> list[Group]:
+            return [Group("weights", [{"params": list(student.parameters())}], 1e-3, "constant")]
+
+        def loss(self, student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            self.met.append(tuple(batch["labels"].tolist()))
+            self.draws.append(float(torch.rand(())))
+            return {"ce": student.weight.sum()}
+
+    data = dataclasses.replace(examples(), labels=np.arange(40))
+
+    def stage(steps: int, name: str, after: int = 0, progress: Progress | None = None) -> Seen:
+        config = FitConfig(steps=steps, batch_size=5)
+        method = Seen(config)
+        fit(
+            torch.nn.Linear(1, 1), method, {"train": data}, config, seed=3, folder=tmp_path / name, accelerator=Accelerator(cpu=True),
+            progress=progress or Progress(), title="test", after=after, checkpoint_seconds=0.0,
+        )  # fmt: skip
+        return method
+
+    whole, first, second = stage(7, "whole"), stage(3, "first"), stage(4, "second", after=3)
+    assert first.met + second.met == whole.met and len({label for batch in whole.met for label in batch}) == 35
+    assert first.draws == whole.draws[:3] and not set(second.draws) & set(whole.draws)
+    with pytest.raises(Killed):
+        stage(4, "killed", after=3, progress=KillAt(2))
+    resumed = stage(4, "killed", after=3)
+    assert resumed.met == second.met[-len(resumed.met) :] and resumed.draws == second.draws[-len(resumed.draws) :]
 
 
 def test_seeds_reproduce_and_differ(tmp_path: Path) -> None:

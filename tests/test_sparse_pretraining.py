@@ -33,8 +33,8 @@ from adasearch.errors import AdasearchError, ConfigError, ModelError
 from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.inspect_run import inspect
-from adasearch.masked_language import MaskedBlocks
-from adasearch.masked_model import head_parameters, layer_states, logits_and_states
+from adasearch.masked_language import MaskedBlocks, Masking
+from adasearch.masked_model import EVALUATION_STEP, head_parameters, layer_states, logits_and_states
 from adasearch.masked_task import load_blocks
 from adasearch.methods.base import Method
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
@@ -488,6 +488,23 @@ def test_layers_alone_teach_without_a_head(tmp_path: Path) -> None:
     history = [json.loads(line) for line in (run / "work" / "sparse" / "history.jsonl").read_text().splitlines()]
     assert history[-1]["validation"]["layers"] == pytest.approx((errors / squares).mean(), rel=1e-3)
     assert not report["can_guess"] and "perplexity" not in text and "layers' distance" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_pruning_meets_other_blocks_and_hides_other_tokens_than_its_teacher_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, mask = [], Masking.__call__
+
+    def watched(masking: Masking, batch: Any, step: int, *share: float) -> Any:
+        made = mask(masking, batch, step, *share)
+        if step < EVALUATION_STEP:
+            hidden.append((made["labels"] != -100, batch["input_ids"]))
+        return made
+
+    monkeypatch.setattr(Masking, "__call__", watched)
+    pretrain_sparse(settings(tmp_path, figures=False, teacher_steps=3, steps=3, evaluations=1))
+    assert len(hidden) == 6
+    for (first, ids), (second, other_ids) in zip(hidden[:3], hidden[3:]):
+        assert not torch.equal(ids, other_ids) and not torch.equal(first, second)
 
 
 @pytest.mark.filterwarnings("ignore")
