@@ -1,7 +1,8 @@
 """The one training loop: teachers, searches, students and controls all go through ``fit``.
 
-A run is a pure function of model, examples, config and seed: batches depend on (seed, step) alone, counted on from stage to stage of a model, and a checkpoint
-holds everything else that moves. So a run killed at any moment ends, when started again, with the same weights.
+A run is a pure function of model, examples, config and seed: batches depend on (seed, step) alone, the steps counted on
+from stage to stage of a model, and a checkpoint holds everything else that moves. So a run killed at any moment ends, when
+started again, with the same weights.
 
 Where torchrun has started several processes, each takes its share of every batch (``distributed``); the main one alone
 evaluates and writes.
