@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 
 from adasearch.tokens import TokenStore
 
+FRAGMENT = 3  # different word pieces of a text that is no chance where all stand in one other: it was cut out of it
 SIMILAR = 0.5  # share of the different word pieces of two texts that they have in common, from which one is a copy of the other
 CHUNK = 8_192  # texts compared at once
 
@@ -26,7 +27,8 @@ def near_copies(of: TokenStore, among: TokenStore, most: float, frame: Collectio
 def similarity_to(store: TokenStore, others: TokenStore, frame: Collection[int] = ()) -> np.ndarray:
     """Of every text the greatest Jaccard similarity of its set of word pieces to that of one of ``others``, (N,), 0 to 1.
 
-    ``frame`` are ids that say nothing, such as those of special tokens. Texts without any other piece are like none.
+    It is 1 as well of a text of ``FRAGMENT`` or more pieces that all stand in one of the others, however long that is. ``frame`` are ids
+    that say nothing, such as those of special tokens. Texts without any other piece are like none.
     """
     found = np.zeros(len(store))
     if not len(store) or not len(others):
@@ -38,8 +40,10 @@ def similarity_to(store: TokenStore, others: TokenStore, frame: Collection[int] 
         rows = np.arange(start, min(start + CHUNK, len(store)))
         own_BV = _pieces(store, rows, size, frame)
         shared_BM = (own_BV @ others_MV.T).toarray()
-        either_BM = np.asarray(own_BV.sum(1)) + sizes_M - shared_BM
-        found[rows] = (shared_BM / np.maximum(either_BM, 1)).max(1)
+        sizes_B1 = np.asarray(own_BV.sum(1))
+        alike_BM = shared_BM / np.maximum(sizes_B1 + sizes_M - shared_BM, 1)
+        alike_BM[(sizes_B1 >= FRAGMENT) & (shared_BM == sizes_B1)] = 1.0
+        found[rows] = alike_BM.max(1)
     return found
 
 

@@ -14,6 +14,7 @@ from adasearch.member_cost import architecture_cost, learned_operations
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification, Trunk
 from adasearch.supernet import Supernet
 
+PRICE_TOLERANCE = 0.05  # within which a random member costs as much as another
 READ_OUT_ROWS = "trunk.read_out.level_logits"  # one row an exit in the supernet, a single one in the student
 
 
@@ -89,32 +90,32 @@ def random_architecture_like(
     length: float,
     seed: int,
     draws: int = 2_000,
-    tolerance: float = 0.05,
     latency: LatencyModel | None = None,
 ) -> Architecture:
-    """The first random member, other than the given one, whose price is within ``tolerance`` of it; else the nearest.
+    """The first random member, other than the given one, whose price is within ``PRICE_TOLERANCE`` of it; else the nearest.
 
-    The price is the predicted latency where there is a model of it, else MACs. The control of the honest table: what
-    the same budget and the same training give without a search.
+    The price is that of ``price_gap``. The control of the honest table: what the same budget and the same training give
+    without a search.
     """
-
-    def price(member: Architecture) -> float:
-        return latency.predict(member) if latency else float(architecture_cost(member, length).macs)
-
-    target = price(architecture)
     generator = np.random.default_rng((seed, 0x5EED))
     best, gap = None, float("inf")
     for _ in range(draws):
         candidate = random_architecture(space, generator, seed)
         if candidate.cells == architecture.cells and candidate.width == architecture.width:
             continue
-        off = abs(price(candidate) - target) / max(target, 1e-9)
+        off = price_gap(candidate, architecture, length, latency)
         if off < gap:
             best, gap = candidate, off
-        if gap <= tolerance:
+        if gap <= PRICE_TOLERANCE:
             break
     assert best is not None, "the space has a single member"
     return dataclasses.replace(best, seed=seed)
+
+
+def price_gap(member: Architecture, architecture: Architecture, length: float, latency: LatencyModel | None = None) -> float:
+    """How far a member's price is from another's, as a share of that: the predicted latency where there is a model of it, else MACs."""
+    own, target = (latency.predict(one) if latency else float(architecture_cost(one, length).macs) for one in (member, architecture))
+    return abs(own - target) / max(target, 1e-9)
 
 
 def fastest_member(space: Space, latency: LatencyModel, seed: int = 0) -> Architecture:

@@ -32,8 +32,8 @@ def span_loss(logits_B2L: Tensor, positions_B2: Tensor, mask_BL: Tensor) -> Tens
 
 def span_kl_loss(student_B2L: Tensor, teacher_B2L: Tensor, mask_BL: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(teacher || student), averaged over start and end, (B,). Hinton et al. 2015; the average as CoFi's code."""
-    student_B2L = masked_log_softmax(student_B2L / temperature, mask_BL)
-    teacher_B2L = masked_log_softmax(teacher_B2L / temperature, mask_BL)
+    # float32 first: in bfloat16 the quotient would be rounded once more
+    student_B2L, teacher_B2L = (masked_log_softmax(logits_B2L.float() / temperature, mask_BL) for logits_B2L in (student_B2L, teacher_B2L))
     # at padding both are log 1, hence equal: nothing is added
     divergence_B2L = F.kl_div(student_B2L, teacher_B2L, reduction="none", log_target=True)
     return divergence_B2L.sum(-1).mean(-1) * temperature**2

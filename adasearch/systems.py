@@ -38,7 +38,7 @@ from adasearch.prepare import Problem
 from adasearch.progress import Progress
 from adasearch.search_config import SearchConfig
 from adasearch.search_plots import front_figure
-from adasearch.shrink import random_architecture_like
+from adasearch.shrink import PRICE_TOLERANCE, price_gap, random_architecture_like
 from adasearch.starts import new_student, start_supernet
 from adasearch.stopwatch import Stopwatch
 from adasearch.strategies import find_strategy, remark
@@ -171,7 +171,11 @@ class Trainer:
         work = self.folder / "work" / f"{kind}-{seed}"
         if kind == "random_architecture":
             latency = known_latency(self.config.search, self.problem.labelled, self.folder)
-            architecture = random_architecture_like(architecture, self.space, self.problem.length, seed, latency=latency)
+            given, length = architecture, self.problem.length
+            architecture = random_architecture_like(given, self.space, length, seed, latency=latency)
+            if (off := price_gap(architecture, given, length, latency)) > PRICE_TOLERANCE:
+                note = f"the random architecture of seed {seed} is the nearest in {'latency' if latency else 'MACs'} that was drawn, {off:.0%} off"
+                self.problem.notes.extend([] if note in self.problem.notes else [note])
         elif kind == "bag_of_embeddings":
             architecture = dataclasses.replace(architecture, cells=())
         if not (target / "scores.json").exists():

@@ -1,4 +1,4 @@
-"""Jaccard similarity against sets counted one by one."""
+"""Jaccard similarity, and being cut out of another text, against sets counted one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import adasearch.near_copies as subject
-from adasearch.near_copies import similarity_to
+from adasearch.near_copies import near_copies, similarity_to
 from adasearch.tokens import TokenStore
 
 
@@ -16,7 +16,8 @@ def by_sets(store: TokenStore, others: TokenStore, frame: set[int]) -> list[floa
         own, best = set(store[n].tolist()) - frame, 0.0
         for m in range(len(others)):
             other = set(others[m].tolist()) - frame
-            best = max(best, len(own & other) / len(own | other) if own | other else 0.0)
+            is_cut_out = len(own) >= 3 and own <= other
+            best = max(best, float(is_cut_out), len(own & other) / len(own | other) if own | other else 0.0)
         found.append(best)
     return found
 
@@ -34,3 +35,9 @@ def test_nothing_is_like_nothing() -> None:
     nothing, some = TokenStore.from_lists([]), TokenStore.from_lists([[1, 2], [], [2, 2]])
     assert similarity_to(nothing, some).tolist() == [] and similarity_to(some, nothing).tolist() == [0, 0, 0]
     assert similarity_to(some, TokenStore.from_lists([[], [2, 9]]), frame={9}).tolist() == [0.5, 0, 1]
+
+
+def test_a_fragment_is_a_copy_of_the_text_it_was_cut_out_of() -> None:
+    long, fragment, short = list(range(10, 22)), [13, 14, 15], [13, 14]
+    among = TokenStore.from_lists([fragment, short, [13, 14, 40]])
+    assert near_copies(TokenStore.from_lists([long]), among, most=1.0).tolist() == [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -580,10 +581,11 @@ def test_bilevel_constraint_and_given_architecture_run(tmp_path: Path) -> None:
 def test_a_random_member_of_another_space_than_the_given_architecture_s_is_told(tmp_path: Path) -> None:
     config = replace(tiny_run(tmp_path), controls=["random_architecture"])
     space = load_space(config.space)
-    other = random_architecture(replace(space, widths=(16, 24)).for_task(is_pair=False), np.random.default_rng(0))
+    other = random_architecture(replace(space, widths=(48,)).for_task(is_pair=False), np.random.default_rng(0))
     write_json(tmp_path / "other.json", other.to_dict())
     notes = json.loads((run(replace(config, architecture=str(tmp_path / "other.json"))) / "report.json").read_text())["notes"]
     assert any("random_architecture is drawn from --space" in note for note in notes)
+    assert any(re.fullmatch(r"the random architecture of seed 42 is the nearest in MACs that was drawn, \d+% off", note) for note in notes), notes
 
 
 @pytest.mark.parametrize(("strategy", "is_told"), [("gumbel", True), ("random", False)])

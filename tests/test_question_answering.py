@@ -344,6 +344,15 @@ def test_a_classifier_of_any_number_of_labels_becomes_a_reader(family: str, labe
     assert model.qa_outputs.weight.shape == (2, 16) and type(from_hugging_face(model)).__name__ == "EncoderForQuestionAnswering"
 
 
+@pytest.mark.parametrize("temperature", [1.5, 2.0, 3.0])
+def test_divergence_of_spans_rounds_no_half_precision_logits_again(temperature: float) -> None:
+    """A quotient in bfloat16 moves the logits by more than student and teacher differ."""
+    teacher = (6 * torch.randn(3, 2, 40)).bfloat16()
+    student = (teacher + 0.05 * torch.randn(3, 2, 40)).bfloat16()
+    mask = torch.ones(3, 40, dtype=torch.long)
+    assert torch.equal(span_kl_loss(student, teacher, mask, temperature), span_kl_loss(student.float(), teacher.float(), mask, temperature))
+
+
 def test_divergence_of_spans() -> None:
     student, teacher = torch.randn(3, 2, 7, requires_grad=True), torch.randn(3, 2, 7)
     mask = torch.ones(3, 7, dtype=torch.long)
