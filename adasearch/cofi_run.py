@@ -152,7 +152,8 @@ def _prune(
 ) -> EncoderPreTrainedModel:
     """The student under gates until the target is met; the best of the models that meet it, cut to what is left of it.
 
-    ``after`` so many steps of other phases; ``begun`` holds student, gates and multipliers of the pruning that this one goes on with; ``ended`` receives its own.
+    ``after`` so many steps of other phases; ``begun`` holds student, gates and multipliers of the pruning that this one goes on
+    with; ``ended`` receives its own.
     """
     problem = place.problem
     layers = _new_layers(config, student, guide)
