@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from adasearch.hard_concrete import StructureGates
 from adasearch.structure import Axes, GateValues
 
 CLOSE = 0.005  # a share saved as near as this to its target has met it
-FURTHEST, HALVINGS = 30.0, 40  # how far gates' log alpha (at most 4.6 when clamped) is moved, and how finely
 
 
 @dataclass(frozen=True)
@@ -46,67 +44,113 @@ class Budget:
 
 
 @torch.no_grad()
-def fill_budget(gates: StructureGates, budget: Budget, target: float) -> GateValues:
+def fill_budget(gates: StructureGates, budget: Budget, target: float, importance: list[Tensor] | None = None) -> GateValues:
     """The gates' deterministic values, changed as little as it takes for the true share saved to be the target.
 
-    Expected and true share differ: a sublayer that is open with 0.6 counts as 0.6 on average, and is there. First the least
-    certain neurons are closed or opened (``fill_neurons``). Where that misses the target by more than ``CLOSE``, the
-    log alpha of all gates is moved by one number first, up or down as far as it takes for the share to cross the target.
+    Expected and true share differ: a sublayer that is open with 0.6 counts as 0.6 on average, and is there. Where too little
+    is saved, the least certain of the open parts are closed, of whatever family; where too much, the most certain of the
+    closed neurons are opened, or parts of every family where neurons alone cannot reach the target within ``CLOSE``. Neurons,
+    the finest of all, do the rest (``fill_neurons``). Whatever stays open keeps the value that it was trained with.
+
+    Args:
+        gates: of the encoder; they stay as they are.
+        importance: of each layer's neurons, (F,): which of equally certain ones are opened first.
     """
+    values = gates.deterministic()
 
-    def missed(values: GateValues) -> float:
-        return abs(float(budget.saved(values.kept())) - target)
+    def missed(found: GateValues) -> float:
+        return abs(float(budget.saved(found.kept())) - target)
 
-    filled = fill_neurons(gates.deterministic(), gates, budget, target)
-    if missed(filled) <= CLOSE:
-        return filled
-    shifted = (fill_neurons(moved.deterministic(), moved, budget, target) for moved in _crossing(gates, budget, target))
-    return min([filled, *shifted], key=missed)
+    def filled(changed: GateValues) -> GateValues:
+        return fill_neurons(changed, gates, budget, target, importance)
+
+    is_short = float(budget.saved(values.kept())) < target
+    alone = filled(values)
+    if not is_short and missed(alone) <= CLOSE:
+        return alone
+    candidates = [filled(changed) for changed in _by_certainty(values, gates, budget, target, is_short)]
+    met = [found for found in candidates if missed(found) <= CLOSE]
+    if not met:
+        return min([alone, *candidates], key=missed)
+    return min(met, key=lambda found: _most_certain_closed(values, found, gates))
 
 
-def _crossing(gates: StructureGates, budget: Budget, target: float) -> list[StructureGates]:
-    """The gates moved by the two neighbouring amounts between which the true share saved crosses the target."""
+def _flat(values: GateValues) -> Tensor:
+    """All of them in a row, in the order of the fields."""
+    return torch.cat(values.tensors())
 
-    def moved(amount: float) -> StructureGates:
-        copied = copy.deepcopy(gates)
-        for gate in copied.gates():
-            gate.log_alpha_S += amount
-        return copied
 
-    low, high = -FURTHEST, FURTHEST  # more is saved at the lower end
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if float(budget.saved(moved(middle).deterministic().kept())) >= target:
-            low = middle
-        else:
+def _unflat(flat: Tensor, like: GateValues) -> GateValues:
+    """The row in the shapes of ``like``."""
+    parts = iter(flat.split([len(tensor) for tensor in like.tensors()]))
+    return like.map(lambda tensor: next(parts))
+
+
+def _opened(gates: StructureGates) -> GateValues:
+    """What parts are worth when they are opened: their own value, or 1 where they were closed more often than not.
+
+    A value near 0 would be folded into weights that fine-tuning cannot bring back: a part that takes room and does nothing.
+    """
+    open_share = _flat(gates.open_probability())
+    soft = _flat(gates.soft())
+    return _unflat(torch.where(open_share < 0.5, torch.ones_like(soft), soft), gates.open_probability())
+
+
+def _by_certainty(values: GateValues, gates: StructureGates, budget: Budget, target: float, is_short: bool) -> list[GateValues]:
+    """The values with as many parts closed (opened), the least (most) certain first, as it takes to cross the target, and one fewer."""
+    log_alpha, now, opened = _flat(gates.log_alpha()), _flat(values), _flat(_opened(gates))
+    order = log_alpha.argsort(descending=not is_short, stable=True)
+    order = order[(now[order] != 0) == is_short]
+
+    def changed(count: int) -> GateValues:
+        flat = now.clone()
+        flat[order[:count]] = 0.0 if is_short else opened[order[:count]]
+        return _unflat(flat, values)
+
+    low, high = 0, len(order)
+    while low < high:  # the fewest changes after which the share is on the other side
+        middle = (low + high) // 2
+        if (float(budget.saved(changed(middle).kept())) >= target) == is_short:
             high = middle
-    return [moved(low), moved(high)]
+        else:
+            low = middle + 1
+    return [changed(count) for count in sorted({max(low - 1, 0), low})]
+
+
+def _most_certain_closed(before: GateValues, after: GateValues, gates: StructureGates) -> float:
+    """The largest log alpha of what is open in ``before`` and closed in ``after``; -inf where nothing is."""
+    closed = (_flat(before) != 0) & (_flat(after) == 0)
+    return float(_flat(gates.log_alpha()).masked_fill(~closed, -torch.inf).max())
 
 
 @torch.no_grad()
-def fill_neurons(values: GateValues, gates: StructureGates, budget: Budget, target: float) -> GateValues:
+def fill_neurons(
+    values: GateValues, gates: StructureGates, budget: Budget, target: float, importance: list[Tensor] | None = None
+) -> GateValues:
     """The values with as many neurons closed, or opened, as it takes to save the target, or as near to it as they can.
 
-    Neurons are the finest of all parts. The least certain are closed until the target is reached; or, where more than that is
-    saved, the most certain of the closed ones opened as long as it still is. A sublayer that is closed stays so, and one
-    neuron stays in every other.
+    The least certain are closed until the target is reached; or, where more than that is saved, the most certain of the closed
+    ones opened as long as it still is, the most important of equally certain ones first. A sublayer that is closed stays so,
+    and one neuron stays in every other.
     """
     assert values.neurons is not None and gates.neurons is not None, "neurons are what is closed or opened"
     sizes = [len(item) for item in values.neurons]
-    soft = [gate.soft() for gate in gates.neurons]
+    opened = torch.cat(_opened(gates).neurons)
     may_change = [torch.full_like(gate.log_alpha_S, has) != 0 for gate, has in zip(gates.neurons, values.kept().ffn_N)]
     for gate, may in zip(gates.neurons, may_change):
         if gate.size:
             may[gate.log_alpha_S.argmax()] = False
-    is_left = torch.cat([item != 0 for item in values.neurons])
+    now = torch.cat(values.neurons)
+    is_left = now != 0
     is_short = float(budget.saved(values.kept())) < target
-    order = torch.cat([gate.log_alpha_S for gate in gates.neurons]).argsort(descending=not is_short, stable=True)
+    order = torch.arange(len(now), device=now.device) if importance is None else torch.cat(importance).argsort(descending=True, stable=True)
+    order = order[torch.cat([gate.log_alpha_S for gate in gates.neurons])[order].argsort(descending=not is_short, stable=True)]
     order = order[torch.cat(may_change)[order] & (is_left[order] == is_short)]
 
     def flipped(count: int) -> GateValues:
-        left = is_left.clone()
-        left[order[:count]] = not is_short
-        return dataclasses.replace(values, neurons=[item * left for item, left in zip(soft, left.split(sizes))])
+        chosen = order[:count]
+        flat = now.index_fill(0, chosen, 0.0) if is_short else now.index_copy(0, chosen, opened[chosen])
+        return dataclasses.replace(values, neurons=list(flat.split(sizes)))
 
     low, high = 0, len(order)
     while low < high:  # the fewest to close that reach the target, or the most to open that still do

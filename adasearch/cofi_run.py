@@ -171,8 +171,10 @@ def _prune(
         values = method.decide()
         scores = problem.scores(shrink_encoder(model, values), problem.validation)
         expected = method.expected_saved()
-        if method.target == budget.target and expected >= budget.target - config.sparsity_epsilon:
-            best.offer(scores, model, layers, values=values.to_plain(), expected_saved=expected)
+        over = expected - budget.target
+        if method.target == budget.target and over >= -config.sparsity_epsilon:
+            is_near = over <= config.sparsity_epsilon
+            best.offer(scores, model, layers, is_near=is_near, values=values.to_plain(), expected_saved=expected)
         return {**scores, "saved": float(budget.saved(values.kept()))}
 
     place.fit(student, method, "prune", after=after, examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations)
@@ -244,13 +246,18 @@ class Best:
     def __init__(self, place: Workplace, phase: str):
         self.path, self.metric = place.folder / phase / "best.pt", place.problem.task.metric
 
-    def offer(self, scores: dict[str, float], model: nn.Module, layers: nn.Module, **facts: Any) -> None:
-        """Keep this one, with what is known of it, if it is better than the one kept."""
+    def offer(self, scores: dict[str, float], model: nn.Module, layers: nn.Module, *, is_near: bool = True, **facts: Any) -> None:
+        """Keep this one, with what is known of it, if it is better than the one kept.
+
+        One that ``is_near``, whose gates save what was asked for, comes before all whose gates save more: those were scored
+        with parts opened again that they had learned to be without.
+        """
         higher = METRICS[self.metric].higher_is_better if self.metric in METRICS else True
         score = scores[self.metric] if higher else -scores[self.metric]
         kept = self.take()
-        if kept is None or score > kept["score"]:
-            _save(self.path, {"score": score, "validation": scores, "model": model.state_dict(), "layers": layers.state_dict(), **facts})
+        if kept is None or (is_near, score) > (kept["is_near"], kept["score"]):
+            state = {"is_near": is_near, "score": score, "validation": scores, "model": model.state_dict(), "layers": layers.state_dict()}
+            _save(self.path, {**state, **facts})
 
     def take(self) -> dict[str, Any] | None:
         """The one kept; None where there is none."""

@@ -8,7 +8,7 @@ Dimensions: S elements of a gate, N layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -141,26 +141,34 @@ class StructureGates(nn.Module):
         """All of them."""
         return [module for module in self.modules() if isinstance(module, HardConcrete)]
 
-    def _values(self, question: str) -> GateValues:
-        def ask(gate: HardConcrete | None) -> Tensor | None:
-            return None if gate is None else getattr(gate, question)() if question else gate()
+    def _values(self, ask: Callable[[HardConcrete], Tensor]) -> GateValues:
+        def one(gate: HardConcrete | None) -> Tensor | None:
+            return None if gate is None else ask(gate)
 
-        def ask_all(gates: nn.ModuleList | None) -> list[Tensor] | None:
+        def each(gates: nn.ModuleList | None) -> list[Tensor] | None:
             return None if gates is None else [ask(gate) for gate in gates]
 
-        return GateValues(ask(self.mha), ask(self.ffn), ask_all(self.heads), ask_all(self.neurons), ask(self.hidden))
+        return GateValues(one(self.mha), one(self.ffn), each(self.heads), each(self.neurons), one(self.hidden))
 
     def forward(self) -> GateValues:
         """A sample while training, the deterministic values in eval; one draw serves a whole batch."""
-        return self._values("")
+        return self._values(lambda gate: gate())
 
     def open_probability(self) -> GateValues:
         """P(z > 0) of every element: what ``Axes.expected_params`` takes."""
-        return self._values("open_probability")
+        return self._values(HardConcrete.open_probability)
 
     def deterministic(self) -> GateValues:
         """The values without chance: what ``shrink_encoder`` takes."""
-        return self._values("deterministic")
+        return self._values(HardConcrete.deterministic)
+
+    def soft(self) -> GateValues:
+        """The values without chance and without zeros."""
+        return self._values(HardConcrete.soft)
+
+    def log_alpha(self) -> GateValues:
+        """How certain it is that an element is kept: log alpha, the larger the more."""
+        return self._values(lambda gate: gate.log_alpha_S)
 
     def clamp_(self) -> None:
         """Edit in place: every gate's ``clamp_``."""

@@ -240,13 +240,17 @@ def cofi_table(found: dict[str, Any]) -> list[str]:
     """CoFi's models: score, share of the dense model's, what is gone, speed."""
     first = found["rows"][0]
     speed = f"ms ({first['runtime']}, 1 × {first['seq_len']})"
-    return table_lines(["model", found["metric"], "of the dense model's", "encoder parameters gone", speed, "× dense", "training s"], [
+    asked = [facts["latency"] for facts in found["models"].values() if facts.get("latency")]
+    met = [f"{latency['measured_ms']:.2f} for {latency['target_ms']:g}" for latency in asked]
+    said = ["", f"Milliseconds of a call at the task's own lengths, measured for asked, seed by seed: {', '.join(met)}."] if met else []
+    lines = table_lines(["model", found["metric"], "of the dense model's", "encoder parameters gone", speed, "× dense", "training s"], [
         [
             row["name"], spread(row["score_mean"], row["score_sd"]), f"{100 * row['score_to_dense']:.1f}%", f"{100 * row['encoder_sparsity']:.1f}%",
             f"{row['latency_ms_p50']:.2f}", f"{row['speed_to_dense']:.1f}", number(row["train_seconds"], ".0f"),
         ]
         for row in found["rows"]
     ])  # fmt: skip
+    return lines + said
 
 
 def ticket_table(found: dict[str, Any]) -> list[str]:

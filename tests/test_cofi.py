@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +42,7 @@ from adasearch.hard_concrete import StructureGates
 from adasearch.lagrangian import ramp
 from adasearch.latency_bench import deployment_here
 from adasearch.layer_matching import LayerDistillation
-from adasearch.methods.cofi import CofiPrune, Guide, alive_layers
+from adasearch.methods.cofi import CofiPrune, Guide, alive_layers, neuron_importance
 from adasearch.progress import Progress
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.structure import GateValues
@@ -128,16 +129,52 @@ def test_neurons_fill_the_budget_like_brute_force(target: float, closed: bool) -
         savings.append(float(budget.saved(values.kept())))
     enough = [saved for saved in savings if saved >= target]
     assert found == pytest.approx(min(enough) if enough else max(savings))
-    for n in open_layers:  # a neuron that is kept has its own soft value
-        soft = (0.8 * gates.neurons[n].log_alpha_S / (2 / 3)).sigmoid()
-        is_kept = after.neurons[n] != 0
-        assert torch.equal(after.neurons[n][is_kept], soft[is_kept])
+    for n in open_layers:  # a neuron that is kept has its own soft value, an opened one that was mostly closed is there whole
+        soft, is_kept, was_kept = (0.8 * gates.neurons[n].log_alpha_S / (2 / 3)).sigmoid(), after.neurons[n] != 0, before.neurons[n] != 0
+        expected = torch.where(was_kept | (gates.neurons[n].open_probability() >= 0.5), soft, torch.ones_like(soft))
+        assert torch.equal(after.neurons[n][is_kept], expected[is_kept])
+
+
+def test_what_gates_closed_too_much_is_opened_whole_the_most_important_first() -> None:
+    """Gates at their lower clamp are all equally certain: neither a layer's place nor a value near 0 may decide."""
+    model = make_encoder(intermediate_size=50)
+    budget = Budget(axes_of(model), 0.5)
+    gates = StructureGates(budget.axes)
+    with torch.no_grad():
+        for gate in gates.neurons:
+            gate.log_alpha_S.fill_(math.log(0.01))
+            gate.log_alpha_S[0] = 4.0
+        for layer in model.encoder.layers:
+            layer.ffn.input.weight.mul_(torch.linspace(0.5, 2.0, 50)[torch.randperm(50), None])
+    before = gates.deterministic()
+    after = fill_budget(gates, budget, 0.5, neuron_importance(model))
+    weights = [layer.ffn.input.weight.norm(dim=1) * layer.ffn.output.weight.norm(dim=0) for layer in model.encoder.layers]
+    opened = [(new != 0) & (old == 0) for new, old in zip(after.neurons, before.neurons)]
+    assert all(0 < int(layer.sum()) < 40 for layer in opened), "both layers have some, neither all"
+    assert all((new[layer] == 1).all() for new, layer in zip(after.neurons, opened))
+    closed = torch.cat([weight[new == 0] for weight, new in zip(weights, after.neurons)])
+    assert torch.cat([weight[layer] for weight, layer in zip(weights, opened)]).min() >= closed.max()
+
+
+def test_a_doubtful_sublayer_goes_before_neurons_that_are_certain() -> None:
+    model = make_encoder()
+    gates = StructureGates(axes_of(model))
+    with torch.no_grad():
+        for gate in gates.gates():
+            gate.log_alpha_S.fill_(4.0)
+        gates.mha.log_alpha_S[0] = -0.5  # open a little more often than not
+    before = gates.deterministic()
+    without = dataclasses.replace(before, mha_N=torch.tensor([0.0, 1.0]))
+    target = float(Budget(axes_of(model), 0.5).saved(without.kept()))
+    after = fill_budget(gates, Budget(axes_of(model), target), target - 1e-6)
+    assert before.mha_N[0] != 0 and after.mha_N[0] == 0
+    assert torch.equal(after.hidden_D, before.hidden_D), "nothing that is certain changes its value"
+    assert all(torch.equal(old, new) for old, new in zip(before.neurons, after.neurons))
 
 
 @pytest.mark.parametrize("level", [-3.0, 0.0, 3.0])
 @pytest.mark.parametrize("target", [0.1, 0.4, 0.7, 0.95])
 def test_whatever_the_gates_say_the_budget_is_met(level: float, target: float) -> None:
-    """Gates that would close everything are moved together until what is left fits, the most certain parts first."""
     model = make_encoder(intermediate_size=200)  # as in real models, neurons make up most of it
     budget = Budget(axes_of(model), target)
     gates = StructureGates(budget.axes)

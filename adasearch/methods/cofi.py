@@ -134,6 +134,7 @@ class CofiPrune(CofiDistill):
     def attach(self, student: EncoderPreTrainedModel) -> None:
         """Gates on every axis of the chosen families."""
         super().attach(student)
+        self._student = (student,)  # in a tuple, out of sight of state_dict
         self.gates = StructureGates(axes_of(student), self.settings.families, neuron_drop=self.settings.neuron_drop)
         if self._before is not None:
             self.load_state_dict(self._before)
@@ -177,7 +178,9 @@ class CofiPrune(CofiDistill):
 
         Before the first step that target is where it rises from.
         """
-        return fill_budget(self.gates, self.budget, self.target) if self.settings.exact_target else self.gates.deterministic()
+        if not self.settings.exact_target:
+            return self.gates.deterministic()
+        return fill_budget(self.gates, self.budget, self.target, neuron_importance(self._student[0]))
 
     @torch.no_grad()
     def measures(self, student: EncoderPreTrainedModel) -> dict[str, Any]:
@@ -198,6 +201,13 @@ class CofiPrune(CofiDistill):
 def listed(value: Tensor | list[Tensor]) -> list[Tensor]:
     """One family's tensors."""
     return value if isinstance(value, list) else [value]
+
+
+def neuron_importance(student: EncoderPreTrainedModel) -> list[Tensor]:
+    """What each layer's neurons weigh, (F,): the norm of a neuron's weights in times that of its weights out."""
+    ffns = [layer.ffn for layer in student.encoder.layers]
+    none = student.encoder.embeddings.word_embeddings.weight.new_zeros(0)
+    return [none if ffn is None else ffn.input.weight.norm(dim=1) * ffn.output.weight.norm(dim=0) for ffn in ffns]
 
 
 def alive_layers(student: EncoderPreTrainedModel, gates: GateValues | None, rule: str) -> list[bool]:
