@@ -89,4 +89,5 @@ def _ranked(spans: dict[tuple[int, int], float], context: str, n_best: int) -> l
         return []
     weights = np.exp(np.array([score for _, score in best]) - best[0][1])
     shares = weights / weights.sum()
-    return [Answer(context[a:b], a, b, score, float(share)) for ((a, b), score), share in zip(best, shares)]
+    starts = [b - len(context[a:b].lstrip()) for (a, b), _ in best]  # some tokenizers count the blank before a word to it
+    return [Answer(context[a:b], a, b, score, float(share)) for a, ((_, b), score), share in zip(starts, best, shares)]

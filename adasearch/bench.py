@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Subject:
     facts: dict[str, Any]
     made: tuple[str, ...]  # precisions whose graphs were made here, with random ids
     limit: int | None  # the most tokens it has positions for
+    source: Path | None  # the folder that was named; None of a reference
 
 
 def choose_ways(config: BenchConfig) -> list[tuple[str, str]]:
@@ -82,11 +84,11 @@ def choose_ways(config: BenchConfig) -> list[tuple[str, str]]:
 
 def bench_folders(
     models: Sequence[Path], config: BenchConfig, progress: Progress | None = None,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None, own: Mapping[Path, Sequence[int]] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Time the classifiers of several folders, and the reference shapes, interleaved; a row a runtime and precision.
 
-    A row, flat at the first shape: name, note, params, params_embedding, macs, size_bytes, the fields of ``Timing``,
+    ``own`` are the lengths of models that cut the task's texts into other pieces. A row, flat at the first shape: name, note, params, params_embedding, macs, size_bytes, the fields of ``Timing``,
     ``timings`` for all shapes, ``streams`` (``StreamTiming``; empty without ``lengths``, the task's in tokens), and the
     fields of ``ColdStart``. Raises ``ConfigError``, before any model is loaded where it can.
     """
@@ -114,9 +116,10 @@ def bench_folders(
         )
         streams: dict[str, Any] = {}
         if lengths is not None and config.stream_texts:
+            theirs = {key: _cut(own[s.source], subjects, progress) for key, (s, _, _) in taken.items() if s.source in own}
             streams = time_streams(
                 systems, _cut(lengths, subjects, progress), config.batch_sizes, texts=config.stream_texts,
-                threads=config.threads, progress=progress,
+                threads=config.threads, progress=progress, own=theirs,
             )  # fmt: skip
         del systems  # a cold start is not measured beside gigabytes of models
         deployed = {key: deployment(s.folder, name, precision, config.threads) for key, (s, name, precision) in taken.items()}
@@ -162,7 +165,7 @@ def _prepare_all(
     progress.stage("export", total=len(models) + len(references))
     for index, source in enumerate([*map(Path, models), *references]):
         is_folder = isinstance(source, Path)
-        model = load_classifier(source) if is_folder else make_reference(source)
+        model = (load_classifier(source) if is_folder else make_reference(source)).requires_grad_(False)  # DeBERTa's cannot be counted with
         name = _unique(str(source) if is_folder else reference_label(source), subjects)
         check_positions("seq_lengths", max(config.seq_lengths), name, model.config)
         place = scratch / str(index)
@@ -173,7 +176,7 @@ def _prepare_all(
         made = _make_graphs(model, place, ways, config.seq_lengths[0])
         params, embedding = count_params(model)
         facts = {"params": params, "params_embedding": embedding, "macs": count_macs(model, config.seq_lengths[0])}
-        subjects[name] = Subject(name, place, facts, made, positions_of(model.config))
+        subjects[name] = Subject(name, place, facts, made, positions_of(model.config), source if is_folder else None)
         progress.step(index + 1)
     return list(subjects.values())
 

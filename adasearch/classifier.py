@@ -20,7 +20,7 @@ from adasearch.calibration import load_calibration, probabilities
 from adasearch.deploy import load_deployed
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.known_labels import labels_of
-from adasearch.model_inputs import positions_of, segment_ids, uses_token_types
+from adasearch.model_inputs import pads_left, positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head, require_model
 from adasearch.runtimes import Runtime, choose_runtime, load_runtime
@@ -90,7 +90,7 @@ class TextClassifier:
         # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
         self.limit = min(self.tokenizer.model_max_length, positions_of(config) or sys.maxsize)
         self.is_pair = getattr(config, "is_pair", None)
-        self._takes_types = uses_token_types(config)
+        self._takes_types, self._pads_left = uses_token_types(config), pads_left(config, self.tokenizer)
 
     @property
     def is_multi_label(self) -> bool:
@@ -155,7 +155,7 @@ class TextClassifier:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
         order = np.argsort([-len(row) for row in ids], kind="stable")
         pad = self.tokenizer.pad_token_id or 0
-        is_left = self.tokenizer.padding_side == "left"
+        is_left = self._pads_left
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             width = max(1, len(ids[rows[0]]))  # an empty text without special tokens has none: it is read as one padding piece

@@ -24,6 +24,7 @@ import adasearch
 from adasearch.config import RunConfig, validate
 from adasearch.errors import AdasearchError, ConfigError, DataError
 from adasearch.progress import Progress
+from adasearch.run_files import refuse_processes
 from adasearch.verbs import METHODS, VERBS, Verb
 
 FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 130, 141, 143  # the last three are 128 + the signal's number, as in shells
@@ -146,9 +147,9 @@ def dispatch(arguments: Sequence[str]) -> int:
         validate(settings)
     if verb.needs_student:
         adasearch.register_student()
+    if type(settings) is not RunConfig:
+        refuse_processes(f"adasearch {name}")
     rank, processes = process_place()
-    if processes > 1 and type(settings) is not RunConfig:
-        raise ConfigError(f"adasearch {name}: works in one process, torchrun has started {processes}; choices for several: run, search, retrain")
     with make_progress(settings.quiet) if rank == 0 else contextlib.nullcontext(Progress()) as progress:
         text = verb.call(settings, progress)
     if processes > 1:

@@ -93,9 +93,9 @@ class CofiConfig(TaughtRunConfig):
         alive: with paper and ordered: a layer is alive while it has its ffn, or either of its sublayers.
         gap: of the constraint: signed or absolute.
         sparsity_epsilon: how far the expected sparsity (or saved share of the time) may stay short of the target for a model to
-            be taken; the best of these on the validation examples is.
+            be taken; the best of these on the validation examples is, those that exceed it by no more before all others.
         neuron_drop: drop rate that neurons start with; published 0.5.
-        exact_target: close or open the least certain neurons so that a model that is scored or cut has the target's
+        exact_target: close or open the least certain parts, neurons last, so that a model that is scored or cut has the target's
             sparsity exactly, and not only on average.
         start: pretrained (``model``, into which the dense model is distilled first, as published) or dense (a copy of the dense
             model, which needs no prefinetuning: ``prefinetune_epochs`` may then be 0).

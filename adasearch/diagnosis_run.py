@@ -39,7 +39,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import FREE, check, inputs_of, run_folder
 from adasearch.prepare import Problem, Start, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import begin_run, begun_precision, check_reopening, check_same, commit, only_one
+from adasearch.run_files import begin_run, begun_precision, check_reopening, check_same, commit, only_one, refuse_processes
 from adasearch.runtime_base import load_classifier
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
@@ -316,4 +316,5 @@ def correlations(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 def diagnose(config: DiagnosisConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Everything; see ``Diagnosis``. Raises ``ConfigError`` or ``DataError`` before any training when the request is wrong."""
+    refuse_processes("a diagnosis")
     return Diagnosis(config, progress or Progress()).run()

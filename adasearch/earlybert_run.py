@@ -19,7 +19,7 @@ from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_run import About, run_encoders
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.files import write_json
-from adasearch.fit_config import FitConfig
+from adasearch.fit_config import FitConfig, steps_behind
 from adasearch.gate_values import GateValues
 from adasearch.methods.earlybert import FAMILIES, EarlyBert
 from adasearch.methods.finetune_encoder import FinetuneEncoder
@@ -48,8 +48,9 @@ def train_earlybert(config: EarlyBertConfig, place: Workplace) -> Outcome:
     """Search, draw, train. ``facts``: steps of both, how the search ended, the distances of its tickets."""
     model = place.stage("search", lambda: _search(config, place))
     learned = place.facts["search_steps"] if config.train.start == "continue" else 0
+    after = steps_behind(learned, len(place.problem.train), config.ticket.batch_size, config.train.batch_size)
     method = FinetuneEncoder(train_settings(config, place), place.problem.forward, place.problem.loss)
-    place.fit(model, method, "train", after=learned)
+    place.fit(model, method, "train", after=after)
     files = ("ticket.json", *((DISTANCES,) if (place.folder / DISTANCES).exists() else ()))
     return Outcome(model, ("search", "train"), {"method": "earlybert", **place.facts}, files=files)
 

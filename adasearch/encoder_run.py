@@ -22,7 +22,7 @@ from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
 from adasearch.run_files import (
     ALWAYS_FREE, Inputs, begin_run, begun_precision, check_begun, check_first, check_same, hand_over, model_path_of, note_stage,
-    only_one, path_of, refuse_run,
+    only_one, path_of, refuse_processes, refuse_run,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
@@ -136,6 +136,7 @@ def begin_encoders(
     was given, and what is mended may go on in the same folder.
     """
     progress = progress or Progress()
+    refuse_processes(about.slug)
     config.check()
     check_trackers(config)
     folder = run_folder(config, about.slug)

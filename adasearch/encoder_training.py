@@ -58,7 +58,8 @@ class Workplace:
 
         Args:
             stage: name of the stage, in ``folder/<stage>/``.
-            after: steps of the model's earlier stages on the same examples, whose batches are not drawn again.
+            after: steps of the model's earlier stages on the same examples, whose batches are not drawn again; of stages with
+                another batch size ``steps_behind``.
             examples: what is learned from; the training texts with their labels when absent.
             evaluate: metrics on the validation examples for the history; the task's metrics of the model when absent.
             evaluations: how often; ``config.evaluate`` when absent.

@@ -226,7 +226,7 @@ class Training:
         """All steps that are left, with records, evaluations and checkpoints; the history."""
         steps = self.config.steps
         log_every = max(1, steps // HISTORY_RECORDS)
-        evaluate_every = max(1, steps // evaluations) if evaluations and evaluate else None
+        when = {max(1, steps * turn // evaluations) for turn in range(1, evaluations + 1)} if evaluations and evaluate else set()
         self.progress.stage(title, steps, self.step)
         saved = time.monotonic()
         stopped = False
@@ -236,7 +236,7 @@ class Training:
             self.step += 1
             is_last = self.step == steps or stopped
             record = self._record() if self.step % log_every == 0 or is_last else None
-            if self.processes.is_main and evaluate_every and (is_last or (self.step % evaluate_every == 0 and steps - self.step >= evaluate_every)):
+            if self.processes.is_main and when and (is_last or self.step in when):
                 record = record or self._record()
                 with resting():
                     record["validation"] = evaluate(self.model)

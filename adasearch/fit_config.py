@@ -39,7 +39,21 @@ class FitConfig:
 
 def steps_of(epochs: float, examples: int, batch_size: int) -> int:
     """Steps of so many epochs, as ``tokens.BatchSampler`` counts them: the last, short batch of an epoch is left out; 1 at least."""
-    return max(1, round(epochs * (examples // min(batch_size, examples))))
+    return max(1, round(epochs * _batches(examples, batch_size)))
+
+
+def steps_behind(steps: int, examples: int, batch_size: int, next_size: int) -> int:
+    """``fit``'s ``after`` of a stage with batches of ``next_size`` behind ``steps`` with batches of ``batch_size``.
+
+    Batches of another size are another plan of the same examples: such a stage begins with a whole pass over them.
+    """
+    if batch_size == next_size:
+        return steps
+    return math.ceil(steps / _batches(examples, batch_size)) * _batches(examples, next_size)
+
+
+def _batches(examples: int, batch_size: int) -> int:
+    return examples // min(batch_size, examples)
 
 
 Settings = TypeVar("Settings", bound=FitConfig)

@@ -58,6 +58,7 @@ class Row:
     call: Runtime | Factory | None
     facts: dict[str, Any] = field(default_factory=dict)
     deployed: Deployed | None = None
+    lengths: np.ndarray | None = None
 
 
 def timed_systems(
@@ -94,7 +95,10 @@ def measure_rows(
     streams: dict[str, list[StreamTiming]] = {}
     if bench.stream_texts:
         own = held_out.tokens.lengths
-        streams = time_streams(calls, own, bench.batch_sizes, texts=bench.stream_texts, threads=bench.threads, progress=run.progress)
+        theirs = {name: row.lengths for name, row in rows.items() if row.lengths is not None}
+        streams = time_streams(
+            calls, own, bench.batch_sizes, texts=bench.stream_texts, threads=bench.threads, progress=run.progress, own=theirs
+        )
     starts: dict[str, ColdStart | None] = {}
     if bench.cold_starts:
         calls.clear()  # a cold start is not measured beside many loaded models
@@ -162,6 +166,9 @@ def _rows(
     for name in references:
         graph = run.folder / "cache" / ("reference" if name == "bert_base" else name) / "model.onnx"
         add(name, reference_label(name), "reference", make_reference(name), graph, None)
+    for row in rows.values():
+        if row.kind in ("teacher", "reference"):
+            row.lengths = problem.teacher_held_out.tokens.lengths
     return rows
 
 

@@ -61,12 +61,16 @@ class TokenBlocks:
 
 @dataclass(frozen=True)
 class Seq2SeqPairs:
-    """Sources and targets as tokens, special tokens included, and the targets' texts to compare with."""
+    """Sources and targets as tokens, special tokens included, and the targets' texts to compare with.
+
+    ``target_words``: of what is left of each target where they are cut to a length; empty: not known.
+    """
 
     tokens: TokenStore  # sources
     targets: TokenStore
     references: tuple[str, ...]
     pad_token_id: int
+    target_words: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -84,8 +88,8 @@ class Seq2SeqPairs:
 
     def select(self, indices: np.ndarray) -> Seq2SeqPairs:
         """The named pairs, in that order."""
-        references = tuple(self.references[index] for index in indices)
-        return Seq2SeqPairs(self.tokens.select(indices), self.targets.select(indices), references, self.pad_token_id)
+        references, words = (tuple(found[index] for index in indices if found) for found in (self.references, self.target_words))
+        return Seq2SeqPairs(self.tokens.select(indices), self.targets.select(indices), references, self.pad_token_id, words)
 
 
 def language_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -150,16 +154,20 @@ def tokenize_pairs(
     for side, texts, length in sides:
         file = f"{name}-{side}-{fingerprint(texts, tokenizer_rules(tokenizer), length)}"
         if (store := TokenStore.load(cache, file)) is None:
-            chunks, count = [], 0
+            chunks, count, words = [], 0, []
             for encoded in _encode(texts, tokenizer, f"tokenize {side}s", progress, truncation=True, max_length=length):
                 count += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+                for encoding, text in zip(encoded.encodings, texts[len(words) :]):
+                    words.append(len(text[: max(end for _, end in encoding.offsets)].split()))
                 chunks.append(TokenStore.from_lists(encoded["input_ids"]))
-            write_json(cache / f"{file}.json", {"texts": len(texts), "cut": count})
+            write_json(cache / f"{file}.json", {"texts": len(texts), "cut": count, "words": words})
             TokenStore.concatenate(chunks).save(cache, file)
             store = TokenStore.load(cache, file)
         stores.append(store)
-        cut += read_json(cache / f"{file}.json")["cut"]
-    return Seq2SeqPairs(*stores, tuple(pairs.targets), tokenizer.pad_token_id), cut
+        about = read_json(cache / f"{file}.json")
+        cut += about["cut"]
+    words = about.get("words", ())  # of the targets, which come last; an older version's file has none
+    return Seq2SeqPairs(*stores, tuple(pairs.targets), tokenizer.pad_token_id, tuple(words)), cut
 
 
 def _encode(

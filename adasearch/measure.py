@@ -144,6 +144,8 @@ def _interleave(
     shares, is_short = {}, {}
     for name, call in calls.items():
         first = timed(call)
+        if warmup and first > SECONDS_PER_SHAPE / 4:  # too long for more of them, or the call was compiled first
+            first = timed(call)
         later = [timed(call) for _ in range(min(warmup, 1 + int(SECONDS_PER_SHAPE / 4 / max(first, 1e-9))) - 1)]
         estimate = float(np.median(later or [first]))
         affordable = max(int(SECONDS_PER_SHAPE / max(estimate, 1e-9)), FEWEST_REPEATS)

@@ -59,7 +59,8 @@ def perplexity(
         accelerator: where to compute, and with ``is_mixed`` in which precision; the model's own device when None.
 
     Returns ``nll`` (mean per scored token, nats), ``perplexity`` (its exponential), ``tokens`` (scored) and perhaps
-    ``word_perplexity`` (exp of the summed loss over ``words``). Raises ``ConfigError`` for a stride outside
+    ``word_perplexity`` (exp of the loss of all tokens but the first over ``words``; where windows side by side leave tokens
+    unscored, these count as the mean of the others). Raises ``ConfigError`` for a stride outside
     1..block_length or a window longer than the model's positions, ``DataError`` for fewer than two tokens.
     """
     stride = max(1, block_length // 2) if stride is None else stride
@@ -89,21 +90,24 @@ def perplexity(
             logits_WLV = language_outputs(model, batch).logits[:, :-1]
             total += _summed(logits_WLV, labels_WL[:, 1:].to(device))
             tokens += int((labels_WL[:, 1:] != UNSCORED).sum())
-    return _summary(total, tokens, words)
+    return _summary(total, tokens, words and words * tokens / (len(ids_T) - 1))
 
 
 @torch.inference_mode()
 def target_perplexity(
     model: nn.Module, pairs: Seq2SeqPairs, *, batch_size: int = 32, accelerator: Accelerator | None = None, is_mixed: bool = False
 ) -> dict[str, float]:
-    """A sequence-to-sequence model's perplexity on its targets, given the sources; keys as ``perplexity``."""
+    """A sequence-to-sequence model's perplexity on its targets, as far as they were not cut, given the sources.
+
+    Keys as ``perplexity``; ``word_perplexity`` where the pairs know their ``target_words``.
+    """
     total, tokens = 0.0, 0
     with _evaluating(model, accelerator, is_mixed) as device:
         for _, batch in pairs.in_order(batch_size):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             total += _summed(language_outputs(model, batch).logits, batch["labels"])
             tokens += int((batch["labels"] != UNSCORED).sum())
-    return _summary(total, tokens, sum(len(text.split()) for text in pairs.references))
+    return _summary(total, tokens, sum(pairs.target_words) or None)
 
 
 @contextmanager
@@ -124,7 +128,7 @@ def _summed(logits_WLV: Tensor, labels_WL: Tensor) -> float:
     return losses.cpu().double().sum().item()  # float64: a sum over a corpus
 
 
-def _summary(total: float, tokens: int, words: int | None) -> dict[str, float]:
+def _summary(total: float, tokens: int, words: float | None) -> dict[str, float]:
     found = {"perplexity": _exp(total / tokens), "nll": total / tokens, "tokens": tokens}
     return found if words is None else {**found, "word_perplexity": _exp(total / words)}
 

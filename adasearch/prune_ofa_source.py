@@ -52,6 +52,12 @@ class Source:
         """Whether it is an encoder of ours, from which heads or neurons may have been taken."""
         return AutoConfig.from_pretrained(self.path).model_type == EncoderConfig.model_type
 
+    @property
+    def direct_sparsity(self) -> float:
+        """What pruning on the task alone aims at: the sparsity without its last digits; of 1:3, the two thirds that it holds."""
+        most = Pattern.parse(self.pattern).most
+        return most if abs(self.sparsity - most) < 1e-3 else round(self.sparsity, 3)
+
     def start(self, seed: int) -> tuple[PreTrainedModel, list[str]]:
         """What lock begins with, and the names of the layers with zeros. Errors as ``sparse``."""
         model, names = self.sparse(seed)
@@ -191,7 +197,7 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     if not source.is_student:
         check_model(problem, config, "sparse_model", model, source.may_be_cut)
     if config.direct:
-        Pattern.parse(source.pattern).check(round(source.sparsity, 3))
+        Pattern.parse(source.pattern).check(source.direct_sparsity)
     if config.direct and (source.is_student or not is_uncut(problem, model)):
         raise ConfigError(
             f"direct: {config.sparse_model} is smaller than {config.model} before any weight is 0, so pruning that one to the same"

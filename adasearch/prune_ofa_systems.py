@@ -24,7 +24,7 @@ from adasearch.encoder_layers import EncoderPreTrainedModel
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import Outcome, Recipe, Workplace, dense_recipe, train_recipe
 from adasearch.errors import ModelError
-from adasearch.fit_config import steps_of
+from adasearch.fit_config import steps_behind, steps_of
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_model import set_dropout
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
@@ -82,7 +82,8 @@ def train_int8(config: PruneOfaTaskConfig, sparse: Recipe, place: Workplace) -> 
     fit_config = place.fit_config(_steps(place, config.int8), config.int8)
     method = QuantizeAware(fit_config, *_task(place), **_teaching(config, place), int8=config.int8)
     learned = place.fit_config(_steps(place, config.lock), config.lock).steps
-    place.fit(model, method, "int8", after=learned, examples=_taught(place), is_mixed=_is_encoder(model))
+    after = steps_behind(learned, len(place.problem.lesson), config.lock.batch_size, config.int8.batch_size)
+    place.fit(model, method, "int8", after=after, examples=_taught(place), is_mixed=_is_encoder(model))
     _check_pattern(model, pattern, "int8")
     facts = {"sparsity": before.facts["sparsity"], "sparsity_rounded": mean_sparsity(model, names)}
     return Outcome(model, ("int8",), {"method": "quantisation-aware", **facts}, after=before)
@@ -95,7 +96,7 @@ def train_direct(config: PruneOfaTaskConfig, source: Source, place: Workplace) -
     settings = config.lock
     steps = _steps(place, settings, config.direct_epochs) + config.direct_more_steps
     fit_config = place.fit_config(steps, settings)
-    schedule = SparsitySchedule.of_shares(fit_config.steps, round(source.sparsity, 3))
+    schedule = SparsitySchedule.of_shares(fit_config.steps, source.direct_sparsity)
     pruning = GradualPruning(schedule, Pattern.parse(source.pattern), source.scope)
     method = GradualFinetuning(fit_config, *_task(place), **_teaching(config, place), pruning=pruning)
     place.fit(model, method, "direct", examples=_taught(place))

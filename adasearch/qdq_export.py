@@ -9,6 +9,7 @@ Dimensions: O outputs, I inputs, K kernel.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adasearch.deploy import DEPLOY_FILE
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import copy_tokenizer, export_onnx, export_student, staged
 from adasearch.files import read_json
@@ -41,7 +43,20 @@ def export_folder(folder: Path) -> list[Path]:
     Raises as ``export_student`` and ``export_int8``, and ``ModelError`` for a model without a head for a task.
     """
     require_head(folder)
-    return [export_student(folder), *([export_trained(folder)] if is_trained_int8(folder) else [])]
+    written = [export_student(folder), *([export_trained(folder)] if is_trained_int8(folder) else [])]
+    _drop_stale(folder, written)
+    return written
+
+
+def _drop_stale(folder: Path, written: Sequence[Path]) -> None:
+    """Remove graphs of other precisions, and the choice among them, that are older than the weights: they would answer as before."""
+    weights = max((path.stat().st_mtime for path in folder.glob("*.safetensors")), default=0.0)
+    known = (folder / "onnx" / name for name in ONNX_FILES.values())
+    stale = [path for path in known if path not in written and path.is_file() and path.stat().st_mtime < weights]
+    for path in stale:
+        path.unlink()
+    if stale:
+        (folder / DEPLOY_FILE).unlink(missing_ok=True)
 
 
 def export_trained(folder: Path) -> Path:

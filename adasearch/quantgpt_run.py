@@ -38,7 +38,7 @@ from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import scales_figure, similarity_figure, weights_figure
 from adasearch.quantgpt_report import model_card, report_text
 from adasearch.quantize_model import attach_quantizers, quantized_cache, quantized_integers
-from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, note_stage, only_one, stage_facts
+from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, note_stage, only_one, refuse_processes, stage_facts
 from adasearch.settings import to_dict
 from adasearch.stopwatch import Stopwatch
 
@@ -76,6 +76,7 @@ def quantize_language_model(config: QuantGptConfig, progress: Progress | None = 
     A finished run is only reported again. Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any training when
     request, data or model are wrong, and ``TrainingError`` when the loss is not finite.
     """
+    refuse_processes("quantgpt")
     config.check()
     folder = run_folder(config)
     check_begun(folder, config, FREE)

@@ -20,7 +20,7 @@ from adasearch.errors import ConfigError, DataError, ModelError, loading, one_li
 from adasearch.finished import FinishedRun
 from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.metrics import choose_metrics, is_skewed
-from adasearch.model_inputs import positions_of, segment_ids
+from adasearch.model_inputs import pads_left, positions_of, segment_ids
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.run_files import model_in
 from adasearch.runtime_base import answers_questions, require_head, require_model, trained_on_pairs
@@ -91,6 +91,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
     with loading(f"{model_dir}: config and tokenizer cannot be loaded", most=None):
         model_config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer.padding_side = "left" if pads_left(model_config, tokenizer) else "right"
     if answers_questions(model_config):
         choices = "choices: adasearch compress prune-ofa (int8 for readers), or a classifier's folder"
         raise ConfigError(f"path: {model_dir}: its model answers questions, and quantize scores labels alone; {choices}")

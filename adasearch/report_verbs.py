@@ -127,13 +127,14 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
     from adasearch.bench_ratios import format_bench
     from adasearch.run_files import model_in
     from adasearch.runtime_base import require_model
-    from adasearch.streams import lengths_of_task
+    from adasearch.streams import lengths_of_task, own_lengths
 
     models = [Path(model_in(model)) for model in settings.models]
     for model in models:
         require_model(model, "models")  # before the lengths of its task are looked for
     lengths = lengths_of_task(models[0], settings.lengths_from, progress)
-    rows = bench_folders(models, config, progress, lengths)
+    own = {} if settings.lengths_from else {model: found for model in models if (found := own_lengths(model)) is not None}
+    rows = bench_folders(models, config, progress, lengths, own)
     return json.dumps(rows, indent=2) if settings.json else format_bench(rows)
 
 

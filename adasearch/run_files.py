@@ -244,6 +244,12 @@ def begin_run(folder: Path, settings: dict[str, Any], precision: str, *, inputs:
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
+def refuse_processes(what: str) -> None:
+    """Raise ``ConfigError`` where torchrun has started several processes: each would do the whole work in the same folder."""
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ConfigError(f"{what}: works in one process, torchrun has started {processes}; choices for several: run, search, retrain")
+
+
 def begun_precision(folder: Path) -> str | None:
     """What a run computes in, as it was measured when the run was begun; None where there is none, or an older version's."""
     path = folder / "run.json"

@@ -34,7 +34,10 @@ from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPrepa
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
 from adasearch.prune_ofa_source import pretraining_stages
-from adasearch.run_files import ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, model_path_of, note_stage, only_one, path_of
+from adasearch.run_files import (
+    ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, model_path_of, note_stage, only_one, path_of,
+    refuse_processes,
+)
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
 from adasearch.sparse_pattern import Pattern
@@ -86,6 +89,7 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
     A finished run is only reported again. Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any training when
     request, text or model are wrong, and ``TrainingError`` when the loss is not finite.
     """
+    refuse_processes("prune-ofa-pretrain")
     config.check()
     folder = run_folder(config)
     check_begun(folder, config, FREE)

@@ -77,8 +77,8 @@ def pattern_scores(magnitudes: Tensor, pattern: Pattern, input_dim: int = -1) ->
         return scores_KM.view_as(matrix_OI)
     if (pattern.rows, pattern.columns) == (1, 1):
         return matrix_OI
-    _check_divides(matrix_OI, pattern.rows, pattern.columns, pattern)
     outputs, inputs = matrix_OI.shape
+    _check_divides(_places_first(magnitudes, input_dim).shape[-2], inputs, pattern.rows, pattern.columns, pattern)
     return matrix_OI.reshape(outputs // pattern.rows, pattern.rows, inputs // pattern.columns, pattern.columns).mean((1, 3))
 
 
@@ -86,22 +86,27 @@ def pattern_mask(kept: Tensor, weight: Tensor, pattern: Pattern, input_dim: int 
     """What stays of a weight, bool and shaped like it, from what stays of its scores."""
     if not pattern.group and (pattern.rows, pattern.columns) != (1, 1):
         kept = kept.repeat_interleave(pattern.rows, 0).repeat_interleave(pattern.columns, 1)
-    moved = weight.movedim(input_dim, -1)
-    return kept.view(moved.shape).movedim(-1, input_dim).contiguous()
+    kept = kept.view(_places_first(weight, input_dim).shape)
+    return (kept.movedim(-2, 0) if kept.ndim > 2 else kept).movedim(-1, input_dim).contiguous()
+
+
+def _places_first(weight: Tensor, input_dim: int) -> Tensor:
+    """(..., O, I): a convolution's places in its kernel first, so that a block is of neighbouring outputs at one place."""
+    last = weight.movedim(input_dim, -1)
+    return last.movedim(0, -2) if last.ndim > 2 else last
 
 
 def _matrix(weight: Tensor, input_dim: int) -> Tensor:
     """(O, I): the inputs last, all other dimensions one."""
-    return weight.movedim(input_dim, -1).reshape(-1, weight.shape[input_dim])
+    return _places_first(weight, input_dim).reshape(-1, weight.shape[input_dim])
 
 
 def _groups(matrix_OI: Tensor, pattern: Pattern) -> Tensor:
-    _check_divides(matrix_OI, 1, pattern.group, pattern)
+    _check_divides(*matrix_OI.shape, 1, pattern.group, pattern)
     return matrix_OI.reshape(-1, pattern.group)
 
 
-def _check_divides(matrix_OI: Tensor, rows: int, columns: int, pattern: Pattern) -> None:
-    outputs, inputs = matrix_OI.shape
+def _check_divides(outputs: int, inputs: int, rows: int, columns: int, pattern: Pattern) -> None:
     if outputs % rows or inputs % columns:
         raise ModelError(
             f"pattern {pattern}: a weight of {outputs} outputs by {inputs} inputs; outputs must be a multiple of {rows},"

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from adasearch.errors import ConfigError, DataError
+from adasearch.files import read_json
 from adasearch.measure import Factory, collector_off
 from adasearch.progress import Progress
 from adasearch.runtimes import Runtime
@@ -61,32 +63,34 @@ def split_batches(lengths_N: np.ndarray, batch_size: int, is_sorted: bool) -> li
 def time_streams(
     systems: Mapping[str, Runtime | Factory], lengths: Sequence[int], batch_sizes: Sequence[int], *, texts: int = 128,
     threads: int = 1, progress: Progress | None = None, clock: Callable[[], float] = time.perf_counter,
+    own: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, list[StreamTiming]]:  # fmt: skip
     """Throughput of every system at every batch size, as texts come and (above 1) sorted by length.
 
-    ``lengths`` are those of the task's texts, in tokens; a stream of ``texts`` is drawn from them. Systems take turns,
+    ``lengths`` are those of the task's texts, in tokens; a stream of ``texts`` is drawn from them, of systems whose tokenizer
+    cuts the same texts into other pieces from theirs, ``own``. Systems take turns,
     a pass over the stream at a time: in service, too, a model has the caches to itself. A function (batch size,
     length) -> call reads its own raw texts and is timed as they come only.
     Raises ``ConfigError`` when there are no lengths, or less than one text or token.
     """
     if not len(lengths) or min(lengths) < 1 or texts < 1:
         raise ConfigError(f"lengths: {len(lengths)} lengths, {texts} texts to draw; choices: 1 or more of each, from 1 token")
-    drawn_N = draw_lengths(lengths, texts)
+    drawn = {name: draw_lengths(own.get(name, lengths), texts) for name in systems}
     orders = [(batch, is_sorted) for batch in batch_sizes for is_sorted in ((False, True) if batch > 1 else (False,))]
     results: dict[str, list[StreamTiming]] = {name: [] for name in systems}
     progress = progress or Progress()
     progress.stage("measure throughput at the task's lengths", total=len(orders))
     with torch.inference_mode():
         for done, (batch_size, is_sorted) in enumerate(orders, start=1):
-            batches = split_batches(drawn_N, batch_size, is_sorted)
+            batches = {name: split_batches(drawn_N, batch_size, is_sorted) for name, drawn_N in drawn.items()}
             taking_part = {
-                name: _calls(system, batches)
+                name: _calls(system, batches[name])
                 for name, system in systems.items() if isinstance(system, Runtime) or not is_sorted
             }  # fmt: skip
             seconds = _passes(taking_part, clock)
-            tokens = sum(len(batch) * int(batch.max()) for batch in batches)
             for name, spent in seconds.items():
-                system = systems[name]
+                system, drawn_N = systems[name], drawn[name]
+                tokens = sum(len(batch) * int(batch.max()) for batch in batches[name])
                 is_runtime = isinstance(system, Runtime)
                 rates = [texts / value for value in spent]
                 results[name].append(
@@ -155,6 +159,19 @@ def read_lengths(path: Path) -> np.ndarray:
     if bad is not None or not words:
         raise DataError(f"lengths_from: {path}: {bad!r} is no length; choices: whole numbers of 1 and more, one a line")
     return np.array([int(word) for word in words])
+
+
+def own_lengths(model_dir: Path) -> np.ndarray | None:
+    """Lengths (N,) of its run's texts in the word pieces of a student with a vocabulary of its own; None of any other model."""
+    for place in Path(model_dir).resolve().parents[:2] if _is_student(model_dir) else ():
+        if stores := sorted((place / "cache").glob("student_held_out-*.offsets.npy"), key=lambda file: file.stat().st_mtime):
+            return np.diff(np.load(stores[-1], allow_pickle=False))
+    return None
+
+
+def _is_student(model_dir: Path) -> bool:
+    path = Path(model_dir) / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == "adasearch"
 
 
 def lengths_of_task(model_dir: Path, source: str | None, progress: Progress) -> np.ndarray | None:

@@ -24,7 +24,7 @@ from adasearch.files import fingerprint, write_json
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
-from adasearch.run_files import check_folder, check_same_data, commit, only_one, typed_command
+from adasearch.run_files import check_folder, check_same_data, commit, only_one, refuse_processes, typed_command
 from adasearch.settings import check_choice, cores_here
 from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
@@ -48,6 +48,7 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
 
     Raises ``ConfigError`` or ``DataError`` before anything starts. What goes wrong later is in ``Swept.failed``.
     """
+    refuse_processes("sweep")
     progress = progress or Progress()
     workers, threads = check_sweep(config, cores_here())
     for index, name in enumerate(config.formats):

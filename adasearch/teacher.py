@@ -23,7 +23,7 @@ from transformers import (
 
 from adasearch.errors import ModelError, loading, one_line
 from adasearch.known_labels import HF_PROBLEM_TYPES, label_settings, places_of
-from adasearch.model_inputs import segment_ids, uses_token_types
+from adasearch.model_inputs import LAST_READERS, segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
@@ -198,6 +198,11 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"teacher: {path!r} is an encoder with a decoder ({config.model_type}), whose levels cannot be probed; choices: an encoder")
+    if config.model_type in LAST_READERS:
+        raise ModelError(
+            f"teacher: {path!r} reads the last position of a batch ({config.model_type}), which of the shorter texts is padding; choices: a"
+            " transformer that reads its first or last token"
+        )
     if is_finetuned and config.num_labels != task.num_labels:
         known = ", ".join(str(name) for name in (config.id2label or {}).values())
         raise ModelError(

@@ -86,12 +86,13 @@ class TokenStore:
         return TokenStore(ids, offsets)
 
     def pad(self, indices: Sequence[int], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask of a batch, both (B, L) int64, padded on the right to its longest text."""
+        """Ids and mask of a batch, both (B, L) int64, padded on the right to its longest text, 1 token at least."""
         lengths = self.offsets[np.asarray(indices) + 1] - self.offsets[np.asarray(indices)]
         ids_BL = np.full((len(indices), int(lengths.max(initial=1))), pad_token_id, dtype=np.int64)
         for row, index in enumerate(indices):
             ids_BL[row, : lengths[row]] = self[index]
-        mask_BL = np.arange(ids_BL.shape[1])[None, :] < lengths[:, None]
+        # a text without tokens is read as one of padding: who attends to nothing says anything
+        mask_BL = np.arange(ids_BL.shape[1])[None, :] < np.maximum(lengths, 1)[:, None]
         return torch.from_numpy(ids_BL), torch.from_numpy(mask_BL.astype(np.int64))
 
 

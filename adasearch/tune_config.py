@@ -36,7 +36,7 @@ class TuneConfig(RunConfig):
         storage: URL of a database that several machines share (postgresql://user@host/name); a journal file in the
             study's folder when absent.
         study_name: the study's name in the storage; the name of its folder when absent.
-        sampler: tpe, nsgaii or random: how the next trial is chosen.
+        sampler: tpe, nsgaii (generations of 10 trials) or random: how the next trial is chosen.
         pruner: auto, median, halving, dominated or none: how hopeless trials are stopped while they train. auto is median
             with one objective and dominated with several.
         prune_margin: with dominated: so much better must a score be at the same step, at no more cost, to stop a trial.

@@ -32,6 +32,7 @@ from adasearch.run_files import differences
 from adasearch.tune_config import TuneConfig
 
 JOURNAL = "journal.log"
+POPULATION = 10  # of NSGA-II, in trials that came to their end: Optuna's 50 would make a whole study of 40 its first, random generation
 SCHEMES = ("postgresql", "mysql", "mariadb", "sqlite")
 BEAT_SECONDS, GRACE_SECONDS = 20.0, 180.0  # the clocks of several machines may differ by a minute or two
 TRIES_TO_OPEN = 3  # two machines that create a database's tables at once: one of them is refused, and finds them then
@@ -112,7 +113,7 @@ def load_study(config: TuneConfig) -> optuna.Study:
     """The study as a worker sees it, with its sampler and pruner."""
     samplers = {
         "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # running trials count as bad: others look elsewhere
-        "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+        "nsgaii": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
         "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     }
     kind = config.pruner if config.pruner != "auto" else "median" if config.has_one_objective else "dominated"
@@ -232,9 +233,10 @@ def release_lost(study: optuna.Study, storage: BaseStorage, config: TuneConfig) 
             study.tell(trial.number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # finished, or released by another machine, in between
             continue
-        if is_again and trial.params:
+        values = trial.params or trial.system_attrs.get("fixed_params")  # of a trial that waited, and was lost before it drew them
+        if is_again and values:
             kept = {key: trial.user_attrs[key] for key in ("is_first",) if key in trial.user_attrs}
-            study.enqueue_trial(trial.params, user_attrs={**kept, "tries": tries + 1, "retry_of": trial.number})
+            study.enqueue_trial(values, user_attrs={**kept, "tries": tries + 1, "retry_of": trial.number})
         released.append(trial.number)
     return released
 

@@ -21,10 +21,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from adasearch.cli import import_once, imported_files
-from adasearch.errors import AdasearchError, ConfigError, TrainingError
+from adasearch.errors import AdasearchError, TrainingError
 from adasearch.operations import OPERATIONS
 from adasearch.progress import Progress
-from adasearch.run_files import check_folder
+from adasearch.run_files import check_folder, refuse_processes
 from adasearch.tune_check import check_request, widest_space
 from adasearch.tune_config import TuneConfig, check_study
 from adasearch.tune_report import describe, write_outputs
@@ -45,7 +45,7 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> Path:
     """
     progress = progress or Progress()
     check_study(config)
-    _check_alone(config)
+    refuse_processes("tune")
     check_folder(config.folder, "study.json", JOURNAL, PREPARING)
     check_request(config)
     storage = open_storage(config)  # a server that is not there is noticed before the teacher is trained
@@ -59,12 +59,6 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> Path:
         reasons = sorted({str(trial.user_attrs.get("reason")) for trial in found.get_trials(deepcopy=False)})
         raise TrainingError(f"{config.folder}: no trial came to its end ({'; '.join(reasons)[:600]}); see trials.csv there")
     return config.folder
-
-
-def _check_alone(config: TuneConfig) -> None:
-    """A study is many runs at once; torchrun's one run on several processes is another thing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("workers: started by torchrun; a trial trains in one process; choices: adasearch tune --workers n")
 
 
 def _run(study: Study, found: optuna.Study, storage: BaseStorage, progress: Progress) -> None:

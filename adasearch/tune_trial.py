@@ -43,6 +43,7 @@ from adasearch.tune_check import check_data, check_request, may_inherit, widest_
 from adasearch.tune_config import LIMITS, TuneConfig
 from adasearch.tune_space import StudySpace, run_data, space_data
 
+PRECISION = "precision.json"  # what the study computes in
 PREPARING = "preparation.lock"  # held while the preparation is made; the first file of a study
 KEPT = ("history.json", "scores.json")  # of a trained student's folder
 
@@ -99,9 +100,19 @@ def open_study(config: TuneConfig, progress: Progress) -> Study:
     with FileLock(config.folder / PREPARING):
         task = tuning_task(check_data(config, space), config.seed_of_data)
         check_same_data(config.folder / "study.json", task.data)
-    study = Study(config, task, space, progress, make_accelerator(space.base))
+        accelerator = _accelerator(config.folder / PRECISION, space.base)
+    study = Study(config, task, space, progress, accelerator)
     problem = study.problem(space.base)
     return dataclasses.replace(study, space=_with_table(study, problem))
+
+
+def _accelerator(path: Path, base: RunConfig) -> Accelerator:
+    """Of the precision that the study was begun with, measured once for all its workers and for a later start."""
+    begun = read_json(path)["precision"] if path.exists() else None
+    accelerator = make_accelerator(base, begun)
+    if begun is None:
+        write_json(path, {"precision": accelerator.mixed_precision})
+    return accelerator
 
 
 def tuning_task(task: Task, seed: int) -> Task:

@@ -39,7 +39,7 @@ from adasearch.model_inputs import check_positions, check_separator, check_vocab
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
-from adasearch.run_files import ALWAYS_FREE, begin_run, check_begun, check_same, only_one, refuse_run
+from adasearch.run_files import ALWAYS_FREE, begin_run, check_begun, check_same, only_one, refuse_processes, refuse_run
 from adasearch.settings import to_dict
 from adasearch.shrink import inherit_embeddings
 from adasearch.space import load_space
@@ -76,6 +76,7 @@ def warm(config: WarmConfig, progress: Progress | None = None) -> Path:
     Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any work when request, texts or teacher are wrong, and
     ``TrainingError`` when the loss is not finite or the disk is full.
     """
+    refuse_processes("warm")
     config.check()
     folder = Path(config.output_dir)
     refuse_run("teacher", config.teacher)

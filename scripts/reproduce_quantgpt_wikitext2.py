@@ -195,6 +195,7 @@ def collect(matrix: Matrix, tuned: dict[str, Any] | None) -> dict[str, Any]:
             "scores": {key: summary([r["scores_quantized"][key] for r in reports]) for key in reports[0]["scores_quantized"] if key not in ("tokens", "texts")},
             "size_mib": reports[0]["size_mib_quantized"], "size_ratio": reports[0]["size_ratio"],
             "train_seconds_mean": float(np.mean(known)) if known else None,
+            "has_bank": reports[0].get("has_bank"),  # a bank by position rests where no token is seen twice
             "settings": {key: reports[0]["config"][key] for key in ("quantizer", "per", "distill", "lambda_contrastive", "negatives", "bank", "learning_rate", "scale_learning_rate", "steps", "batch_size", "dropout")},
         })  # fmt: skip
     at_fewest = {row["name"]: row[first["metric"]]["mean"] for row in table if row["group"] == "systems" and row["bits"] == matrix.args.bits[-1]}

@@ -369,6 +369,25 @@ def test_the_watch_rests_while_a_model_is_scored_and_a_checkpoint_written(tmp_pa
     assert seen == {"scored": {False}, "saved": {False}, "learned": {True}}
 
 
+@pytest.mark.parametrize(("steps", "asked", "times"), [(12, 4, [3, 6, 9, 12]), (15, 8, [1, 3, 5, 7, 9, 11, 13, 15]), (5, 9, [1, 2, 3, 4, 5])])
+def test_a_training_is_evaluated_as_often_as_asked_for(steps: int, asked: int, times: list[int], tmp_path: Path) -> None:
+    model, at = torch.nn.Linear(1, 1), []
+
+    class Counted(Method):
+        def groups(self, student: torch.nn.Module) -> list[Group]:
+            return [Group("weights", [{"params": list(student.parameters())}], 0.1, "constant", torch.optim.SGD)]
+
+        def loss(self, student: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+            return {"ce": (student.weight**2).sum()}
+
+    history = fit(
+        model, Counted(FitConfig(steps=steps, batch_size=4), "single_label"), {"train": examples()}, FitConfig(steps=steps, batch_size=4),
+        seed=3, folder=tmp_path, accelerator=Accelerator(cpu=True), progress=Progress(), title="test", evaluations=asked,
+        evaluate=lambda model: at.append(1) or {"turns": len(at)},
+    )  # fmt: skip
+    assert [record["step"] for record in history if "validation" in record] == times and len(at) == len(times)
+
+
 def test_gradients_that_are_not_finite_are_never_learned(tmp_path: Path) -> None:
     """The loss of sqrt(w^2) is 0 where w is, and its gradient is none: one step on, and a checkpoint would hold NaN for ever."""
 

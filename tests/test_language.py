@@ -74,6 +74,8 @@ def test_pairs_are_cut_counted_and_padded(tmp_path: Path) -> None:
     assert batch["labels"][1].tolist() == [*pairs.targets[2].tolist(), *[UNSCORED] * (6 - len(pairs.targets[2]))]
     picked = pairs.select(np.array([2, 0]))
     assert picked.references == ("cat", "a dog") and picked.targets[0].tolist() == pairs.targets[2].tolist()
+    left = [tokenizer.decode(ids, skip_special_tokens=True).split() for ids in (pairs.targets[index] for index in range(3))]
+    assert pairs.target_words == tuple(map(len, left)) and len(left[1]) < len(TEXTS[0].split()) and picked.target_words == (1, 2)
     assert tokenize_pairs(texts, tokenizer, 8, 6, cache=tmp_path, name="train")[1] == cut  # from the cache as well
 
 

@@ -70,6 +70,14 @@ def test_systems_take_turns_in_a_rotating_order_with_the_collector_off() -> None
         assert timings[name][1].texts_per_s == pytest.approx(4 / 0.42)
 
 
+def test_a_call_that_is_compiled_first_is_timed_like_any_other() -> None:
+    machine, left = Machine(), [100 * measure.SECONDS_PER_SHAPE]
+    systems = {"compiled": machine.system("compiled", lambda batch, length: left.pop() if left else 0.001)}
+    timing = measure.time_systems(systems, [(1, 1)], repeats=20, warmup=3, clock=machine.clock)["compiled"][0]
+    assert timing.repeats == 20 and timing.latency_ms_p50 == pytest.approx(1.0)
+    assert len(machine.calls) == 1 + 3 + 2 * 20, "compiled, warmed up, and primed each time"
+
+
 def test_short_calls_are_primed_and_long_ones_are_rationed() -> None:
     machine = Machine()
     durations = {"short": 0.001, "long": measure.SECONDS_PER_SHAPE / 8, "longest": measure.SECONDS_PER_SHAPE}

@@ -93,6 +93,25 @@ def test_a_separator_written_into_a_single_text_begins_no_second_one(tmp_path: P
         np.testing.assert_allclose(served, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
+def test_an_answer_does_not_depend_on_the_texts_beside_it(kind: str, tmp_path: Path) -> None:
+    """Both tokenizers pad left: GPT-2's positions would move with the padding, XLNet's head reads the last position."""
+    tokenizer, size = tokenizer_of(), {"vocab_size": len(PIECES), "pad_token_id": OURS["pad_token_id"], "num_labels": 3}
+    tokenizer.padding_side = "left"
+    torch.manual_seed(0)
+    made = {"gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}, "xlnet": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **size, **made[kind])).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["film", "the film was good and the plot was bad", "plot bad"]
+    logits, _ = TextClassifier(tmp_path, runtime="torch", threads=1, batch_size=3).logits(texts)
+    with torch.inference_mode():
+        alone = torch.cat([model(**{"input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}).logits for text in texts])
+    np.testing.assert_allclose(logits, alone, atol=1e-5)
+
+
 # --- positions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_perplexity_is_that_of_a_direct_loop(stride: int, batch_size: int) -> No
     assert found["tokens"] == count
     assert found["nll"] == pytest.approx(total / count, rel=1e-5)  # float32 sums in another order
     assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert found["word_perplexity"] == pytest.approx(math.exp(total / 20), rel=1e-4)
+    # what windows side by side leave unscored counts as the mean: words are of all tokens
+    assert found["word_perplexity"] == pytest.approx(math.exp(total / count * 44 / 20), rel=1e-4)
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
@@ -99,6 +101,8 @@ def test_target_perplexity_is_that_of_one_pair_at_a_time(tmp_path: Path) -> None
         total, count = total + loss * batch["labels"].numel(), count + batch["labels"].numel()
     found = target_perplexity(model, pairs, batch_size=2)
     assert found["tokens"] == count and found["nll"] == pytest.approx(total / count, rel=1e-5)
+    assert found["word_perplexity"] == pytest.approx(math.exp(total / sum(pairs.target_words)), rel=1e-4)
+    assert "word_perplexity" not in target_perplexity(model, dataclasses.replace(pairs, target_words=()))
 
 
 def test_generated_texts_are_those_of_each_source_alone(tmp_path: Path) -> None:

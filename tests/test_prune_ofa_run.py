@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from adasearch.encoder_training import Workplace, is_part, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import save_student
 from adasearch.files import read_json, write_json
+from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.fit_config import steps_of
 from adasearch.gate_values import GateValues
 from adasearch.inspect_run import inspect
@@ -142,6 +144,15 @@ def test_every_verb_works_on_the_folder(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(graph.parent)
     assert [path.name for path in export_folder(folder / "student")] == ["model.onnx", "model_int8.onnx"] and zeros_of(graph) == zeros
     trained = graph.read_bytes()
+    old = graph.with_name(ONNX_FILES["int8_embedding"])
+    for kept in (True, False):  # of weights that were trained on, graphs of before would answer as before
+        shutil.copy(graph, old)
+        write_json(folder / "student" / "deploy.json", {})
+        when = (folder / "student" / "model.safetensors").stat().st_mtime + (10 if kept else -10)
+        os.utime(old, (when, when))
+        export_folder(folder / "student")
+        assert old.exists() == kept and (folder / "student" / "deploy.json").exists() == kept
+    old.unlink(missing_ok=True)
     quantize(folder, QuantizeConfig(precisions=["fp32", "int8"], runtimes=["onnxruntime"], max_drop=100.0, repeats=2))
     assert graph.read_bytes() == trained, "its scales were trained, not to be calibrated anew"
     assert {row["precision"] for row in read_json(folder / "student" / "deploy.json")["tried"]} == {"fp32", "int8"}

@@ -25,6 +25,7 @@ from tiny_words import PIECES as WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
+from adasearch import answers
 from adasearch.answers import NOTHING, best_answers, best_spans, score_answers, window_spans
 from adasearch.config import FitConfig, RunConfig, TaskConfig
 from adasearch.encoder import from_hugging_face
@@ -281,6 +282,12 @@ def test_spans_of_a_window_are_those_found_one_by_one(seed: int) -> None:
     for n_best, longest in ((1, 30), (3, 2), (20, 4), (40, 30)):
         found = window_spans(starts, ends, place, length - place - 1, n_best, longest)
         assert found == tried(starts, ends, place, length - place - 1, n_best, longest)
+
+
+def test_an_answer_begins_with_its_word_whatever_the_tokenizer_counts_to_it() -> None:
+    """DeBERTa-v2's offsets hold the blank before a word."""
+    [answer] = answers._ranked({(6, 10): 1.0}, "She is Ada.", 1)
+    assert (answer.text, answer.start, answer.end) == ("Ada", 7, 10)
 
 
 def test_the_best_window_wins_and_text_is_counted_once() -> None:

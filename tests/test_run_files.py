@@ -14,19 +14,33 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
+import adasearch
 from adasearch import accelerator, cli, encoder_run, pipeline
+from adasearch.cofi_config import CofiConfig
 from adasearch.config import RunConfig
+from adasearch.diagnosis_run import DiagnosisConfig, diagnose
+from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
+from adasearch.quantgpt_config import QuantGptConfig
+from adasearch.quantgpt_run import quantize_language_model
 from adasearch.questions import Questions
 from adasearch.run_files import (
     begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, commit, differences, digests, hand_over,
     model_in, note_stage, only_one, refuse_run, stage_facts,
     typed_command,
 )  # fmt: skip
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_run import pretrain_sparse
+from adasearch.sweep import sweep
+from adasearch.sweep_config import SweepConfig
 from adasearch.tasks import Task
 from adasearch.texts import Split
+from adasearch.tune_config import TuneConfig
+from adasearch.tune_study import tune
+from adasearch.warm_config import WarmConfig
+from adasearch.warm_run import warm
 
 DEFAULTS: dict[str, Any] = {"task": "demo", "seed": 42, "quiet": False, "fit": {"steps": 10, "rate": 0.1}, "words": {}}
 FREE = ("quiet",)
@@ -349,3 +363,20 @@ def test_runs_of_other_precisions_follow_each_other_in_one_process() -> None:
     for precision in ("bf16", "no", "bf16"):
         config = RunConfig(mixed_precision=precision, cpu=True, threads=1)
         assert accelerator.make_accelerator(config).mixed_precision == precision
+
+
+def test_python_callers_are_told_what_works_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of torchrun would delete each other's files; only ``compress``, ``search`` and ``retrain`` of a run share the work."""
+    folder = {"output_dir": str(tmp_path / "run")}
+    calls = [
+        lambda: adasearch.compress_cofi(CofiConfig(task="sst2", **folder)), lambda: adasearch.compress_earlybert(EarlyBertConfig(task="sst2", **folder)),
+        lambda: adasearch.prune_once_for_all(PruneOfaTaskConfig(task="sst2", sparse_model="none", **folder)),
+        lambda: pretrain_sparse(SparsePretrainingConfig(model="none", **folder)), lambda: quantize_language_model(QuantGptConfig(model="none", **folder)),
+        lambda: warm(WarmConfig(teacher="none", **folder)), lambda: tune(TuneConfig(task="sst2", **folder)),
+        lambda: sweep(SweepConfig(tasks=["sst2"], **folder)), lambda: diagnose(DiagnosisConfig(task="sst2", **folder)),
+    ]  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for call in calls:
+        with pytest.raises(ConfigError, match="works in one process, torchrun has started 2; choices for several: run, search, retrain"):
+            call()
+    assert not (tmp_path / "run").exists()

@@ -111,6 +111,19 @@ def test_blocks_go_whole_and_by_their_mean() -> None:
         assert kept[4 * r : 4 * r + 4, 3 * c : 3 * c + 3].eq((r, c) not in gone).all()
 
 
+def test_blocks_of_a_convolution_are_of_neighbouring_outputs_at_one_place() -> None:
+    model = nn.Sequential(nn.Conv1d(6, 8, 3))
+    attach_masks(model, "4x2", ["0"])
+    prune_to(model, 0.5)
+    dense, kept = model[0].parametrizations.weight.original.detach().abs(), model[0].weight.detach() != 0
+    blocks = {(r, c, k): dense[4 * r : 4 * r + 4, 2 * c : 2 * c + 2, k].mean().item() for r in range(2) for c in range(3) for k in range(3)}
+    gone = sorted(blocks, key=blocks.get)[:9]
+    for r, c, k in blocks:
+        assert kept[4 * r : 4 * r + 4, 2 * c : 2 * c + 2, k].eq((r, c, k) not in gone).all()
+    with pytest.raises(ModelError, match="a weight of 6 outputs by 8 inputs"):  # 6 outputs at 2 places are no 3 blocks of 4
+        attach_masks(nn.Sequential(nn.Conv1d(8, 6, 2)), "4x1", ["0"])
+
+
 @pytest.mark.parametrize(("text", "says"), [("4:2", "'4:2'"), ("2x", "'2x'"), ("0:4", "'0:4'"), ("some", "unstructured, N:M")])
 def test_unknown_patterns_are_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

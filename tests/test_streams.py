@@ -10,9 +10,10 @@ import pytest
 
 from adasearch import streams
 from adasearch.errors import ConfigError, DataError
+from adasearch.files import write_json
 from adasearch.progress import Progress
 from adasearch.runtimes import Runtime
-from adasearch.streams import draw_lengths, lengths_of_task, read_lengths, split_batches, time_streams
+from adasearch.streams import draw_lengths, lengths_of_task, own_lengths, read_lengths, split_batches, time_streams
 from adasearch.tokens import TokenStore
 
 LENGTHS = [4] * 50 + [6] * 30 + [20] * 20
@@ -55,6 +56,26 @@ def test_batches_hold_every_text_once_and_sorted_ones_pad_least() -> None:
     assert padded[True] < padded[False]
     least = sum(len(batch) * batch.max() for batch in np.split(np.sort(drawn)[::-1], [8, 16, 24, 32, 40, 48]))
     assert padded[True] == least
+
+
+def test_a_model_with_other_pieces_is_timed_at_their_lengths() -> None:
+    now = [0.0]
+    systems = {"theirs": Clocked(now), "own": Clocked(now)}
+    longer = [2 * length for length in LENGTHS]
+    found = time_streams(systems, LENGTHS, [1, 8], texts=50, clock=lambda: now[0], own={"own": longer})
+    for theirs, own in zip(found["theirs"], found["own"]):
+        assert own.mean_tokens == 2 * theirs.mean_tokens and own.texts_per_s == pytest.approx(theirs.texts_per_s / 2)
+        assert own.padding_share == pytest.approx(theirs.padding_share)
+
+
+def test_own_lengths_are_those_of_a_student_with_its_own_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    for name, lengths in (("held_out", [1, 2]), ("student_held_out", [3, 5])):
+        TokenStore.from_lists([[1] * length for length in lengths]).save(tmp_path / "cache", f"{name}-x")
+    for name, kind in (("student", "adasearch"), ("teacher", "bert")):
+        write_json(tmp_path / name / "config.json", {"model_type": kind})
+    assert own_lengths(tmp_path / "student").tolist() == [3, 5] and own_lengths(tmp_path / "teacher") is None
+    assert own_lengths(tmp_path.parent / "elsewhere") is None
 
 
 def test_rates_are_texts_over_the_time_of_a_pass() -> None:

@@ -33,6 +33,7 @@ from transformers import (
     GPT2Model,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLNetConfig,
 )
 
 from adasearch import outputs
@@ -208,6 +209,14 @@ def test_a_searched_student_is_no_teacher(tmp_path: Path, encoder: Path) -> None
     for is_finetuned in (False, True):
         with pytest.raises(ModelError, match="teacher: .*student' is a searched student, .*; choices: a transformer"):
             load_teacher(str(tmp_path / "student"), task_with("a", "b", "c"), is_finetuned=is_finetuned)
+
+
+def test_a_model_that_reads_the_last_position_is_refused(tmp_path: Path, encoder: Path) -> None:
+    path = str(tmp_path / "xlnet")
+    XLNetConfig(vocab_size=len(WORDS), d_model=16, n_layer=1, n_head=2, d_inner=16).save_pretrained(path)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(path)
+    with pytest.raises(ModelError, match="teacher: .*xlnet' reads the last position of a batch .xlnet., which of the shorter texts is padding"):
+        load_teacher(path, task_with("a", "b"), is_finetuned=False)
 
 
 def test_a_decoder_is_told_the_tokenizers_padding(tmp_path: Path, encoder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from adasearch.fit_config import steps_behind
 from adasearch.tokens import BUCKET_BATCHES, BatchSampler, Examples, TokenStore
 
 PAD = 9
@@ -201,3 +202,24 @@ def test_selections_are_those_of_lists_whatever_their_runs() -> None:
         assert texts_of(store.select(picked)) == [texts[n] for n in picked]
     assert texts_of(store.select(np.zeros(0, np.int64))) == []
     assert texts_of(store.select(np.array([-1, 3]))) == [texts[-1], texts[3]]
+
+
+@pytest.mark.parametrize(("before", "now"), [(8, 8), (8, 4), (4, 8), (8, 5)])
+def test_a_stage_behind_another_meets_no_text_twice_in_a_pass(before: int, now: int) -> None:
+    lengths, learned = np.arange(50), 4  # two thirds of a pass, in batches of 8
+    after = steps_behind(learned, 50, before, now)
+    sampler = BatchSampler(lengths, now, seed=1)
+    steps = 50 // now - (after % (50 // now))  # to the end of the pass that it begins in
+    met = np.concatenate([sampler(after + step) for step in range(steps)])
+    assert len(set(met.tolist())) == len(met)
+    if before == now:
+        earlier = np.concatenate([sampler(step) for step in range(learned)])
+        assert after == learned and not set(met.tolist()) & set(earlier.tolist())
+    else:
+        assert steps == 50 // now, "a whole pass"
+
+
+def test_a_text_without_tokens_is_read_as_one_of_padding() -> None:
+    store = TokenStore.from_lists([[], [5, 6]])
+    assert [tensor.tolist() for tensor in store.pad([0, 1], 9)] == [[[9, 9], [5, 6]], [[1, 0], [1, 1]]]
+    assert [tensor.tolist() for tensor in store.pad([0], 9)] == [[[9]], [[1]]]

@@ -19,6 +19,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
@@ -27,7 +28,7 @@ from tiny import tiny_space
 from tiny_task import rows, tiny_run, write_csv, write_teacher
 
 from adasearch.arguments import parse_settings
-from adasearch import latency_bench, tune_study
+from adasearch import latency_bench, tune_study, tune_trial
 from adasearch.cli import import_user_code
 from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
@@ -558,6 +559,38 @@ def test_a_killed_worker_loses_its_trial_and_nothing_else(queue: tuple[TuneConfi
     first, second = found.trials[1:]
     assert first.params == second.params and second.user_attrs["retry_of"] == 1
     assert [trial.number for trial in counted(found.trials)] == [0, 2], "the first loss was made good, the second counts"
+
+
+def test_a_trial_that_is_lost_before_it_drew_its_values_keeps_them(queue: tuple[TuneConfig, optuna.Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, found = queue
+    found.enqueue_trial({"search.beta": 1.25}, user_attrs={"is_first": True})
+    lost = next_trial(found, 3)
+    monkeypatch.setattr("adasearch.tune_storage.is_lost", lambda trial, folder: trial.number == lost.number)
+    assert release_lost(found, open_storage(config), config) == [lost.number]
+    again = next_trial(found, 3)
+    assert again.suggest_float("search.beta", 1, 2) == 1.25 and again.user_attrs["is_first"]
+
+
+def test_nsgaii_has_generations_within_a_study_of_the_usual_size(tmp_path: Path) -> None:
+    config = study_config(tmp_path, sampler="nsgaii", n_trials=TuneConfig.n_trials)
+    create_study(config, open_storage(config), "accuracy", {})
+    found = load_study(config)
+    for _ in range(config.n_trials):
+        trial = found.ask()
+        found.tell(trial, [trial.suggest_float("search.beta", 0, 1), trial.suggest_float("search.learning_rate", 0, 1)])
+    generations = [value for trial in found.trials for key, value in trial.system_attrs.items() if key.endswith("generation")]
+    assert max(generations) == 3
+
+
+def test_a_study_computes_in_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = RunConfig(task="demo", mixed_precision="auto", cpu=True, threads=1)
+    found, held = [], dict(AcceleratorState._shared_state)
+    for gain in (9.0, 0.1, 9.0):  # as an idle machine and a busy one measure it
+        monkeypatch.setattr("adasearch.accelerator._bf16_gain", lambda gain=gain: gain)
+        found.append(tune_trial._accelerator(tmp_path / "precision.json", base).mixed_precision)
+    AcceleratorState._reset_state()
+    AcceleratorState._shared_state.update(held)  # what other tests of this process compute in
+    assert found == ["bf16"] * 3
 
 
 def test_a_worker_that_was_given_up_on_does_not_spoil_the_study(queue: tuple[TuneConfig, optuna.Study]) -> None:
