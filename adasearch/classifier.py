@@ -90,7 +90,7 @@ class TextClassifier:
         # a table of positions ends somewhere, and a tokenizer that knows no limit says 1e30
         self.limit = min(self.tokenizer.model_max_length, positions_of(config) or sys.maxsize)
         self.is_pair = getattr(config, "is_pair", None)
-        self._takes_types, self._pads_left = uses_token_types(config), pads_left(config, self.tokenizer)
+        self._takes_types, self._pads_left = uses_token_types(config), pads_left(config)
 
     @property
     def is_multi_label(self) -> bool:

@@ -22,13 +22,13 @@ COUNTS_FROM_PADDING = (
 LAST_READERS = ("xlnet",)  # model types whose head reads the last position, whatever stands there
 
 
-def pads_left(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+def pads_left(config: PreTrainedConfig) -> bool:
     """Whether texts are filled up before their first token: where the head reads the last position.
 
     Tokenizers of causal models pad left as well, for generating; of a classifier that only moves the positions, by as much as
     the longest text of the batch says.
     """
-    return config.model_type in LAST_READERS and tokenizer.padding_side == "left"
+    return config.model_type in LAST_READERS
 
 
 def uses_token_types(config: PreTrainedConfig) -> bool:

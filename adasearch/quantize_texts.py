@@ -91,7 +91,7 @@ def load_material(path: Path, config: QuantizeConfig) -> Material:
     with loading(f"{model_dir}: config and tokenizer cannot be loaded", most=None):
         model_config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    tokenizer.padding_side = "left" if pads_left(model_config, tokenizer) else "right"
+    tokenizer.padding_side = "left" if pads_left(model_config) else "right"
     if answers_questions(model_config):
         choices = "choices: adasearch compress prune-ofa (int8 for readers), or a classifier's folder"
         raise ConfigError(f"path: {model_dir}: its model answers questions, and quantize scores labels alone; {choices}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hearing import KillAt, Killed
 from tiny import tiny_config, tiny_space
 from tiny_fit import examples, run
@@ -272,6 +273,7 @@ def test_matrices_decay_and_vectors_do_not(tmp_path: Path) -> None:
 @pytest.fixture
 def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accelerators that say fp16 and compute in fp32, so that all that is left of it is the scaled loss."""
+    AcceleratorState._reset_state()  # that of an earlier test may compute in bf16
     monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
 
 

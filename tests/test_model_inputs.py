@@ -19,6 +19,7 @@ from adasearch.classifier import TextClassifier
 from adasearch.earlybert_run import compress_earlybert
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.errors import ConfigError, ModelError
+from adasearch.files import read_json, write_json
 from adasearch.export import export_onnx, save_student
 from adasearch.graph_runtimes import OnnxRuntime
 from adasearch.model_inputs import COUNTS_FROM_PADDING, positions_of, segment_ids, uses_token_types
@@ -97,7 +98,6 @@ def test_a_separator_written_into_a_single_text_begins_no_second_one(tmp_path: P
 def test_an_answer_does_not_depend_on_the_texts_beside_it(kind: str, tmp_path: Path) -> None:
     """Both tokenizers pad left: GPT-2's positions would move with the padding, XLNet's head reads the last position."""
     tokenizer, size = tokenizer_of(), {"vocab_size": len(PIECES), "pad_token_id": OURS["pad_token_id"], "num_labels": 3}
-    tokenizer.padding_side = "left"
     torch.manual_seed(0)
     made = {"gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}, "xlnet": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **size, **made[kind])).eval()
@@ -105,8 +105,11 @@ def test_an_answer_does_not_depend_on_the_texts_beside_it(kind: str, tmp_path: P
         torch.nn.init.normal_(weight, std=0.5)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {**read_json(tmp_path / "tokenizer_config.json"), "padding_side": "left"})
     texts = ["film", "the film was good and the plot was bad", "plot bad"]
-    logits, _ = TextClassifier(tmp_path, runtime="torch", threads=1, batch_size=3).logits(texts)
+    classifier = TextClassifier(tmp_path, runtime="torch", threads=1, batch_size=3)
+    assert classifier.tokenizer.padding_side == "left"
+    logits, _ = classifier.logits(texts)
     with torch.inference_mode():
         alone = torch.cat([model(**{"input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}).logits for text in texts])
     np.testing.assert_allclose(logits, alone, atol=1e-5)
