@@ -90,7 +90,8 @@ def check_shared(config: TaskConfig, problem_types: tuple[str, ...]) -> None:
     check_choice("mixed_precision", config.mixed_precision, ("auto", *PRECISIONS))
     check_range("max_seq_length", config.max_seq_length, 4, 1 << 20)
     check_range("report_examples", config.report_examples, 0, 50)
-    check_range("max_steps", 1 if config.max_steps is None else config.max_steps, 1, math.inf)
+    for name in ("max_steps", "max_train_examples"):
+        check_range(name, 1 if (value := getattr(config, name)) is None else value, 1, math.inf)
     check_range("checkpoint_seconds", config.checkpoint_seconds, 0, 1e9)
     for name, seeds in (("seed", [config.seed]), ("seeds", config.seeds)):
         check_seeds(name, seeds)

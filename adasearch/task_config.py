@@ -41,6 +41,8 @@ class TaskConfig:
         problem_type: single_label, multi_label or regression; guessed from the labels when absent. question_answering for files
             of questions, contexts and answers as SQuAD has them.
         metric: the metric that counts; the task's own when absent.
+        max_train_examples: learn from so many of the training examples, drawn by the seed, of each class its share; all when absent.
+            Validation and test examples stay whole, and a smaller draw is part of a larger one.
         max_seq_length: texts longer than this many word pieces are cut, and counted.
         skip_bad_rows: leave out rows that cannot be read instead of refusing the file.
         demo_assets: folder with the demo's two pinned archives, for machines without a package index.
@@ -58,6 +60,7 @@ class TaskConfig:
     soft_label_columns: list[str] | None = None
     problem_type: str | None = None
     metric: str | None = None
+    max_train_examples: int | None = None
     max_seq_length: int = 128
     skip_bad_rows: bool = False
     demo_assets: str | None = None

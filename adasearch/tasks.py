@@ -30,6 +30,7 @@ from adasearch.task_config import PROBLEM_TYPES, QUESTION_ANSWERING, TaskConfig
 from adasearch.texts import Split
 
 HELD_OUT_SHARE = 0.1  # of the training examples, when there is no validation split
+_DRAW_STREAM = 0x6472  # keeps the random numbers of the draw apart from every other use of the run's seed
 DEMO_SPLIT_SEED = 42  # the demo's split is part of the task: it does not move with the run's seed
 
 
@@ -102,9 +103,10 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
     if config.problem_type is not None:
         check_choice("problem_type", config.problem_type, (*PROBLEM_TYPES, QUESTION_ANSWERING))
     if asks_questions(config):
-        return _question_task(config, seed)
+        return _with_fewer(_question_task(config, seed), config.max_train_examples, seed)
     is_demo = config.task == "demo" and not config.train_file
     task = _load_demo(config, cache) if is_demo else _build(find_source(config), config, seed)
+    task = _with_fewer(task, config.max_train_examples, seed)
     if copies := count_copies(task.train, task.held_out):
         task.notes.append(f"{copies} of {len(task.held_out)} held-out texts also stand in the training texts: they are known, not predicted")
     if config.unlabeled_file:
@@ -220,6 +222,28 @@ def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
     sizes = [max(round(HELD_OUT_SHARE * len(group)), 1) if len(group) > 1 else 0 for group in groups]
     held = np.sort(np.concatenate([group[:size] for group, size in zip(shuffled, sizes)]))
     return train.select(np.setdiff1d(np.arange(len(train)), held)), train.select(held)
+
+
+def _with_fewer(task: Task, count: int | None, seed: int) -> Task:
+    """The task with ``count`` of its training examples, in their order; a class has its share of them, give or take one.
+
+    Raises ``DataError`` where a class would have none.
+    """
+    whole = len(task.train)
+    if count is None or count >= whole:
+        return task
+    generator = np.random.default_rng((seed, _DRAW_STREAM))
+    labels_N = task.train.labels if task.problem_type == "single_label" else np.zeros(whole, np.int64)
+    place_N = np.empty(whole)  # how far down its shuffled class an example stands: the first ones of all are the draw
+    for label in np.unique(labels_N):
+        rows = generator.permutation(np.flatnonzero(labels_N == label))
+        place_N[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.argsort(place_N, kind="stable")
+    known, first = np.unique(labels_N[order], return_index=True)
+    if (last := first[is_known(known)].max(initial=0)) >= count:
+        raise DataError(f"max_train_examples: of {count} examples none has the label {task.label_names[labels_N[order[last]]]!r}; choices: {last + 1} or more")
+    task.notes.append(f"{count} of {whole} training examples are learned from (max_train_examples, seed {seed})")
+    return dataclasses.replace(task, train=task.train.select(np.sort(order[:count])))
 
 
 def count_copies(train: Split, held_out: Split) -> int:

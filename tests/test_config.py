@@ -87,6 +87,7 @@ def test_an_unknown_choice_is_named_with_the_known_ones(path: str, choices: list
         ("bench.threads", [1, 64], [0, 5000], "1"),
         ("bench.repeats", [1], [0], "1"),
         ("max_steps", [1, 50], [0, -5], "1"),  # 0 would train a teacher as long as ever and a student not at all
+        ("max_train_examples", [1, 5000], [0, -5], "1"),
         ("evaluate", [0, 4], [-1], "0"),
         ("checkpoint_seconds", [0.0, 1e9], [-1.0, math.nan], "0"),
         ("seed", [0, 2**32 - 1], [-1, 2**32], "0"),

@@ -501,6 +501,8 @@ def test_contexts_are_held_out_whole(tmp_path: Path) -> None:
         assert not set(task.train.contexts) & set(task.validation.contexts)
         assert any("held out" in note for note in task.notes)
     assert tasks[0].validation == tasks[1].validation != tasks[2].validation
+    fewer = load_task(TaskConfig(problem_type="question_answering", train_file=path, max_train_examples=7), seed=1)
+    assert len(fewer.train) == 7 and {*fewer.train.ids} < {*tasks[0].train.ids} and fewer.validation == tasks[0].validation
 
 
 @pytest.mark.parametrize(

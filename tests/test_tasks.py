@@ -368,6 +368,43 @@ def test_held_out_examples_are_stratified_and_drawn_by_seed(tmp_path: Path) -> N
     assert tasks[0].metrics == ("accuracy", "f1_macro")  # 63% of the held-out examples are of one class
 
 
+def test_fewer_training_examples_keep_the_classes_and_grow_into_one_another(tmp_path: Path) -> None:
+    """A learning curve needs draws that differ in size alone: of each class its share, the smaller within the larger, held-out texts as before."""
+    labels = ["a"] * 100 + ["b"] * 50 + ["c"] * 10
+    path = _write(pd.DataFrame({"text": [f"t{i}" for i in range(160)], "label": labels}), tmp_path / "t.csv")
+    whole = _load(path)
+    sizes = (16, 40, 144)
+    few, more, all_of_them = (_load(path, max_train_examples=size) for size in sizes)
+    assert Counter(whole.train.labels.tolist()) == {0: 90, 1: 45, 2: 9}
+    assert Counter(few.train.labels.tolist()) == {0: 10, 1: 5, 2: 1}
+    assert [len(task.train) for task in (few, more, all_of_them)] == list(sizes)
+    assert {*few.train.texts} < {*more.train.texts} < {*all_of_them.train.texts} == {*whole.train.texts}
+    assert few.train.texts == sorted(few.train.texts, key=whole.train.texts.index), "in their order"
+    assert few.validation.texts == whole.validation.texts, "held out as if all were learned from"
+    assert any("16 of 144 training examples" in note for note in few.notes) and not any("max_train" in note for note in all_of_them.notes)
+    again, other = (load_task(TaskConfig(train_file=path, max_train_examples=16), seed=seed) for seed in (42, 1))
+    assert again.train.texts == few.train.texts and {*other.train.texts} != {*few.train.texts}
+
+
+def test_a_draw_without_one_of_the_labels_says_how_many_it_takes(tmp_path: Path) -> None:
+    labels = ["a"] * 100 + ["b"] * 20
+    path = _write(pd.DataFrame({"text": [f"t{i}" for i in range(120)], "label": labels}), tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"max_train_examples: of 2 examples none has the label 'b'; choices: (\d+) or more") as told:
+        _load(path, max_train_examples=2)
+    enough = int(re.search(r"(\d+) or more", str(told.value))[1])
+    assert {*_load(path, max_train_examples=enough).train.labels.tolist()} == {0, 1}
+    with pytest.raises(DataError, match="none has the label"):
+        _load(path, max_train_examples=enough - 1)
+
+
+def test_fewer_examples_of_numbers_and_of_texts_without_a_gold_label(tmp_path: Path) -> None:
+    numbers = _write(pd.DataFrame({"text": [f"t{i}" for i in range(60)], "label": [i / 7 for i in range(60)]}), tmp_path / "n.csv")
+    assert len(_load(numbers, max_train_examples=20).train) == 20
+    rows = [{"text": f"t{i}", "label": ("neg", "pos")[i % 2] if i < 40 else None, "p_neg": 0.5, "p_pos": 0.5} for i in range(400)]
+    soft = _load(_jsonl(tmp_path / "t.jsonl", rows), soft_label_columns=["p_neg", "p_pos"], max_train_examples=44)
+    assert Counter(soft.train.labels.tolist()) == {-100: 40, 0: 2, 1: 2} and len(soft.train.soft_labels) == 44
+
+
 def test_copies_across_the_splits_are_counted(tmp_path: Path) -> None:
     train = _csv(tmp_path / "t.csv", "text,other,label\na,1,x\na,1,x\nb,2,y\nc,3,y\n")
     held = _csv(tmp_path / "v.csv", "text,other,label\na,1,x\nb,9,y\nd,4,x\na,1,y\n")
