@@ -18,15 +18,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from adasearch.carried_code import CarryingConfig
 from adasearch.gate_values import GateValues, is_open
 
 HEAD_KINDS = ("bert", "distilbert", "roberta")
 
 
-class EncoderConfig(PreTrainedConfig):
+class EncoderConfig(CarryingConfig):
     """Configuration of an encoder whose layers differ in size.
 
     Args:

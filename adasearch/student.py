@@ -13,15 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from adasearch.architecture import Architecture, Macro
+from adasearch.carried_code import CarryingConfig
 from adasearch.cell import fixed_cell, fixed_path
 from adasearch.masked_norm import ChannelLayerNorm, Context
 
 
-class AdasearchConfig(PreTrainedConfig):
+class AdasearchConfig(CarryingConfig):
     """Configuration of a student: the Architecture and what the tokenizer dictates.
 
     ``embedding_rank`` is the width of the teacher's table while a projection to the student's width is being trained;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import textwrap
@@ -354,6 +355,22 @@ def test_a_saved_student_loads_bit_equal_with_and_without_adasearch(
     )
 
     assert torch.equal(logits_without_adasearch(folder, ids, tmp_path), expected)
+
+
+def test_a_loaded_student_that_is_saved_again_takes_its_code_along(tmp_path: Path) -> None:
+    """As ``push_to_hub`` saves it, on a machine with adasearch, for one without."""
+    student, ids = make_student(["conv3"]), torch.tensor([[2, 5, 6, 3]])
+    folder = export.save_student(student, make_tokenizer(), tmp_path / "student")
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    again.save_pretrained(tmp_path / "again")
+    again.save_pretrained(folder)  # on itself
+    assert (folder / export.MODELLING_FILE).read_text() == (tmp_path / "again" / export.MODELLING_FILE).read_text() != ""
+    assert torch.equal(logits_without_adasearch(tmp_path / "again", ids, tmp_path), student(ids).logits)
+
+    (folder / export.MODELLING_FILE).unlink()
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+    assert "auto_map" not in json.loads((tmp_path / "bare" / "config.json").read_text()), "names no file that is not there"
+    assert torch.equal(AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare")(ids).logits, student(ids).logits)
 
 
 @pytest.mark.parametrize("make", [lambda: make_student(["conv3"]), make_bert], ids=["searched", "compressed"])
