@@ -12,6 +12,7 @@ measured the winner is: what it really takes mends the predictions, and the choi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -113,8 +114,11 @@ def finalists(derived: Derived, method: SearchMethod, measure: Measure | None = 
 
 
 def _within(supernet: Supernet, method: SearchMethod, factor: float, generator: np.random.Generator, seed: int) -> list[Architecture]:
-    """Members within the target, at most ``candidates``: those that use it, drawn from the gates, or at random where these
-    have few; where there are few at all also the dearest below. The cheapest of all where none is within."""
+    """Members within the target, at most ``candidates``: those that use it, half of them drawn from the gates, the rest at random.
+
+    What the gates like may lie far below the target, and those few of theirs that use it are alike in what they are not sure of.
+    Where there are few at all also the dearest below; the cheapest of all where none is within.
+    """
     count = method.config.candidates
     used: dict[Architecture, float] = {}
 
@@ -124,7 +128,7 @@ def _within(supernet: Supernet, method: SearchMethod, factor: float, generator: 
 
     few = max(1, count // 4)
     found = int(add(supernet.decide(seed)))
-    for draw, enough in ((supernet.sample, count), (partial(random_architecture, supernet.space), few)):
+    for draw, enough in ((supernet.sample, math.ceil(count / 2)), (partial(random_architecture, supernet.space), count)):
         for _ in range(DRAWS * count):
             if found >= enough:
                 break

@@ -18,7 +18,7 @@ def penalty(gap: Tensor, linear: Tensor | float, quadratic: Tensor | float, *, i
     return linear * gap + quadratic * (gap.relu() if is_one_sided else gap).square()
 
 
-def ramp(target: float, step: int, steps: int, start: float = 0.0) -> float:
+def ramp(target: float, step: float, steps: float, start: float = 0.0) -> float:
     """The target at ``step``: linear from ``start`` to ``target`` in ``steps`` steps, then ``target``. CoFi, section 3.1."""
     return target if step >= steps else start + (target - start) * step / steps
 

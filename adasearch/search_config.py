@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -20,9 +21,9 @@ class SearchConfig(FitConfig):
             random (uniform paths, then random members), NNI's own as nni.darts, nni.gumbel_darts, nni.proxyless,
             nni.random_one_shot, nni.random, nni.evolution, nni.grid, nni.tpe (the extra nni), or one registered from outside.
         mode: joint (weights and architecture learn from the same batch) or bilevel (architecture from held-out examples).
-        beta: weight of the efficiency term.
-        efficiency: penalty adds beta times the cost; constraint finds beta itself so that the targets below are met. Where a
-            target is named it is always a constraint.
+        beta: weight of the efficiency term; under a constraint of the squared excess, beside a multiplier that is learned.
+        efficiency: penalty adds beta times the cost; constraint learns a multiplier so that the targets below are met, to which what
+            may be spent falls over half of the architecture's steps. Where a target is named it is always a constraint.
         target_macs: multiply-accumulates of the student at the task's mean length.
         target_params: parameters of the student, its embedding table included.
         latency_target_ms: milliseconds that one call of the student may take, as predicted from a table measured on this
@@ -38,13 +39,13 @@ class SearchConfig(FitConfig):
         arch_learning_rate: Adam's for the architecture.
         arch_weight_decay: pulls the architecture's logits to uniform.
         arch_warmup: share of the steps in which only the weights learn, on uniformly drawn paths.
-        temperature_start: Gumbel-softmax temperature at the first step.
+        temperature_start: Gumbel-softmax temperature where the architecture begins to learn.
         temperature_end: and at the last (exponential between).
         valid_share: share of the labelled training texts kept from the search: to compare members on (512 at most), and in ``bilevel``
             mode (the half of it, or more) for the architecture to learn from.
         derive: evaluated (draw members from what the search learned and keep the one whose loss plus cost is least, with
             the supernet's weights, on texts that were kept from it) or argmax (the most probable of every choice, as AdaBERT).
-        candidates: how many members are drawn for ``evaluated``; trials of ``nni.random``, ``nni.grid`` and ``nni.tpe``.
+        candidates: how many members are drawn for ``evaluated``, under a target half of them at random; trials of ``nni.random``, ``nni.grid`` and ``nni.tpe``.
         finalists: so many of the best members are trained for a short while each, and the best of these is taken, by its loss on
             texts that were kept from search and trainings (successive halving); 1 takes the best by the supernet's weights alone.
         finalist_share: of the steps of ``retrain``, for which the last two finalists are trained; earlier rounds have half as many each.
@@ -95,6 +96,11 @@ class SearchConfig(FitConfig):
     def is_constrained(self) -> bool:
         """Whether cost is held below targets instead of being weighed."""
         return self.efficiency == "constraint" or any((self.latency_target_ms, self.target_macs, self.target_params))
+
+
+def without_latency(search: SearchConfig) -> SearchConfig:
+    """The same where no latency is asked for, nor what a target would be for."""
+    return dataclasses.replace(search, latency_target_ms=None, latency_batch_size=SearchConfig.latency_batch_size, latency_lengths=None)
 
 
 def check_search(search: SearchConfig, longest: int) -> None:

@@ -12,6 +12,7 @@ Dimensions: B batch, C labels, K depths.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from adasearch.errors import ConfigError
 from adasearch.fit import fit
 from adasearch.fit_config import DistillConfig
 from adasearch.gates import ChoiceGate, Gate, gates_of
-from adasearch.lagrangian import penalty
+from adasearch.lagrangian import penalty, ramp
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import architecture_cost
 from adasearch.methods.base import Batch, Group, Method, Phase
@@ -39,6 +40,7 @@ from adasearch.supernet import Draw, Supernet, SupernetOutput
 from adasearch.tokens import Examples
 
 MULTIPLIER_LEARNING_RATE = 0.05  # of the Lagrange multiplier; the gap it integrates is a share of the target
+TARGET_FALLS = 0.5  # share of the architecture's steps in which what it may cost falls to the target
 WEIGHTS = ("weights", "embeddings")
 
 
@@ -58,6 +60,7 @@ class SearchMethod(Method):
     weighs_cost: ClassVar[bool] = True  # beta counts, unless a target takes its place
     finds_front: ClassVar[bool] = False  # leaves search/front.json
     one_process: ClassVar[bool] = False
+    trains_depths_evenly: ClassVar[bool] = False  # whatever depth is drawn: to a choice that hears of every exit that is no loss
     arch_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # Adam's, as DARTS and AdaBERT
 
     @classmethod
@@ -88,7 +91,10 @@ class SearchMethod(Method):
         self.config: SearchConfig = config
         self.distill, self.num_labels, self.length, self.latency = distill, num_labels, length, latency
         self.multiplier = nn.Parameter(torch.zeros(()), requires_grad=config.is_constrained and self.learns_architecture)
+        # the tightest target's excess when the architecture begins to learn, as a multiple of it: 0 until then
+        self.register_buffer("first_share", torch.zeros(()))
         self.is_warm = self.is_learning = False
+        self.learned = 1.0  # share of the architecture's steps that is done
 
     def attach(self, student: Supernet) -> None:
         self.order_seed = torch.initial_seed()  # of fair draws; the loop has seeded just before, and does so on resuming
@@ -124,9 +130,11 @@ class SearchMethod(Method):
         config = self.config
         self.is_warm = self.learns_architecture and step >= config.arch_warmup * steps
         self.is_learning = self.is_warm
-        left = (steps - step) / max(1.0, (1 - config.arch_warmup) * steps)  # of the part in which the architecture learns
+        learning = max(1.0, (1 - config.arch_warmup) * steps)  # the part in which the architecture learns
+        left = (steps - step) / learning
+        self.learned = max(0.0, 1 - left)
         self.entropy_weight = config.entropy_weight * (1 - left) if self.is_warm else 0.0
-        temperature = self.temperature(step / max(1, steps - 1))
+        temperature = self.temperature(min(1.0, max(0.0, (step - (steps - learning)) / max(1.0, learning - 1))))
         for index, gate in enumerate(gates_of(student)):
             gate.is_frozen = not self.is_warm
             gate.temperature.fill_(temperature)
@@ -136,7 +144,7 @@ class SearchMethod(Method):
             gates.operations.drop_N = dropped * (~gates.learns).float() if dropped else None
 
     def temperature(self, done: float) -> float:
-        """Of the gates, when that share of the search (0 to 1) is done."""
+        """Of the gates, when that share (0 to 1) of the part is done in which the architecture learns."""
         start, end = self.config.temperature_start, self.config.temperature_end
         return start * (end / start) ** done
 
@@ -155,7 +163,12 @@ class SearchMethod(Method):
         return student.draw()
 
     def loss(self, student: Supernet, batch: Batch) -> dict[str, Tensor]:
-        output = student(batch["input_ids"], batch["attention_mask"], self.draw(student))
+        draw = self.draw(student)
+        if self.is_warm and self.trains_depths_evenly:
+            # by its own choice the depth that is ahead would be trained, which puts it further ahead (FairNAS, Chu et al. 2021)
+            (depth,), _ = student.depth_gate(ChoiceGate.uniform)
+            draw = dataclasses.replace(draw, depth=depth, every_exit=draw.every_exit and self.is_learning)
+        output = student(batch["input_ids"], batch["attention_mask"], draw)
         exits = [
             self.objective(logits, output.levels[:depth], batch) for depth, logits in zip(output.depths, output.logits)
         ]
@@ -170,12 +183,12 @@ class SearchMethod(Method):
     def mix(self, exits: list[dict[str, Tensor]], output: SupernetOutput) -> dict[str, Tensor]:
         """The terms of the loss from those of every exit that was run.
 
-        The drawn depth trains the weights. To the depth's own choice every exit tells its loss: the paper's dot
-        product of a straight-through one-hot with the losses of all depths.
+        The drawn depth trains the weights. To the depth's own choice every exit tells what it is worth (``worth_of``): the paper's
+        dot product of a straight-through one-hot with the losses of all depths.
         """
         terms = dict(exits[output.drawn])
         if self.is_warm:
-            losses = torch.stack([sum(exit_terms.values()).detach() for exit_terms in exits])
+            losses = torch.stack([worth_of(exit_terms).detach() for exit_terms in exits])
             weights = output.depth_weights[: len(exits)]
             terms["depth"] = ((weights - weights.detach()) * losses).sum()
         return terms
@@ -198,7 +211,12 @@ class SearchMethod(Method):
         # the derived member's, so its cost counts, not that of all a step may run.
         cost = student.expected_cost(self.length, is_derived=True)
         latency = student.expected_latency(self.latency) if self.config.latency_target_ms else None
-        gap = torch.stack([spent / target - 1 for spent, target in self._spending(cost, latency)]).amax()
+        share = torch.stack([spent / target for spent, target in self._spending(cost, latency)]).amax()
+        if self.is_warm and not self.first_share:
+            self.first_share.fill_(share.detach())
+        # all at once the excess would be most of what the architecture hears first, without noise, and Adam would make of it full steps
+        # against whatever is dear, good or bad, and of all that comes later small ones
+        gap = share / ramp(1.0, self.learned, TARGET_FALLS, start=max(1.0, float(self.first_share))) - 1
         return penalty(gap, self.multiplier, self.config.beta, is_one_sided=True)
 
     def _spending(self, cost: Cost, latency_ms: Number | None) -> list[tuple[Number, float]]:
@@ -253,6 +271,12 @@ class SearchMethod(Method):
             "macs": float(cost.macs),
             "multiplier": float(self.multiplier),
         }
+
+
+def worth_of(terms: Mapping[str, Tensor]) -> Tensor:
+    """What an exit's terms say of its depth: gold labels and the teacher's logits. Not its probes, of which a deeper exit has more, and
+    of higher layers: they teach, and would price depth."""
+    return torch.stack([term for name, term in terms.items() if name != "probes"]).sum()
 
 
 def _mean_entropy(gates: Sequence[Gate]) -> Tensor:

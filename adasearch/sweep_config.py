@@ -17,7 +17,7 @@ from adasearch.config import RunConfig
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
 from adasearch.fit_config import DistillConfig, RetrainConfig
-from adasearch.search_config import SearchConfig
+from adasearch.search_config import SearchConfig, without_latency
 from adasearch.settings import check_choice, check_range, check_seeds, part_of, to_dict
 
 ENGINES = ("local", "ray")
@@ -169,6 +169,8 @@ def _product(config: SweepConfig) -> Iterator[tuple[str, RunConfig]]:
         search = config.search
         if kind == "beta":  # a weight is a budget where no target is one
             search = dataclasses.replace(search, target_macs=None, target_params=None, latency_target_ms=None)
+        if config.latency_target_ms and kind != "latency_target_ms" and search.latency_target_ms is None:
+            search = without_latency(search)  # what a target in milliseconds is for is of the other runs
         if kind is not None:
             efficiency = {"target_macs": "constraint", "target_params": "constraint", "beta": "penalty"}
             search = dataclasses.replace(search, **{kind: value, "efficiency": efficiency.get(kind, search.efficiency)})

@@ -17,6 +17,7 @@ from adasearch.inherit_layers import PREFIX, inherited_operations
 from adasearch.latency import timed_shape
 from adasearch.latency_target import check_table
 from adasearch.pipeline import check, check_saving, check_settings
+from adasearch.search_config import without_latency
 from adasearch.starts import check_starts
 from adasearch.strategies import find_strategy
 from adasearch.tasks import Task
@@ -27,7 +28,7 @@ from adasearch.tune_space import Parameter, StudySpace, read_space
 def check_request(config: TuneConfig) -> StudySpace:
     """The part of the checks that reads no data and leaves no file; what is tried. Raises ``ConfigError``."""
     space = read_space(config)
-    check_settings(_shared_run(config))
+    check_settings(_asked_alone(_shared_run(config), space))
     _check_strategies(space)
     if _reads_table(space):
         _check_timed_shape(space)
@@ -39,7 +40,7 @@ def check_data(config: TuneConfig, space: StudySpace) -> Task:
     run = _shared_run(config)
     cache = Path(run.output_dir) / "cache"
     untimed = dataclasses.replace(run.search, latency_table=None)  # of the table everything that is tried is asked below
-    task, _ = check(dataclasses.replace(run, search=untimed), cache)
+    task, _ = check(_asked_alone(dataclasses.replace(run, search=untimed), space), cache)
     for parameter in space.parameters:
         if parameter.name.startswith("space.") or parameter.name == "vocabulary.kind":
             _check_starts(parameter, space, run, task, cache)
@@ -71,6 +72,12 @@ def may_inherit(space: StudySpace) -> bool:
     if space.base.architecture:
         return any(name.startswith(PREFIX) for name in Architecture.load(Path(space.base.architecture)).operations)
     return bool(inherited_operations(widest_space(space, is_pair=True)))
+
+
+def _asked_alone(run: RunConfig, space: StudySpace) -> RunConfig:
+    """The run as ``check`` is asked of it: where targets in milliseconds are tried and it has none, without what they are for."""
+    is_tried = any(parameter.name == "search.latency_target_ms" for parameter in space.parameters)
+    return dataclasses.replace(run, search=without_latency(run.search)) if is_tried and run.search.latency_target_ms is None else run
 
 
 def _shared_run(config: TuneConfig) -> RunConfig:

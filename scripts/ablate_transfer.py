@@ -51,6 +51,7 @@ from adasearch.member_cost import architecture_cost
 from adasearch.pipeline import check
 from adasearch.prepare import Problem, prepare
 from adasearch.run_files import commit, script_command
+from adasearch.search_config import without_latency
 from adasearch.systems import Trainer, run_search
 from adasearch.tokens import Examples, TokenStore
 
@@ -135,7 +136,8 @@ def main() -> None:
         config, output_dir=str(folder), threads=arguments.threads, warm_start=None, data_dir=arguments.data_dir or config.data_dir,
         retrain=dataclasses.replace(config.retrain, steps=steps),
         search=dataclasses.replace(
-            config.search, beta=0.0, efficiency="penalty", latency_target_ms=None, target_macs=None, target_params=None
+            without_latency(config.search), beta=0.0, efficiency="penalty", target_macs=None, target_params=None,
+            finalists=1 if config.search.strategy == "one_shot" else config.search.finalists,  # which has them under a target alone
         ),
     )  # fmt: skip
     free_file = arguments.without_efficiency and str(arguments.without_efficiency)

@@ -94,6 +94,20 @@ def test_a_constraint_is_met_by_the_derived_member_where_one_is_within_it() -> N
     assert architecture_cost(derive(supernet, method, examples(), 0, Progress()).architecture, 6.0, config).params <= target
 
 
+def test_half_of_the_members_under_a_target_are_drawn_at_random() -> None:
+    """Gates that are sure of one width know nothing of the other; nor do they when all they like is too cheap to be near the target."""
+    supernet, method = parts(candidates=40)
+    width = supernet.width_gate.choices
+    supernet.width_gate.logits.data[:] = torch.tensor([0.0, 30.0])  # the wider
+    narrow = [supernet.sample(np.random.default_rng(i)) for i in range(200)]
+    narrow = [architecture_cost(replace(member, width=width[0]), 6.0, supernet.config).params for member in narrow]
+    method.config = replace(method.config, efficiency="constraint", target_params=float(max(narrow)))
+    found = derive(supernet, method, examples(), 0, Progress()).losses
+    assert {member.width for member in found} == {*width}, "the gates alone would have given the wider, of which few fit, and no other"
+    again = derive(supernet, method, examples(), 0, Progress()).losses
+    assert again == found
+
+
 def latency_parts(target_ms: float, **settings) -> tuple[Supernet, AdaBert]:
     """The same with a latency target, in a model where an operation takes a tenth of a millisecond more than the one before."""
     torch.manual_seed(0)

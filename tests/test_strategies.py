@@ -96,13 +96,18 @@ def test_the_gradient_of_darts_gates_is_that_of_finite_differences(sample_edges:
     supernet, method, batch = learning("darts", {"sample_edges": sample_edges, "nodes": 2})
     total(method, supernet, batch).backward()
     checked = 0
+
+    def heard(gate: nn.Module) -> float:
+        """The depth does not hear of its probes."""
+        return float(sum(term.detach() for name, term in method.loss(supernet, batch).items() if gate.axis != "depth" or name != "probes"))
+
     for gate in supernet.gates:
         flat, gradient = gate.logits.data.view(-1), gate.logits.grad.view(-1) if gate.logits.grad is not None else None
         for index in range(0, len(flat), 3):
             sides = []
             for sign in (1, -1):
                 flat[index] += sign * 1e-5
-                sides.append(float(total(method, supernet, batch).detach()))
+                sides.append(heard(gate))
                 flat[index] -= sign * 1e-5
             slope = (sides[0] - sides[1]) / 2e-5
             assert slope == pytest.approx(0.0 if gradient is None else float(gradient[index]), abs=1e-7), (gate.axis, index)
@@ -215,7 +220,10 @@ def test_gdas_hears_of_the_drawn_exit_alone() -> None:
 
 @pytest.mark.parametrize("strategy", ["gumbel", "gumbel_all", "gdas"])
 def test_the_depth_learns_each_exits_loss_through_its_relaxed_choice(strategy: str) -> None:
-    """The sum over exits (GDAS: the drawn one alone) of loss times d softmax((log p + noise) / temperature) / d logits, written out."""
+    """The sum over exits (GDAS: the drawn one alone) of loss times d softmax((log p + noise) / temperature) / d logits, written out.
+
+    The loss is that of labels and teacher: probes teach, and a deeper exit has more of them.
+    """
     supernet, method, batch = learning(strategy, {"cells": (1, 3)}, temperature_start=2.0, temperature_end=2.0)
     gate, heard = supernet.depth_gate, set()
     for seed in range(4):
@@ -229,7 +237,9 @@ def test_the_depth_learns_each_exits_loss_through_its_relaxed_choice(strategy: s
         losses_K = torch.zeros(3, dtype=torch.double)
         for exit_index, (depth, logits) in enumerate(zip(output.depths, output.logits)):
             if strategy != "gdas" or exit_index == output.drawn:
-                losses_K[exit_index] = sum(method.objective(logits, output.levels[:depth], batch).values()).detach()
+                terms = method.objective(logits, output.levels[:depth], batch)
+                assert terms["probes"] > 0.01
+                losses_K[exit_index] = (terms["ce"] + terms["kd"]).detach()
         y_K = ((gate.logits.detach()[0].log_softmax(-1) + noise_K) / gate.temperature).softmax(-1)
         expected_K = y_K * (losses_K - (losses_K * y_K).sum()) / gate.temperature
         assert int(y_K.argmax()) == output.drawn and expected_K.abs().max() > 1e-4
@@ -241,11 +251,52 @@ def test_the_depth_learns_each_exits_loss_through_its_relaxed_choice(strategy: s
 @pytest.mark.parametrize(("strategy", "middle"), [("gumbel", 2.0), ("gdas", 4.25)])
 def test_the_temperature_of_every_gate_falls_from_start_to_end(strategy: str, middle: float) -> None:
     """From 8 to 0.5: by the same factor a step, and GDAS's in a straight line."""
-    supernet, method, _ = parts(strategy, temperature_start=8.0, temperature_end=0.5)
+    supernet, method, _ = parts(strategy, temperature_start=8.0, temperature_end=0.5, arch_warmup=0.5)
     method.attach(supernet)
-    for step, expected in ((0, 8.0), (2, middle), (4, 0.5)):
-        method.begin_step(supernet, step, 5)
+    # while the architecture rests the temperature has no effect, so it falls from there on
+    for step, expected in ((0, 8.0), (4, 8.0), (5, 8.0), (7, middle), (9, 0.5)):
+        method.begin_step(supernet, step, 10)
         assert [float(gate.temperature) for gate in supernet.gates] == pytest.approx([expected] * len(supernet.gates))
+
+
+@pytest.mark.parametrize("strategy", ["gumbel", "gumbel_all"])
+def test_every_depth_is_trained_alike_whatever_the_depth_has_learned(strategy: str) -> None:
+    """What is ahead would be trained, which puts it further ahead; the choice itself hears of all exits without that."""
+    supernet, method, batch = learning(strategy, {"cells": (1, 3)})
+    supernet.depth_gate.logits.data[:] = torch.tensor([30.0, 0.0, 0.0])
+    trained = 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        parameters = [p for p in supernet.trunk.cells[2].parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(total(method, supernet, batch), parameters, allow_unused=True)
+        trained += any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    assert 4 <= trained <= 16, "a third of thirty, where the gate itself would draw it never"
+    gdas, its_method, _ = learning("gdas", {"cells": (1, 3)})
+    gdas.depth_gate.logits.data[:] = torch.tensor([30.0, 0.0, 0.0])
+    assert all(its_method.draw(gdas).depth == 0 for _ in range(10)), "GDAS trains what it draws"
+
+
+def test_what_the_architecture_may_cost_falls_to_the_target() -> None:
+    """From what it costs when it begins to learn: an excess that is there at once would be all that it hears, and Adam's largest steps."""
+    supernet, method, _ = parts("gumbel", target_macs=1.0, arch_warmup=0.5, beta=2.0)
+    method.attach(supernet)
+    cost = float(supernet.expected_cost(method.length, is_derived=True).macs.detach())
+    method.config = dataclasses.replace(method.config, target_macs=cost / 3)
+    gaps = {}
+    for step in range(5, 10):
+        method.begin_step(supernet, step, 10)
+        term = float(method._efficiency(supernet).detach())  # two times the squared gap: the multiplier is 0
+        gaps[step] = (term / 2) ** 0.5
+    assert gaps[5] == 0.0
+    assert gaps[6] == pytest.approx(3 / (3 - 2 * 0.4) - 1, rel=1e-4), "a fifth of the steps is two fifths of the way"
+    assert gaps[8] == gaps[9] == pytest.approx(2.0, rel=1e-4) and sorted(gaps.values()) == list(gaps.values())
+
+    method.config = dataclasses.replace(method.config, target_macs=cost * 2)
+    method.first_share.zero_()
+    method.begin_step(supernet, 5, 10)
+    assert float(method._efficiency(supernet).detach()) == 0.0 and float(method.first_share) == pytest.approx(0.5, rel=1e-4)
+    method.begin_step(supernet, 7, 10)
+    assert float(method._efficiency(supernet).detach()) == 0.0, "what is cheaper than the target from the start is left alone"
 
 
 def test_the_efficiency_term_is_beta_times_the_mean_share_of_the_whole_cost() -> None:

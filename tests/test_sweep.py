@@ -160,6 +160,18 @@ def test_teachers_that_were_made_unlike_have_rows_of_their_own(monkeypatch: pyte
     assert found == [("teacher", "finetune.epochs 1", 1), ("reference", "", 1), ("teacher", "finetune.epochs 2", 1)]
 
 
+
+def test_what_a_target_in_milliseconds_is_for_is_of_its_runs_alone(tmp_path: Path) -> None:
+    """A run by weight or by MACs would be refused: it has no latency that 8 texts a call could be for."""
+    config = settings(tmp_path, tasks=["tiny"], latency_target_ms=[1.0], beta=[4.0], target_macs=[3e6])
+    config.search = dataclasses.replace(config.search, latency_batch_size=8)
+    found = {run.config.search.latency_target_ms: run.config.search.latency_batch_size for run in plan(config)}
+    assert found == {1.0: 8, None: 1}
+    alone = settings(tmp_path, tasks=["tiny"], target_macs=[3e6])
+    alone.search = dataclasses.replace(alone.search, latency_batch_size=8)
+    assert [run.config.search.latency_batch_size for run in plan(alone)] == [8], "where no run has a target it is not passed over but refused"
+
+
 def test_weights_of_a_cost_that_is_not_weighed_are_refused(tmp_path: Path) -> None:
     config = settings(tmp_path, tasks=["tiny"], beta=[1.0, 4.0])
     with pytest.raises(ConfigError, match="^beta: .*no effect with search.strategy 'one_shot'; choices: target_macs"):

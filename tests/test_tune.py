@@ -230,6 +230,16 @@ def test_a_strategy_may_have_the_mode_of_another_setting(tmp_path: Path) -> None
     assert len(check_request(study_config(tmp_path, tune=tried)).parameters) == 2, "darts_second has trials in bilevel mode"
 
 
+def test_what_a_latency_is_for_may_be_set_where_targets_are_tried(tmp_path: Path) -> None:
+    asked = {"latency_batch_size": 8, "latency_lengths": [8, 16]}
+    config = study_config(tmp_path, tune={"search.latency_target_ms": [1.0, 2.0]})
+    config.search = dataclasses.replace(config.search, **asked)
+    assert {name: getattr(check_request(config).base.search, name) for name in asked} == asked
+    config.tune = {"search.arch_warmup": [0.1, 0.2]}
+    with pytest.raises(ConfigError, match="search.latency_batch_size: 8 is of a latency"):
+        check_request(config)
+
+
 def test_a_password_does_not_leave_the_process(tmp_path: Path) -> None:
     config = study_config(tmp_path, storage="postgresql://me:secret@127.0.0.1:1/none?connect_timeout=1")
     with pytest.raises(ConfigError, match="storage: postgresql") as error:

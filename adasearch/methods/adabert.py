@@ -17,12 +17,15 @@ from adasearch.supernet import CellGates, Draw, Supernet
 class AdaBert(SearchMethod):
     """Gumbel-softmax with straight-through gradients on sampled paths."""
 
+    trains_depths_evenly = True
+
 
 @STRATEGIES.register("gumbel_all")
 class AdaBertAll(SearchMethod):
     """The same draws, with every candidate of the kept edges run while the architecture learns."""
 
     published_mode = "joint"
+    trains_depths_evenly = True
 
     def draw(self, student: Supernet) -> Draw:
         if not self.is_learning:

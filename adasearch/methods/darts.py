@@ -55,10 +55,11 @@ class Darts(SearchMethod):
         return gates.path(steps)
 
     def mix(self, exits: list[dict[str, Tensor]], output: SupernetOutput) -> dict[str, Tensor]:
-        """The mean over the depths."""
+        """The mean over the depths, which do not hear of their probes (``worth_of``)."""
         names = dict.fromkeys(name for terms in exits for name in terms)
-        weighed = list(zip(output.depth_weights.unbind(), exits))
-        return {name: sum(weight * terms[name] for weight, terms in weighed if name in terms) for name in names}
+        deaf_K = output.depth_weights.detach()
+        weighed = {name: list(zip((deaf_K if name == "probes" else output.depth_weights).unbind(), exits)) for name in names}
+        return {name: sum(weight * terms[name] for weight, terms in pairs if name in terms) for name, pairs in weighed.items()}
 
     def predict(self, student: Supernet, batch: Batch) -> Tensor:
         output = student(batch["input_ids"], batch["attention_mask"], self.draw(student))

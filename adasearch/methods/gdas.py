@@ -31,6 +31,6 @@ class Gdas(SearchMethod):
         return dataclasses.replace(student.draw(), every_exit=False)
 
     def mix(self, exits: list[dict[str, Tensor]], output: SupernetOutput) -> dict[str, Tensor]:
-        """The drawn exit's terms times its weight, which is 1 and has a gradient."""
+        """The drawn exit's terms times its weight, which is 1 and has a gradient; the probes (``worth_of``) without."""
         weight = output.depth_weights[output.drawn]
-        return {name: term * weight for name, term in exits[output.drawn].items()}
+        return {name: term if name == "probes" else term * weight for name, term in exits[output.drawn].items()}
