@@ -104,7 +104,8 @@ class NniSearch(SearchMethod):
         return uniform | {label: alpha.softmax(-1) for label, alpha in self.alphas.items()}
 
     def terms(self, output: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """The loss's terms: the objective of the logits, whose probes are those below each depth, as much as it weighs."""
+        """The loss's terms: the objective of the logits, whose probes are those below each depth, as much as it weighs, which they do not
+        price (``worth_of``)."""
         depths = range(self.choices.space.cells[0], self.choices.space.cells[1] + 1)
         exits = [
             (weight, self.objective(output.logits, output.levels[:depth], batch))
@@ -113,7 +114,7 @@ class NniSearch(SearchMethod):
         ]
         terms = dict(exits[0][1])
         if "probes" in terms:
-            terms["probes"] = sum(weight * each["probes"] for weight, each in exits)
+            terms["probes"] = sum(weight.detach() * each["probes"] for weight, each in exits)
         return terms
 
     def price(self, profiler: CostProfiler) -> Tensor:
