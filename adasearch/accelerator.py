@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import sys
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -52,6 +53,16 @@ def use_threads(threads: int | None) -> None:
     """Train on so many; None leaves torch's own choice. Raises ``ConfigError`` for more than there are cores."""
     check_threads(threads)
     if threads:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Torch's threads are afterwards what they were before, for what this process trains next."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
         torch.set_num_threads(threads)
 
 

@@ -13,6 +13,7 @@ from adasearch.hard_concrete import StructureGates
 from adasearch.structure import Axes, GateValues
 
 CLOSE = 0.005  # a share saved as near as this to its target has met it
+FINEST_FIRST = ("neurons", "hidden_D", "heads", "mha_N", "ffn_N")  # families of parts, those that save least first
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def fill_budget(gates: StructureGates, budget: Budget, target: float, importance
     Expected and true share differ: a sublayer that is open with 0.6 counts as 0.6 on average, and is there. Where too little
     is saved, the least certain of the open parts are closed, of whatever family; where too much, the most certain of the
     closed neurons are opened, or parts of every family where neurons alone cannot reach the target within ``CLOSE``. Neurons,
-    the finest of all, do the rest (``fill_neurons``). Whatever stays open keeps the value that it was trained with.
+    the finest of all, do the rest (``fill_neurons``). Whatever stays open keeps the value that it was trained with. Gates at a
+    clamp are equally certain: of those the finest parts go first, the least important neurons before others (``_closing_order``).
 
     Args:
         gates: of the encoder; they stay as they are.
-        importance: of each layer's neurons, (F,): which of equally certain ones are opened first.
+        importance: of each layer's neurons, (F,): which of equally certain ones are closed last and opened first.
     """
     values = gates.deterministic()
 
@@ -68,7 +70,7 @@ def fill_budget(gates: StructureGates, budget: Budget, target: float, importance
     alone = filled(values)
     if not is_short and missed(alone) <= CLOSE:
         return alone
-    candidates = [filled(changed) for changed in _by_certainty(values, gates, budget, target, is_short)]
+    candidates = [filled(changed) for changed in _by_certainty(values, gates, budget, target, is_short, importance)]
     met = [found for found in candidates if missed(found) <= CLOSE]
     if not met:
         return min([alone, *candidates], key=missed)
@@ -96,11 +98,40 @@ def _opened(gates: StructureGates) -> GateValues:
     return _unflat(torch.where(open_share < 0.5, torch.ones_like(soft), soft), gates.open_probability())
 
 
-def _by_certainty(values: GateValues, gates: StructureGates, budget: Budget, target: float, is_short: bool) -> list[GateValues]:
+def _closing_order(log_alpha: GateValues, importance: list[Tensor] | None) -> Tensor:
+    """Places in the row of these parts, the first to be closed first: the least certain.
+
+    Of equally certain ones the finest go first, and of those the least important neurons: by their places alone all sublayers would
+    go before the first neuron, and all neurons of one layer before those of the next.
+    """
+    families = {name: value if isinstance(value, list) else [value] for name, value in vars(log_alpha).items() if value is not None}
+    coarse = torch.cat([torch.full_like(tensor, FINEST_FIRST.index(name)) for name, tensors in families.items() for tensor in tensors])
+    weight = log_alpha.map(torch.zeros_like)
+    if importance is not None:
+        weight.neurons = importance
+    order = _flat(weight).argsort(stable=True)
+    for key in (coarse, _flat(log_alpha)):  # stable: the last key counts most
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def _without_last(order: Tensor, like: GateValues) -> Tensor:
+    """The order without each layer's last neuron in it, which stays: neurons alone take no sublayer away."""
+    layers = [torch.full_like(neurons, n) for n, neurons in enumerate(like.neurons)]
+    layer = _flat(dataclasses.replace(like.map(lambda tensor: torch.full_like(tensor, -1)), neurons=layers))
+    may = torch.ones_like(order, dtype=torch.bool)
+    for n in range(len(layers)):
+        may[(layer[order] == n).nonzero().flatten()[-1:]] = False
+    return order[may]
+
+
+def _by_certainty(
+    values: GateValues, gates: StructureGates, budget: Budget, target: float, is_short: bool, importance: list[Tensor] | None
+) -> list[GateValues]:
     """The values with as many parts closed (opened), the least (most) certain first, as it takes to cross the target, and one fewer."""
-    log_alpha, now, opened = _flat(gates.log_alpha()), _flat(values), _flat(_opened(gates))
-    order = log_alpha.argsort(descending=not is_short, stable=True)
+    now, opened, order = _flat(values), _flat(_opened(gates)), _closing_order(gates.log_alpha(), importance)
     order = order[(now[order] != 0) == is_short]
+    order = _without_last(order, values) if is_short else order.flip(0)
 
     def changed(count: int) -> GateValues:
         flat = now.clone()
@@ -129,23 +160,18 @@ def fill_neurons(
 ) -> GateValues:
     """The values with as many neurons closed, or opened, as it takes to save the target, or as near to it as they can.
 
-    The least certain are closed until the target is reached; or, where more than that is saved, the most certain of the closed
-    ones opened as long as it still is, the most important of equally certain ones first. A sublayer that is closed stays so,
-    and one neuron stays in every other.
+    The least certain are closed until the target is reached, the least important of equally certain ones first; or, where more
+    than that is saved, the most certain of the closed ones opened as long as it still is, the most important first. A sublayer
+    that is closed stays so, and one neuron stays in every other.
     """
     assert values.neurons is not None and gates.neurons is not None, "neurons are what is closed or opened"
     sizes = [len(item) for item in values.neurons]
-    opened = torch.cat(_opened(gates).neurons)
-    may_change = [torch.full_like(gate.log_alpha_S, has) != 0 for gate, has in zip(gates.neurons, values.kept().ffn_N)]
-    for gate, may in zip(gates.neurons, may_change):
-        if gate.size:
-            may[gate.log_alpha_S.argmax()] = False
-    now = torch.cat(values.neurons)
-    is_left = now != 0
+    opened, now = torch.cat(_opened(gates).neurons), torch.cat(values.neurons)
+    may_change = torch.cat([torch.full_like(item, has) != 0 for item, has in zip(values.neurons, values.kept().ffn_N)])
     is_short = float(budget.saved(values.kept())) < target
-    order = torch.arange(len(now), device=now.device) if importance is None else torch.cat(importance).argsort(descending=True, stable=True)
-    order = order[torch.cat([gate.log_alpha_S for gate in gates.neurons])[order].argsort(descending=not is_short, stable=True)]
-    order = order[torch.cat(may_change)[order] & (is_left[order] == is_short)]
+    order = _closing_order(GateValues(neurons=gates.log_alpha().neurons), importance)
+    order = order[may_change[order] & ((now[order] != 0) == is_short)]
+    order = _without_last(order, GateValues(neurons=values.neurons)) if is_short else order.flip(0)
 
     def flipped(count: int) -> GateValues:
         chosen = order[:count]

@@ -28,8 +28,8 @@ class TicketConfig:
         lambda_neurons: the same for the neurons'.
         draw: detector (as soon as the mask has settled) or fixed (at ``draw_step``).
         draw_step: with fixed: steps, or below 1 a share of the first epoch.
-        check_every: with detector: steps between two masks; a 25th of an epoch when absent, so that a full window can be
-            seen within a fifth of the first epoch.
+        check_every: with detector: steps between two masks; a 25th of an epoch when absent, rounded down, so that a full
+            window can be seen within a fifth of the first epoch.
         window: so many masks, the newest among them, must be alike.
         threshold: the largest share of differing elements at which two masks are alike; heads and neurons must both be.
         head_ratio: share of the heads that go.

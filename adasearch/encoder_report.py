@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from adasearch.accelerator import keeping_threads
 from adasearch.card import model_card
 from adasearch.deploy import Deployment, load_deployment, save_deployment
 from adasearch.encoder_layers import EncoderPreTrainedModel
@@ -24,7 +25,7 @@ from adasearch.graph_runtimes import ONNX_FILES
 from adasearch.honest import calibrate_student, deployments_of, evidence_fields, majority_of
 from adasearch.honest_rows import Row, bench_lengths, mean_if_known, measure_rows, model_row
 from adasearch.inspect_run import inspect
-from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes
+from adasearch.measure import GRAPH_RUNTIMES, count_macs, count_params, hardware, set_threads, size_bytes
 from adasearch.quantize_aware import stacked_layers
 from adasearch.references import make_reference, reference_label
 from adasearch.report import Report, System
@@ -44,6 +45,7 @@ DENSE_NAME = "dense, fine-tuned"
 AS_FLOAT = "timed in float32"  # a model with an int8 graph in a runtime that reads none
 
 
+@keeping_threads()
 def report_encoders(run: EncoderRun, problem: EncoderProblem, trained: Sequence[Compressed]) -> Path:
     """Time everything; write structure.json, zeros.json, report.json, .md and .html, figures/ and the model card.
 
@@ -69,7 +71,8 @@ def report_encoders(run: EncoderRun, problem: EncoderProblem, trained: Sequence[
     report = Report(
         task=problem.task.name, metric=problem.task.metric, metrics=list(problem.task.metrics),
         seeds=run.seeds, hardware=hardware(), systems=systems, search={}, ratios=compute_ratios(systems),
-        command=began["command"], commit=began["commit"], notes=problem.notes, price_per_hour=run.config.bench.price_per_hour,
+        command=began["command"], commit=began["commit"], notes=[*problem.notes, *run.about.notes(trained)],
+        price_per_hour=run.config.bench.price_per_hour,
         deployments=deployments_of(run.folder / "student"), method=_method(run, problem, trained),
         max_steps=run.config.max_steps,
         **evidence,
@@ -137,7 +140,11 @@ def _systems(
 def _row(
     run: EncoderRun, problem: EncoderProblem, items: Sequence[Compressed], model: PreTrainedModel, length: int
 ) -> tuple[Row, Graph]:
-    """One recipe's row, of the graph in the form's precision where the runtime reads one, and that graph."""
+    """One recipe's row, of the graph in the form's precision where the runtime reads one, and that graph.
+
+    The first seed's model is what is timed. Where every seed was cut to a shape of its own, a note says so, and size and cost are
+    means over the seeds, as the scores are.
+    """
     folder, recipe = items[0].folder, items[0].recipe
     graphs = {precision: folder / "onnx" / name for precision, name in ONNX_FILES.items()}
     own = recipe.form.precision if graphs[recipe.form.precision].is_file() else "fp32"
@@ -148,7 +155,27 @@ def _row(
     row.facts |= {"encoder_sparsity": recipe.form.sparsity(problem, model), **recipe.form.columns(facts)}
     for name in ("train_seconds", "train_cpu_seconds"):
         row.facts[name] = mean_if_known([fact.get(name) for fact in facts])
+    models = [model, *(problem.load(item.folder) for item in items[1:])]
+    if any(_shape(one) != _shape(model) for one in models[1:]):
+        shape_note = f"timed: seed {items[0].seed}'s model; shapes differ by seed"
+        row.facts |= {**_mean_costs(models, row.facts["size_bytes"], length), "note": "; ".join(filter(None, (note, shape_note)))}
+        row.facts["encoder_sparsity"] = float(np.mean([recipe.form.sparsity(problem, one) for one in models]))
     return row, Graph(graphs[own], own, has_zeros=recipe.form.is_sparse)
+
+
+def _shape(model: PreTrainedModel) -> tuple[Any, ...]:
+    """What is left of an encoder; of a model of another class nothing that differs."""
+    return tuple(getattr(model.config, name, None) for name in ("hidden_size", "heads", "neurons"))
+
+
+def _mean_costs(models: Sequence[PreTrainedModel], size: int, length: int) -> dict[str, int]:
+    """Means over the seeds' models. Only the first is exported, to ``size`` bytes: the others have four a parameter more or less."""
+    params, embedding = zip(*(count_params(model) for model in models))
+    mean_params = round(np.mean(params))
+    return {
+        "params": mean_params, "params_embedding": round(np.mean(embedding)), "size_bytes": size + 4 * (mean_params - params[0]),
+        "macs": round(np.mean([count_macs(model, length) for model in models])),
+    }  # fmt: skip
 
 
 def _write_structures(

@@ -38,12 +38,17 @@ def no_facts(trained: Sequence[Compressed]) -> dict[str, str]:
     return {}
 
 
+def no_notes(trained: Sequence[Compressed]) -> list[str]:
+    """Of a method whose models are always what was asked for."""
+    return []
+
+
 @dataclass(frozen=True)
 class About:
     """What is said of a method: its name, the word that its runs' folders begin with, its paper, one or two sentences;
     what ``facts`` makes of the trained models, values as text by what they say; ``tags`` of the model card, and ``files``,
     Markdown on what lies in ``student/`` beside the usual. ``every_runtime``: its graphs are timed in all runtimes that read
-    one, not in the bench's alone."""
+    one, not in the bench's alone. ``notes`` are the report's sentences on models that are not what was asked for."""
 
     name: str
     slug: str
@@ -53,6 +58,7 @@ class About:
     tags: tuple[str, ...] = ("structured-pruning",)
     files: str = ""
     every_runtime: bool = False
+    notes: Callable[[Sequence[Compressed]], list[str]] = no_notes
 
 
 @dataclass

@@ -55,7 +55,7 @@ class System:
     texts as long as the task's own, ``streams`` the fields of ``streams.StreamTiming`` for each way of batching them;
     ``import_s`` to ``peak_rss_bytes`` are those of ``cold.ColdStart``. ``encoder_sparsity`` is the share of the dense model's
     prunable encoder parameters that is gone (where weights are 0: of its weights), ``train_seconds`` and ``train_cpu_seconds``
-    the mean over the seeds of what the whole way from the pre-trained checkpoint took, scoring left out; of a student its
+    the mean over the seeds of what the whole way from the pre-trained checkpoint took, scoring left out; of a searched student its
     training without the search. ``size_ratios`` are those of ``sparse_size.SparseSize``, ``sparse_bytes`` its file; ``agreement`` is the share of the held-out examples on which
     the int8 graph predicts as the model that was trained, the least of all seeds; ``runtimes`` is like ``timings``, each row
     with its ``option``, in the runtimes that the table is not timed in. None = not known or not applicable.

@@ -5,7 +5,8 @@
 A task's runs are folders of its name: of `adasearch run` under --adabert, of `adasearch compress cofi` under --cofi. Every seed's
 model of every searched student, random member and CoFi target is exported and timed in turns, each in the fastest of --runtimes
 at fp32, one text a call, one thread. Equal latency: to every CoFi model the best searched student that takes no longer. Scores are
-the runs' own, on the same held-out examples, in the share of that run's dense model too, for the two may have had different ones.
+the runs' own, on the same held-out examples (refused where they are others), in the share of that run's dense model too, for the two
+may have had different ones.
 Writes results/runs/<name>.json and results/figures/<name>. Minutes.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -49,6 +51,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="methods", help="of the results' files, where other tasks' stand already")
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
     return parser.parse_args()
+
+
+def check_same_examples(runs: Sequence[Path]) -> None:
+    """Runs of a task were scored on the same examples. Raises ``ConfigError``; one of a version that noted no data goes on."""
+    noted = {run: read_json(run / "run.json").get("data") for run in runs if (run / "run.json").exists()}
+    scored = {run: data.get("test") or data.get("validation") for run, data in noted.items() if data}
+    for run, other in zip(scored, list(scored)[1:]):
+        if scored[run] != scored[other]:
+            counts = " and ".join(f"{scored[one]['examples'] if scored[one] else 'none'}" for one in (run, other))
+            raise ConfigError(
+                f"--tasks: {run} and {other} were scored on other examples ({counts}), so that their scores do not compare; choices: runs on the"
+                " same data, or --tasks without this one"
+            )
 
 
 def systems_of(run: Path, method: str) -> list[dict[str, Any]]:
@@ -134,7 +149,10 @@ def main() -> None:
     args = arguments()
     quiet_third_parties()
     adasearch.register_student()
-    systems = [system for task in args.tasks for method, base in (("adabert", args.adabert), ("cofi", args.cofi)) for system in systems_of(base / task, method)]
+    bases = {"adabert": args.adabert, "cofi": args.cofi}
+    for task in args.tasks:
+        check_same_examples([base / task for base in bases.values()])
+    systems = [system for task in args.tasks for method, base in bases.items() for system in systems_of(base / task, method)]
     time_all(systems, args)
     pairs = equal_latency(systems)
     write_json(args.results_dir / "runs" / f"{args.name}.json", {

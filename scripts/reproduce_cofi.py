@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from adasearch.arguments import parse_settings
 from adasearch.canvas import INK, LINE_COLOURS, dress_axes, save_figure
 from adasearch.cli import explained
-from adasearch.cofi_config import CofiConfig
-from adasearch.cofi_run import compress_cofi
+from adasearch.cofi_config import CofiConfig, target_name
+from adasearch.cofi_run import compress_cofi, met_by_gates
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.files import read_json, write_json
 from adasearch.run_files import script_command
@@ -76,18 +76,31 @@ def settings(args: argparse.Namespace, task: str) -> CofiConfig:
 
 
 def collect(run_dir: Path) -> dict[str, Any]:
-    """results/runs/<name>_<task>.json: the report's rows, each beside the dense model in the same runtime and shape."""
+    """results/runs/<name>_<task>.json: the report's rows, each beside the dense model in the same runtime and shape.
+
+    Rows of pruned models tell for each seed what its gates saved by themselves on average, and whether that met the target: where it did
+    not, the rest was cut off after pruning.
+    """
     report = read_json(run_dir / "report.json")
     dense = next(system for system in report["systems"] if system["kind"] == "teacher")
+    facts = {folder.name: read_json(folder / "facts.json") for folder in sorted((run_dir / "models").glob("cofi-*"))}
     rows = []
     for system in report["systems"]:
         if system["kind"] in ("teacher", "student", "pruned"):
             row = {field: system[field] for field in FIELDS}
             rows.append({**row, "speed_to_dense": dense["latency_ms_p50"] / row["latency_ms_p50"], "score_to_dense": row["score_mean"] / dense["score_mean"]})
-    facts = {folder.name: read_json(folder / "facts.json") for folder in sorted((run_dir / "models").glob("cofi-*"))}
+        if system["kind"] in ("student", "pruned"):
+            of_target = {name: one for name, one in facts.items() if _target(one) == system["name"]}
+            own = [one for seed in report["seeds"] for name, one in of_target.items() if name.endswith(f"-{seed}")]
+            rows[-1] |= {"gates_saved": [one["expected_saved"] for one in own], "met_by_gates": [met_by_gates(one) for one in own]}
     what = f"CoFi on {report['task']}: the dense model cut to several sizes"
     kept = {"what": what, "task": report["task"], "metric": report["metric"], "seeds": report["seeds"], "rows": rows, "models": facts}
     return {**kept, "command": script_command(), "commit": report["commit"], "hardware": report["hardware"]}
+
+
+def _target(facts: dict[str, Any]) -> str:
+    """The name of a model's target in the table."""
+    return next(target_name(kind, target) for kind, target in facts["target"].items())
 
 
 def speed_figure(found: list[dict[str, Any]]) -> Figure:

@@ -137,6 +137,12 @@ def test_the_search_really_ends(changes: dict[str, Any], steps: int, tmp_path: P
     assert bool(this.is_found) == (changes.get("threshold") == 1.0)
 
 
+@pytest.mark.parametrize(("steps_per_epoch", "every"), [(77, 3), (2105, 84), (100, 4), (25, 1), (7, 1)])  # the first is RTE's
+def test_a_full_window_can_be_seen_within_a_fifth_of_the_first_epoch(steps_per_epoch: int, every: int) -> None:
+    this = EarlyBert(FitConfig(steps=9_999), TicketConfig(), steps_per_epoch, forward, loss)
+    assert this.check_every == every and (every == 1 or this.ticket_config.window * every <= steps_per_epoch / 5)
+
+
 def test_what_was_seen_stays_as_it_was_when_the_coefficients_move_on() -> None:
     this, model = method(), encoder()
     this.attach(model)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from hearing import Heard, KillAt, Killed
 from safetensors.torch import load_file
+from tiny_encoder import make_encoder
 from tiny_encoder_run import question_settings, tiny_earlybert
 from tiny_task import rows
 from transformers import (
@@ -23,20 +24,23 @@ from transformers import (
 )  # fmt: skip
 
 import adasearch
-from adasearch import encoder_problem, fit, teacher_training
+from adasearch import earlybert_run, encoder_problem, encoder_report, fit, teacher_training
 from adasearch.classifier import TextClassifier
 from adasearch.cli import main
 from adasearch.cofi_config import CofiConfig
 from adasearch.config import FinetuneConfig
 from adasearch.earlybert_config import EarlyBertConfig, TicketConfig, TrainConfig
 from adasearch.earlybert_run import ABOUT, compress_earlybert, earlybert_recipes
+from adasearch.encoder import axes_of
 from adasearch.encoder_layers import EncoderForSequenceClassification
 from adasearch.encoder_problem import EncoderProblem, load_problem
 from adasearch.encoder_run import open_encoders, run_encoders
-from adasearch.encoder_training import Workplace, dense_recipe, train_recipe
+from adasearch.encoder_training import Compressed, Recipe, Workplace, dense_recipe, train_recipe
 from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json
 from adasearch.gate_values import GateValues
+from adasearch.honest_rows import Row
+from adasearch.measure import count_macs, count_params, set_threads
 from adasearch.methods.finetune_encoder import FinetuneEncoder
 from adasearch.progress import Progress
 from adasearch.quantize import quantize
@@ -58,8 +62,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(home: Path) -> Path:
-    """A finished run with two seeds."""
-    return compress_earlybert(tiny_earlybert(home, seeds=[1, 2]))
+    """A finished run with two seeds, of a method that says something of its models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(earlybert_run, "ABOUT", dataclasses.replace(ABOUT, notes=lambda trained: [f"{len(trained)} models were made"]))
+        return compress_earlybert(tiny_earlybert(home, seeds=[1, 2]))
 
 
 def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
@@ -98,9 +104,50 @@ def test_the_table_tells_what_every_model_is_and_took(finished: Path) -> None:
     state = load_file(finished / "student" / "model.safetensors")
     assert student.params == sum(tensor.numel() for tensor in state.values())
     text = (finished / "report.md").read_text()
+    assert report.notes[-1] == "4 models were made" and "- 4 models were made" in text
     assert "| encoder sparsity | training s |" in text and "tickets that had settled: 2 of 2" in text
     page = (finished / "report.html").read_text()
     assert 'id="method"' in page and "encoder sparsity" in page and "What is left in each layer" in page
+
+
+@pytest.mark.parametrize("is_alike", [True, False])
+def test_sizes_and_costs_are_means_over_the_seeds_where_their_shapes_differ(is_alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"1": make_encoder(), "2": make_encoder() if is_alike else make_encoder(intermediate_size=8), "3": make_encoder()}
+
+    def model_row(run: Any, name: str, kind: str, model: Any, graph: Path, folder: Path, length: int, note: str, precision: str) -> Row:
+        return Row(name, kind, None, {"params": count_params(model)[0], "macs": count_macs(model, length), "size_bytes": 10_000, "note": note})
+
+    monkeypatch.setattr(encoder_report, "model_row", model_row)
+    run = SimpleNamespace(config=SimpleNamespace(bench=SimpleNamespace(runtime="torch")))
+    problem = SimpleNamespace(load=lambda folder: models[folder.name], whole_axes=axes_of(models["1"]))
+    recipe = Recipe("student", "key", "name", lambda place: None)
+    items = [Compressed(recipe, int(name), Path(name), {}, {}) for name in models]
+    row, _ = encoder_report._row(run, problem, items, models["1"], 9)
+    whole, left = (float(axes_of(models[name]).expected_params()) for name in ("1", "2"))
+    assert row.facts["encoder_sparsity"] == pytest.approx((1 - left / whole) / 3)
+    params, macs = ([count(model) for model in models.values()] for count in (lambda m: count_params(m)[0], lambda m: count_macs(m, 9)))
+    assert row.facts["params"] == round(sum(params) / 3) and row.facts["macs"] == round(sum(macs) / 3)
+    assert row.facts["size_bytes"] == 10_000 + 4 * (row.facts["params"] - params[0])
+    assert row.facts["note"] == ("" if is_alike else "timed: seed 1's model; shapes differ by seed")
+
+
+def test_what_is_trained_after_a_report_has_the_threads_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(*parts: Any) -> None:
+        set_threads(1)
+        raise Killed
+
+    monkeypatch.setattr(encoder_report, "_systems", timed)
+    (tmp_path / "scores-teacher.json").write_text("{}")
+    problem = SimpleNamespace(load=lambda folder: None, is_asked=True, cache=tmp_path)
+    trained = [SimpleNamespace(recipe=SimpleNamespace(key="key"), folder=None, scores={})]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(Killed):
+            encoder_report.report_encoders(None, problem, trained)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_scores_are_those_of_the_saved_files(finished: Path) -> None:

@@ -22,6 +22,7 @@ from adasearch.files import write_json
 from adasearch.inspect_run import inspect
 from adasearch.report import KINDS, Report, System
 from adasearch.report_files import read_report, rebuild_report, write_report
+from adasearch.report_tables import honest_table
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.verdict import compute_ratios
 from reports import RANDOM, STUDENT, TFIDF, full_report, make_report, system, timing
@@ -221,6 +222,13 @@ def test_the_table_is_the_hand_worked_one() -> None:
     assert rows["tfidf"] == ["83.9", "30k", "-", "-", "0.1 MB", "0.20", "0.30", "5,000"]
     assert rows["reference"] == ["-", "109M", "-", "-", "437.9 MB", "160", "240", "6"]
     assert rows["constant answer"] == ["50.9", *["-"] * 7]
+
+
+@pytest.mark.parametrize(("method", "expected"), [({}, "of a student without its search"), ({"name": "CoFi"}, "search included")])
+def test_the_time_of_training_says_whether_the_search_is_in_it(method: dict[str, str], expected: str) -> None:
+    report = make_report(system("student", STUDENT, train_seconds=9.0), method=method)
+    (column,) = [column for column in honest_table(report).columns if column.label == "training"]
+    assert column.tip.endswith(expected)
 
 
 def test_skewed_classes_show_every_metric_against_the_constant_answer() -> None:

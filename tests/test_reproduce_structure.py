@@ -1,4 +1,4 @@
-"""The scripts that reproduce CoFi and EarlyBERT: whose settings a run has. No run is made here."""
+"""The scripts that reproduce CoFi and EarlyBERT, and the one that compares: whose settings a run has, what is told of it. No run is made here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import importlib.util
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from adasearch.files import read_json
+from adasearch.errors import ConfigError
+from adasearch.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 YAML = {
@@ -19,11 +21,17 @@ YAML = {
 }
 
 
-def settings(script: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
-    """What a script makes of its flags for its first task."""
+def load(script: str) -> ModuleType:
+    """A script as a module."""
     spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def settings(script: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
+    """What a script makes of its flags for its first task."""
+    module = load(script)
     monkeypatch.setattr(sys, "argv", [script, *flags])
     args = module.arguments()
     return module.settings(args, args.tasks[0])
@@ -56,3 +64,43 @@ def test_a_recorded_command_means_what_it_meant(results: str, monkeypatch: pytes
     assert config.seeds == kept["seeds"] and config.threads == 1 and config.model == "runs/demo/cache/demo_model"
     if results.startswith("cofi"):
         assert [share for _, share in config.targets] == [one["target"]["sparsity"] for name, one in kept["models"].items() if name.endswith("-1")]
+
+
+def test_results_tell_what_the_gates_saved_by_themselves(tmp_path: Path) -> None:
+    module = load("reproduce_cofi")
+    costs = {"latency_ms_p50": 2.0, "score_mean": 0.8}
+    kinds = {"dense": "teacher", "CoFi 95%": "student", "CoFi 90%": "pruned"}
+    systems = [{**dict.fromkeys(module.FIELDS), **costs, "name": name, "kind": kind} for name, kind in kinds.items()]
+    report = {"task": "sst2", "metric": "accuracy", "seeds": [1, 11], "systems": systems, "commit": "abc", "hardware": {}}
+    write_json(tmp_path / "report.json", report)
+    for target, seed, saved, is_met in (
+        (0.95, 1, 0.92, False), (0.95, 11, 0.951, True), (0.9, 1, 0.905, True), (0.9, 11, 0.899, True), (0.9, 2, 0.1, False),
+    ):  # fmt: skip
+        facts = {"target": {"sparsity": target}, "expected_saved": saved, "met_by_gates": is_met}
+        write_json(tmp_path / "models" / f"cofi-sparsity-{target}-{seed}" / "facts.json", facts)
+    dense, *pruned = module.collect(tmp_path)["rows"]
+    assert "gates_saved" not in dense
+    assert [(row["name"], row["gates_saved"], row["met_by_gates"]) for row in pruned] == [
+        ("CoFi 95%", [0.92, 0.951], [False, True]), ("CoFi 90%", [0.905, 0.899], [True, True]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_methods_are_compared_on_the_same_examples_or_not_at_all(split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, runs = load("compare_methods"), [tmp_path / "adabert" / "rte", tmp_path / "cofi" / "rte"]
+    scored = {"examples": 277, "texts": "abc", "labels": "def"}
+
+    def noted(*data: dict[str, Any] | None) -> None:
+        for run, one in zip(runs, data):
+            write_json(run / "run.json", {} if one is None else {"data": one})
+
+    monkeypatch.setattr(sys, "argv", ["compare_methods", "--tasks", "rte", "--adabert", str(runs[0].parent), "--cofi", str(runs[1].parent)])
+    same = {"validation": {"examples": 9, "texts": "v", "labels": "v"}, split: scored}
+    noted({**same, "train": {"examples": 2_490}}, same)
+    module.check_same_examples(runs)
+    noted(None, same)  # by a version that noted no data
+    module.check_same_examples(runs)
+    for name, value in (("texts", "other"), ("labels", "other"), ("examples", 200)):
+        noted({**same, split: {**scored, name: value}}, same)
+        with pytest.raises(ConfigError, match="--tasks: .*adabert/rte and .*cofi/rte were scored on other examples .*; choices: runs on the same"):
+            module.main()

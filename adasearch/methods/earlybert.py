@@ -9,7 +9,6 @@ Dimensions: N layers, H heads of a layer, F neurons of a layer, T checks, E elem
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from adasearch.gate_values import GateValues
 from adasearch.methods.base import Batch, Group, Method, weight_groups
 from adasearch.tickets import draw_ticket, is_settled, mask_distances
 
-CHECKS_AN_EPOCH = 25  # with a window of five, a ticket can be seen within a fifth of an epoch, EarlyBERT's fixed point
+CHECKS_AN_EPOCH = 25  # or some more: with a window of five, a ticket can be seen within a fifth of an epoch, EarlyBERT's fixed point
 FAMILIES = ("heads", "neurons")
 Forward = Callable[..., Any]  # (model, batch, gates=GateValues) -> its output
 Loss = Callable[[Any, Batch], Tensor]  # (output, batch) -> scalar
@@ -47,7 +46,7 @@ class EarlyBert(Method):
         self.ticket_config, self.seed = ticket, seed
         self.forward_model, self.task_loss = forward, loss
         self.last_step = min(config.steps, max(1, round(ticket.epochs * steps_per_epoch)))
-        self.check_every = ticket.check_every or max(1, math.ceil(steps_per_epoch / CHECKS_AN_EPOCH))
+        self.check_every = ticket.check_every or max(1, steps_per_epoch // CHECKS_AN_EPOCH)
         self.fixed_step = max(1, round(ticket.draw_step * (steps_per_epoch if ticket.draw_step < 1 else 1)))
         self.heads, self.neurons = nn.ParameterList(), nn.ParameterList()
 
