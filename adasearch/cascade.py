@@ -112,8 +112,8 @@ class Cascade:
 
     @property
     def is_pair(self) -> bool | None:
-        """Whether the student was trained on pairs of texts; None: not known."""
-        return self.student.is_pair
+        """Whether the two were trained on pairs of texts, as the first says that knows; None: neither does."""
+        return self.teacher.is_pair if self.student.is_pair is None else self.student.is_pair
 
     @property
     def limit(self) -> int:

@@ -207,7 +207,7 @@ def _read_csv(path: Path, texts: Sequence[str]) -> Iterator[Row]:
         if not cells:
             if len(header) == 1:  # with one column an empty line is an empty text
                 yield Row(number, {header[0]: ""})
-        elif problem := problem_of_row(cells, header):
+        elif problem := problem_of_row(cells, header, reader.dialect.delimiter):
             yield Row(number, {}, problem)
         else:
             yield Row(number, {name: cells[i] for i, name in kept})

@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import adasearch
 from adasearch.calibration import load_calibration, probabilities
-from adasearch.deploy import load_deployed
+from adasearch.deploy import load_deployed, load_deployment
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.known_labels import labels_of
 from adasearch.model_inputs import pads_left, positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head, require_model
-from adasearch.runtimes import Runtime, choose_runtime, load_runtime
+from adasearch.runtimes import RUNTIMES, Runtime, choose_runtime, load_runtime
 from adasearch.settings import check_threads
 
 Arrays = dict[str, np.ndarray]
@@ -200,10 +200,21 @@ def check_pairs(is_pair: bool | None, has_pairs: bool, setting: str = "pairs") -
 def open_runtime(
     model_dir: Path, runtime: str, precision: str | None, threads: int | None, progress: Progress | None = None
 ) -> Runtime:
-    """The model in the runtime, precision and threads that were saved for it, unless others are asked for."""
+    """The model in the runtime, precision and threads that were saved for it, unless others are asked for.
+
+    What is not asked for stays as it was saved: the runtime where it offers the precision, the precision where it is that runtime's.
+    """
     if runtime == "auto" and precision is None:
         return load_deployed(model_dir, threads, progress)
-    return load_runtime(choose_runtime(runtime), model_dir, threads or torch.get_num_threads(), precision or "fp32")
+    chosen = load_deployment(model_dir) if runtime == "auto" or precision is None or threads is None else None
+    if chosen is not None and runtime in ("auto", chosen.runtime) and RUNTIMES[chosen.runtime].missing() is None:
+        offered = RUNTIMES[chosen.runtime].offers()
+        if precision is None and chosen.precision in offered:
+            precision = chosen.precision
+        if precision in offered:
+            runtime = chosen.runtime
+    threads = threads or (chosen.threads if chosen else torch.get_num_threads())
+    return load_runtime(choose_runtime(runtime), model_dir, threads, precision or "fp32")
 
 
 def shortest(values: np.ndarray) -> list[float]:

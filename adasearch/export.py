@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adasearch.bundle import bundle_modelling, modelling_modules
 from adasearch.errors import ModelError, TrainingError, one_line
 from adasearch.files import read_json, refuse_full_disk, sync, write_json, write_text
-from adasearch.graph_runtimes import VOCABULARY_KEY
+from adasearch.graph_runtimes import VOCABULARY_KEY, WEIGHTS_KEY, weights_of
 from adasearch.model_inputs import limited_tokenizer, positions_of
 from adasearch.runtime_base import require_onnx
 from adasearch.runtimes import ONNX_FILES, OnnxRuntime, load_classifier
@@ -51,12 +51,13 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
+def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7, weights: str | None = None) -> Path:
     """Write the model's logits as an ONNX graph of ``input_ids``, ``attention_mask`` (and ``token_type_ids``).
 
     Inputs are (B, L) int64, the output "logits" is (B, C). Batch and length stay free; ``length`` is only what it is
-    traced with. One file below 2 GB, else the weights lie in ``<name>.data``. The model must be on the processor; it
-    is exported in eval mode and left as it was. Raises ``ConfigError`` when the exporter is not installed,
+    traced with. ``weights`` is the fingerprint (``weights_of``) of the folder that the model was read from, if any: whoever
+    loads the graph can tell when others lie there. One file below 2 GB, else the weights lie in ``<name>.data``. The model
+    must be on the processor; it is exported in eval mode and left as it was. Raises ``ConfigError`` when the exporter is not installed,
     ``ModelError`` when the model does something it cannot express, ``TrainingError`` when the disk is full.
     """
     require_onnx("export", "onnx", "onnxscript")
@@ -69,6 +70,8 @@ def export_onnx(model: PreTrainedModel, path: Path, *, length: int = 7) -> Path:
                 dynamic_shapes=(tuple({0: "batch", 1: "length"} for _ in names),),
             )  # fmt: skip
             onnx_program.model.metadata_props[VOCABULARY_KEY] = str(model.config.vocab_size)
+            if weights is not None:
+                onnx_program.model.metadata_props[WEIGHTS_KEY] = weights
             weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
             with staged(path) as partial:
                 onnx_program.save(str(partial), external_data=weight_bytes >= ONE_FILE_BYTES)
@@ -143,10 +146,10 @@ def export_student(student_dir: Path) -> Path:
     Raises ``ModelError``, ``ConfigError`` (exporter or onnxruntime missing) or ``TrainingError`` (full disk).
     """
     student_dir = Path(student_dir)
-    model = load_classifier(student_dir)
+    weights, model = weights_of(student_dir), load_classifier(student_dir)
     path = student_dir / "onnx" / ONNX_FILES["fp32"]
     with staged(path) as partial:
-        check_onnx(model, export_onnx(model, partial))
+        check_onnx(model, export_onnx(model, partial, weights=weights))
     copy_tokenizer(student_dir)
     return path
 

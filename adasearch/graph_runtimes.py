@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from adasearch.errors import ModelError, one_line
+from adasearch.files import fingerprint
 from adasearch.runtime_base import (
     Runtime, count_labels, needs_package, read_vocab_size, register_runtime, require_runtime,
 )  # fmt: skip
 
 # by precision, in the model's folder ``onnx/``; bf16 is no file: OpenVINO rounds what it reads from the fp32 graph
 ONNX_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx", "int8_embedding": "model_int8_embedding.onnx"}
-VOCABULARY_KEY = "adasearch.vocab_size"  # in a graph's metadata
+# in a graph's metadata: rows of the word table, and the fingerprint of the weights it was made of
+VOCABULARY_KEY, WEIGHTS_KEY = "adasearch.vocab_size", "adasearch.weights"
 
 
 class OnnxRuntime(Runtime):
@@ -90,8 +92,8 @@ class OpenvinoRuntime(Runtime):
         }  # fmt: skip
         try:
             graph = openvino_core().read_model(str(path))
-            place = ["framework", VOCABULARY_KEY]
-            self.metadata = {VOCABULARY_KEY: graph.get_rt_info(place).value} if graph.has_rt_info(place) else {}
+            places = {key: ["framework", key] for key in (VOCABULARY_KEY, WEIGHTS_KEY)}
+            self.metadata = {key: graph.get_rt_info(place).value for key, place in places.items() if graph.has_rt_info(place)}
             self.compiled = openvino_core().compile_model(graph, "CPU", properties)
         except Exception as error:  # its own exceptions have no other common base
             raise ModelError(f"{path}: OpenVINO cannot load it ({one_line(error, 600)})") from error
@@ -158,9 +160,9 @@ def graph_file(model_dir: Path, precision: str) -> Path:
 
 
 def check_graph(path: Path, model_dir: Path, labels: int | None, metadata: Mapping[str, str]) -> None:
-    """Raise ``ModelError`` unless the graph has the folder's labels and vocabulary: it may be of another task.
+    """Raise ``ModelError`` unless the graph has the folder's labels, vocabulary and weights: it may be of another task or training.
 
-    A graph that was not written by this package says nothing of its vocabulary.
+    A graph that was not written by this package says nothing of its vocabulary, and one of a model in no folder nothing of weights.
     """
     expected = {"labels": count_labels(model_dir), "vocabulary": read_vocab_size(model_dir)}
     found = {"labels": labels, "vocabulary": int(metadata[VOCABULARY_KEY]) if VOCABULARY_KEY in metadata else None}
@@ -170,3 +172,17 @@ def check_graph(path: Path, model_dir: Path, labels: int | None, metadata: Mappi
                 f"{path}: is the graph of another task: its {what} count {number}, those of "
                 f"{model_dir / 'config.json'} {expected[what]}; `adasearch export {model_dir}` writes it anew"
             )
+    if WEIGHTS_KEY in metadata and weights_of(model_dir) not in (None, metadata[WEIGHTS_KEY]):
+        raise ModelError(f"{path}: was made of other weights than those of {model_dir}; `adasearch export {model_dir}` writes it anew")
+
+
+def weights_of(model_dir: Path) -> str | None:
+    """The fingerprint of a folder's weights, by which a graph knows what it was made of; None where there are none."""
+    files = [path.resolve() for path in sorted(Path(model_dir).glob("*.safetensors"))]
+    return _fingerprint_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)) if files else None
+
+
+@functools.cache
+def _fingerprint_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of the content of files; once for each size and time of theirs: quantising loads half a dozen graphs of one folder."""
+    return fingerprint(*(path for path, _, _ in files))

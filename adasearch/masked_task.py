@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adasearch.corpora import Corpus, find_corpus
+from adasearch.corpora import CORPORA, TEXT_SUFFIX, Corpus, find_corpus
 from adasearch.errors import ConfigError, DataError
 from adasearch.masked_language import MaskedBlocks, join_blocks, masked_blocks, stream_identity, streamed_blocks, text_stream
 from adasearch.progress import Progress
@@ -41,10 +41,11 @@ def load_blocks(
                 name = f"masked-{split}"
                 blocks.append(masked_blocks(corpora[split], tokenizer, config.block_length, cache=cache, name=name, progress=progress))
     if config.stream:
-        texts = text_stream(config.stream, config.text_column or "text")
+        column = None if config.stream.lower().endswith(TEXT_SUFFIX) else config.text_column  # lines have no other than "text"
+        texts = text_stream(config.stream, column or "text")
         parts["train"].append(
             streamed_blocks(
-                texts, tokenizer, config.block_length, most_tokens=config.stream_tokens, identity=stream_identity(config.stream, config.text_column),
+                texts, tokenizer, config.block_length, most_tokens=config.stream_tokens, identity=stream_identity(config.stream, column),
                 cache=cache, name="masked-stream", progress=progress,
             )  # fmt: skip
         )
@@ -61,9 +62,10 @@ def load_blocks(
 
 
 def _corpora(config: SparsePretrainingConfig, index: int) -> dict[str, Corpus]:
-    """The splits of one corpus, by name."""
+    """The splits of one corpus, by name. A preset has a column of its own; one of others is for what stands beside it."""
+    name = config.corpora[index]
     try:
-        return find_corpus(config.corpora[index], data_dir=config.data_dir, text_column=config.text_column)
+        return find_corpus(name, data_dir=config.data_dir, text_column=None if name in CORPORA else config.text_column)
     except ConfigError as error:  # it speaks of a task, as it is called there
         raise ConfigError(f"corpora[{index}]: {str(error).removeprefix('task: ')}") from error
 

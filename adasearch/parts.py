@@ -205,8 +205,13 @@ def encode_rows(rows: Sequence[Values], schema: pa.Schema, suffix: str) -> bytes
 
 
 def write_stream(file: TextIO, rows: Sequence[Values], schema: pa.Schema) -> None:
-    """Rows as JSON lines, at once."""
-    file.write(encode_rows(rows, schema, ".jsonl").decode("utf-8"))
+    """Rows as JSON lines, at once; in UTF-8 as they are read, whatever the locale's encoding, which may not have their characters."""
+    encoded = encode_rows(rows, schema, ".jsonl")
+    if hasattr(file, "buffer"):
+        file.flush()  # what was written as text comes first
+        file.buffer.write(encoded)
+    else:
+        file.write(encoded.decode("utf-8"))
     file.flush()
 
 

@@ -153,9 +153,9 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
     config = run.get("config", {})
     chains = {"teacher": [run], "sparse": [run]}
     if config.get("teacher"):
-        chains["teacher"].append(pretraining_run(Path(config["teacher"])))
+        chains["teacher"].append(pretraining_run(_given(run, "teacher")))
     if config.get("start"):
-        earlier = pretraining_stages(Path(model_in(config["start"])))
+        earlier = pretraining_stages(Path(model_in(_given(run, "start"))))
         chains["sparse"].append({"stages": earlier})
         if not config.get("teacher"):
             chains["teacher"].append({"stages": earlier})
@@ -165,6 +165,13 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
         return None if None in known else sum(known)
 
     return {stage: {name: total(stage, name) for name in ("steps", "seconds")} for stage in chains}
+
+
+def _given(run: dict[str, Any], setting: str) -> Path:
+    """The folder that a run was given: from where it was begun, else, where the runs were moved, from here."""
+    path = Path(run["config"][setting])
+    there = Path(run.get("directory") or ".") / path
+    return there if there.exists() else path
 
 
 def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:

@@ -21,8 +21,9 @@ from adasearch.deploy import DEPLOY_FILE
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import copy_tokenizer, export_onnx, export_student, staged
 from adasearch.files import read_json
-from adasearch.graph_runtimes import ONNX_FILES
+from adasearch.graph_runtimes import ONNX_FILES, WEIGHTS_KEY, weights_of
 from adasearch.int8_modules import Grid, Int8Conv1d, Int8Layer, Int8Linear, int8_layers
+from adasearch.progress import Progress
 from adasearch.quantize_aware import INPUT, MARK, OUTPUT
 from adasearch.runtime_base import require_head
 from adasearch.sparse_files import FILE, SparseModel
@@ -37,39 +38,58 @@ def is_trained_int8(folder: Path) -> bool:
     return config.is_file() and MARK in read_json(config) and (folder / SPARSE / FILE).is_file()
 
 
-def export_folder(folder: Path) -> list[Path]:
+def export_folder(folder: Path, progress: Progress | None = None) -> list[Path]:
     """Write and check a model folder's graphs; returns their paths. A model that was trained in int8 has one with its scales.
 
-    Raises as ``export_student`` and ``export_int8``, and ``ModelError`` for a model without a head for a task.
+    Graphs of other weights are removed, which ``progress`` hears. Raises as ``export_student`` and ``export_int8``, and ``ModelError``
+    for a model without a head for a task.
     """
     require_head(folder)
     written = [export_student(folder), *([export_trained(folder)] if is_trained_int8(folder) else [])]
-    _drop_stale(folder, written)
+    _drop_stale(folder, written, progress or Progress())
     return written
 
 
-def _drop_stale(folder: Path, written: Sequence[Path]) -> None:
-    """Remove graphs of other precisions, and the choice among them, that are older than the weights: they would answer as before."""
-    weights = max((path.stat().st_mtime for path in folder.glob("*.safetensors")), default=0.0)
+def _drop_stale(folder: Path, written: Sequence[Path], progress: Progress) -> None:
+    """Remove graphs of other precisions that were made of other weights, and the choice among them: they would answer as before."""
     known = (folder / "onnx" / name for name in ONNX_FILES.values())
-    stale = [path for path in known if path not in written and path.is_file() and path.stat().st_mtime < weights]
+    stale = [path for path in known if path not in written and path.is_file() and _is_stale(path, folder)]
     for path in stale:
         path.unlink()
     if stale:
         (folder / DEPLOY_FILE).unlink(missing_ok=True)
+        names = ", ".join(path.name for path in stale)
+        progress.warning(f"{folder}: {names}: made of other weights, removed with {DEPLOY_FILE}; `adasearch quantize {folder}` writes anew")
+
+
+def _is_stale(graph: Path, folder: Path) -> bool:
+    """Whether a graph was made of other weights than the folder's: by its own word, else where it is older than they are.
+
+    Times alone say little: a copy or a download has them as the files came.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        said = {entry.key: entry.value for entry in onnx.load(str(graph), load_external_data=False).metadata_props}
+    except DecodeError:  # a half file says nothing
+        said = {}
+    if WEIGHTS_KEY in said:
+        return said[WEIGHTS_KEY] != weights_of(folder)
+    return graph.stat().st_mtime < max((path.stat().st_mtime for path in folder.glob("*.safetensors")), default=0.0)
 
 
 def export_trained(folder: Path) -> Path:
     """Write the int8 graph of a folder whose model was trained in int8, from the integers and scales in it; returns its path."""
     path = folder / "onnx" / ONNX_FILES["int8"]
     with staged(path) as partial:
-        export_int8(SparseModel.from_pretrained(folder / SPARSE), partial)
+        export_int8(SparseModel.from_pretrained(folder / SPARSE), partial, weights=weights_of(folder))
     copy_tokenizer(folder)
     return path
 
 
-def export_int8(twin: PreTrainedModel, path: Path) -> Path:
-    """Write the graph of a twin (``int8_twin``); returns ``path``.
+def export_int8(twin: PreTrainedModel, path: Path, *, weights: str | None = None) -> Path:
+    """Write the graph of a twin (``int8_twin``); returns ``path``. ``weights`` as in ``export_onnx``.
 
     Raises as ``export_onnx``, ``ConfigError`` where torch is too old to write the operators, and ``ModelError`` where a model
     has no int8 layers or a graph lost one: an exporter that folds constants would write float32 weights and say nothing.
@@ -83,7 +103,7 @@ def export_int8(twin: PreTrainedModel, path: Path) -> Path:
     for name, layer in layers.items():
         kind = QdqLinear if isinstance(layer, Int8Linear) else QdqConv1d
         exported.set_submodule(name, kind(exported.get_submodule(name)))
-    export_onnx(exported, path)
+    export_onnx(exported, path, weights=weights)
     _check_graph(path, len(layers))
     return path
 

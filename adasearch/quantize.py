@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from adasearch.deploy import DEPLOY_FILE, Deployment, save_deployment
-from adasearch.errors import ModelError
+from adasearch.deploy import DEPLOY_FILE, Deployment, load_deployment, save_deployment
+from adasearch.errors import ConfigError, ModelError
 from adasearch.export import check_onnx, export_student, input_names, staged
 from adasearch.formats import align_columns
-from adasearch.graph_runtimes import VOCABULARY_KEY
+from adasearch.graph_runtimes import VOCABULARY_KEY, WEIGHTS_KEY
 from adasearch.int8 import CALIBRATIONS, can_be_int8, leave_out, quantised_operations, write_int8, write_int8_embedding
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes, time_systems
 from adasearch.metrics import score
@@ -66,9 +66,9 @@ def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progres
     progress.stage("score torch fp32")
     logits_NC = material.validation.logits_of(TorchRuntime(model, config.threads))
     reference = Reference(logits_NC, _score(material, logits_NC))
-    left_out, refused = _write_graphs(model, material, reference, ways, config, progress)
-    if any(precision.startswith("int8") and runtime in GRAPH_RUNTIMES for runtime, precision in ways):
-        (material.model_dir / DEPLOY_FILE).unlink(missing_ok=True)  # an earlier choice was of the graph that has been written anew
+    left_out, refused, written = _write_graphs(model, material, reference, ways, config, progress)
+    if written and _is_choice_of(material.model_dir, written):
+        (material.model_dir / DEPLOY_FILE).unlink(missing_ok=True)  # its score is not that of the graph that has been written anew
     tried = _try_all(material, reference, ways, refused, config, progress)
     for row in tried:
         row["drop_points"] = None if row["score"] is None else 100 * (reference.score - row["score"])
@@ -104,11 +104,12 @@ def choose_ways(config: QuantizeConfig) -> list[Way]:
 
 
 def _check_fp32_graph(model: PreTrainedModel, model_dir: Path, progress: Progress) -> None:
-    """Export the graph where there is none, or one of an earlier, slower export; refuse one that is not this model's."""
+    """Export the graph where there is none, or one of an earlier export that says less of itself; refuse one that is not this model's."""
     require_onnx("quantize", "onnx", "onnxruntime")
     is_old = True
     if (model_dir / "onnx" / ONNX_FILES["fp32"]).is_file():
-        is_old = VOCABULARY_KEY not in load_onnxruntime(model_dir, threads=1).metadata  # which checks labels, vocabulary
+        metadata = load_onnxruntime(model_dir, threads=1).metadata  # which checks labels, vocabulary, weights
+        is_old = not {VOCABULARY_KEY, WEIGHTS_KEY} <= set(metadata)
         try:
             check_onnx(model, graph_file(model_dir, "fp32"))
         except ModelError as error:
@@ -121,9 +122,9 @@ def _check_fp32_graph(model: PreTrainedModel, model_dir: Path, progress: Progres
 def _write_graphs(
     model: PreTrainedModel, material: Material, reference: Reference, ways: Sequence[Way], config: QuantizeConfig,
     progress: Progress,
-) -> tuple[list[str], dict[Way, str]]:  # fmt: skip
-    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score, and why a way
-    has no graph.
+) -> tuple[list[str], dict[Way, str], set[str]]:  # fmt: skip
+    """Write the int8 graphs that are asked for; returns the operations left in fp32 so that int8 keeps the score, why a way has no
+    graph, and the precisions whose graphs are new.
 
     The int8 graph of a model that was trained in int8 is not calibrated: it has its scales.
     """
@@ -134,7 +135,7 @@ def _write_graphs(
             export_trained(material.model_dir)
         wanted -= {"int8"}
     if not wanted:
-        return [], {}
+        return [], {}, set()
     progress.stage("quantise")
     refused: dict[Way, str] = {}
     folder, vocab_size, left_out = material.model_dir / "onnx", model.config.vocab_size, []
@@ -152,7 +153,16 @@ def _write_graphs(
             with staged(folder / ONNX_FILES["int8"]) as partial:
                 write_int8(table, partial, feeds, calibration=config.calibration)
                 left_out = _keep_score(partial, Path(scratch), material, reference, config, progress)
-    return left_out, refused
+    return left_out, refused, wanted - {precision for _, precision in refused}
+
+
+def _is_choice_of(model_dir: Path, precisions: set[str]) -> bool:
+    """Whether the folder's saved choice is a graph of one of these precisions, or cannot be read."""
+    try:
+        chosen = load_deployment(model_dir)
+    except ConfigError:
+        return True
+    return chosen is not None and chosen.runtime in GRAPH_RUNTIMES and chosen.precision in precisions
 
 
 def _keep_score(

@@ -37,19 +37,20 @@ def serve(
     limits = Limits(max_texts, max_characters)
     check_settings(student_dir, runtime, batch_size, threads=threads)
     check_teacher(cascade_teacher, cascade_threshold, None, batch_size)
-    if threads is None and not (runtime == "auto" and precision is None and (student_dir / DEPLOY_FILE).is_file()):
-        threads = 1
     listener = listen(host, port)  # before the model is loaded: a taken port should not cost seconds
     with listener:
         student = TextClassifier(
-            student_dir, runtime=runtime, precision=precision, threads=threads, batch_size=batch_size,
+            student_dir, runtime=runtime, precision=precision, threads=_threads(student_dir, threads), batch_size=batch_size,
             is_calibrated=calibrated, progress=progress,
         )  # fmt: skip
         answerer: TextClassifier | Cascade = student
         if cascade_teacher is not None:
-            teacher = TextClassifier(cascade_teacher, threads=threads, batch_size=batch_size, is_calibrated=calibrated, progress=progress)
+            teacher = TextClassifier(
+                cascade_teacher, threads=_threads(cascade_teacher, threads), batch_size=batch_size, is_calibrated=calibrated,
+                progress=progress,
+            )  # fmt: skip
             answerer = Cascade(student, teacher, cascade_threshold)
-        answerer.answer(["the first call is the slowest"], ["and is"] if student.is_pair else None)  # not a client's
+        answerer.answer(["the first call is the slowest"], ["and is"] if answerer.is_pair else None)  # not a client's
         app = create_app(answerer, facts_of(student_dir, student, answerer), limits)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS)
         address = listener.getsockname()
@@ -57,6 +58,11 @@ def serve(
         progress.message(f"serving {student_dir} at http://{shown}:{address[1]} (stop with Ctrl-C)")
         with contextlib.suppress(KeyboardInterrupt):  # the signal that stopped it, raised again when all is answered
             uvicorn.Server(config).run(sockets=[listener])
+
+
+def _threads(model_dir: Path, threads: int | None) -> int | None:
+    """Those that are asked for, else None where the folder says for how many it was quantised, else one: requests share the cores."""
+    return 1 if threads is None and not (model_dir / DEPLOY_FILE).is_file() else threads
 
 
 def require_serve() -> None:
@@ -86,7 +92,7 @@ def facts_of(student_dir: Path, student: TextClassifier, answerer: TextClassifie
         "model": Path(student_dir).resolve().name, "runtime": student.runtime.name,
         "precision": student.runtime.precision, "threads": student.runtime.threads, "labels": student.labels,
         "problem_type": student.problem_type, "temperature": student.temperature, "max_word_pieces": student.limit,
-        "is_pair": student.is_pair,
+        "is_pair": answerer.is_pair,
     }  # fmt: skip
     if isinstance(answerer, Cascade):
         facts["cascade_threshold"] = answerer.threshold

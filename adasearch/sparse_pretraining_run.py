@@ -194,8 +194,8 @@ def _prepare_teacher(this: PretrainingRun) -> None:
         fit_config = config.fit_config(config.teacher_steps, config.teacher_learning_rate)
         method = TeacherPreparation(fit_config, this.masking, late)
         facts |= _fit(this, model, method, TEACHER, "prepare the teacher") | {"head_warmup_steps": late}
-    _save(this, model, TEACHER)
     note_stage(this.folder, TEACHER, **facts, total_seconds=time.monotonic() - start)
+    _save(this, model, TEACHER)  # last: a stage whose folder is there is not done again, and its facts would never be known
 
 
 def _prune(this: PretrainingRun) -> None:
@@ -219,8 +219,8 @@ def _prune(this: PretrainingRun) -> None:
         return {**this.score(trained), **layers}
 
     facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}", evaluate, after)
-    _save(this, student, SPARSE)
     note_stage(this.folder, SPARSE, **facts, initial_sparsity=schedule.initial)
+    _save(this, student, SPARSE)
 
 
 def _steps_before(this: PretrainingRun) -> int:

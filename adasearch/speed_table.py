@@ -25,7 +25,7 @@ from adasearch.formats import (
 )
 from adasearch.report import Report, System, read_report
 from adasearch.table_files import Table, write_tables
-from adasearch.verdict import quotient
+from adasearch.verdict import are_timed_alike, quotient
 
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
 MEASURED, PUBLISHED = "measured here", "published, not measured here"
@@ -112,8 +112,7 @@ def _times(other: System | None, system: System, name: str) -> float | None:
     """
     if other is None:
         return None
-    alike = ("batch_size", "seq_len", "runtime", "threads")
-    if name == "latency_ms_p50" and any(getattr(other, key) != getattr(system, key) for key in alike):
+    if name == "latency_ms_p50" and not are_timed_alike(other, system):
         return None
     return quotient(getattr(other, name), getattr(system, name))
 

@@ -102,7 +102,7 @@ def do_export(settings: StudentSettings, progress: Progress) -> str:
 
     folder = Path(model_in(settings.student))
     require_model(folder, "student")
-    return "\n".join(map(str, export_folder(folder)))
+    return "\n".join(map(str, export_folder(folder, progress)))
 
 
 def do_prune(settings: PruneSettings, progress: Progress) -> str:

@@ -167,7 +167,7 @@ def _read_csv(text: str, where: str, *, delimiter: str) -> Table:
             header = [name.strip() for name in row]
             if has_name_twice(header):
                 raise DataError(f"{where}: line {number}: a column name stands twice: {', '.join(header)}")
-        elif problem := problem_of_row(row, header):
+        elif problem := problem_of_row(row, header, delimiter):
             broken.append((number, problem))
         else:
             rows.append(row)
@@ -203,11 +203,14 @@ def problem_of_quotes(error: csv.Error, first: int, last: int) -> str:
     return f"cannot be read ({error}; quotes inside a quoted field are doubled{lines})"
 
 
-def problem_of_row(row: list[str], header: list[str]) -> str | None:
-    """Why a row of csv or tsv cannot be what was meant; None where it may. Columns without a name, as Excel adds them, are left out."""
+def problem_of_row(row: list[str], header: list[str], delimiter: str) -> str | None:
+    """Why a row of csv or tsv cannot be what was meant; None where it may. Columns without a name, as Excel adds them, are left out.
+
+    A field with tabs and line breaks is several rows of a tsv file, whose quotes are often none; in csv it is a text like others.
+    """
     if len(row) != len(header):
         return f"{len(row)} fields where the header has {len(header)}"
-    if any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row):
+    if delimiter == "\t" and any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row):
         return "a quoted field runs over tabs and lines; a quotation mark that belongs to the text is doubled, the field in quotes"
     if header.count("") > 1 and any(cell and not name for cell, name in zip(row, header)):
         return "a field in a column without a name"

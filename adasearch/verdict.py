@@ -14,6 +14,7 @@ COLLAPSE_SHARE = 0.8  # of the edges; the default of search.collapse_share
 UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of operations is as good as open
 SMALLER_ON_PURPOSE = ("pruned", "sparse", "dense", "dense_int8")  # kinds that a student is no better than, but smaller or faster
 HELD_AGAINST = {"direct": "sparse"}  # a control -> the kind it is a control of, where that is not the student
+TIMED_ALIKE = ("runtime", "threads", "batch_size", "seq_len")  # in what two times must agree to be divided; precision is a method's work
 NOISE_ERRORS = 2.0  # fewer standard errors than this are noise: 95% level of many seeds, 88% of three against three
 
 
@@ -22,7 +23,8 @@ def compute_ratios(systems: Sequence[System]) -> dict[str, dict[str, float | Non
 
     ``speed``, ``size`` and ``params`` are the other's value over the student's, ``score`` the student's over the
     other's, ``score_difference`` theirs subtracted, ``pooled_sd`` the seeds' pooled standard deviation and
-    ``standard_error`` that of the difference of the two means; None where a number is missing.
+    ``standard_error`` that of the difference of the two means; None where a number is missing, ``speed`` also where the
+    two were not timed alike.
     """
     by_kind: dict[str, System] = {}
     for system in systems:
@@ -38,7 +40,7 @@ def _compare(student: System, other: System) -> dict[str, float | None]:
     pooled, error = _pool(student.scores, other.scores)
     have_scores = student.score_mean is not None and other.score_mean is not None
     return {
-        "speed": quotient(other.latency_ms_p50, student.latency_ms_p50),
+        "speed": quotient(other.latency_ms_p50, student.latency_ms_p50) if are_timed_alike(student, other) else None,
         "size": quotient(other.size_bytes, student.size_bytes),
         "params": quotient(other.params, student.params),
         "score": quotient(student.score_mean, other.score_mean),
@@ -46,6 +48,11 @@ def _compare(student: System, other: System) -> dict[str, float | None]:
         "pooled_sd": pooled,
         "standard_error": error,
     }
+
+
+def are_timed_alike(first: System, second: System) -> bool:
+    """Whether two systems' times may be divided: taken in one runtime, on as many threads, at one shape."""
+    return all(getattr(first, name) == getattr(second, name) for name in TIMED_ALIKE)
 
 
 def quotient(numerator: float | None, denominator: float | None) -> float | None:

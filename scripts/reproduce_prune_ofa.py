@@ -138,8 +138,14 @@ def time_of(rows: list[dict[str, Any]], stages: dict[str, Any], tasks: int) -> d
 def main() -> None:
     """Run every task and write the results."""
     args = arguments()
-    if args.equal_total_steps and "sparse" not in pretraining_stages(args.sparse_model):
+    stages = pretraining_stages(args.sparse_model)
+    if args.equal_total_steps and "sparse" not in stages:
         raise ConfigError(f"equal_total_steps: {args.sparse_model}: its run.json, which says how many steps it took, is not there")
+    if args.equal_total_steps and stages["sparse"]["steps"] is None:
+        raise ConfigError(
+            f"equal_total_steps: {args.sparse_model}: how many steps it took is not known, as a run that it went on from is not found;"
+            " choices: put that run back where it was, or leave equal_total_steps out"
+        )
     if args.list:
         for task in args.tasks:
             print(shlex.join(command(args, task)[1:]))

@@ -158,3 +158,14 @@ def test_names_in_capitals_are_the_same_names_where_that_is_clear(models: tuple[
     answers = Cascade(models[0], teacher, share=1.0).answer(TEXTS)
     assert answers.predictions == [["pos", "neg", "neu"][index] for index in teacher.answer(TEXTS).logits_NC.argmax(axis=1)]
     assert places_of(("us", "US"), ("US", "us")) == [1, 0] and places_of(("us", "US"), ("Us", "uS")) is None
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "both"), [(None, None, None), (None, True, True), (None, False, False), (False, None, False), (True, True, True)]
+)
+def test_either_model_may_know_whether_it_reads_pairs(
+    student: bool | None, teacher: bool | None, both: bool | None, models: tuple[TextClassifier, TextClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model, is_pair in zip(models, (student, teacher)):
+        monkeypatch.setattr(model, "is_pair", is_pair)
+    assert Cascade(*models, share=0.5).is_pair is both

@@ -12,6 +12,7 @@ import torch
 from hearing import Heard
 from transformers import BertConfig, BertForSequenceClassification
 
+from adasearch.classifier import open_runtime
 from adasearch.deploy import Deployment, load_deployed, load_deployment, save_deployment
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import export_student
@@ -108,3 +109,31 @@ def test_a_choice_of_another_processor_is_taken_with_a_warning(folder: Path) -> 
     assert load_deployed(folder, progress=progress).name == "torch"
     (said,) = progress.warnings
     assert "torch fp32 was the fastest on 'Z80'" in said and "measures anew" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "loaded"),
+    [
+        (("auto", "int8", None), ("openvino", "int8", 3)),
+        (("auto", "fp32", None), ("openvino", "fp32", 3)),
+        (("openvino", None, None), ("openvino", "int8_embedding", 3)),
+        (("openvino", None, 2), ("openvino", "int8_embedding", 2)),
+        (("onnxruntime", None, None), ("onnxruntime", "fp32", 3)),
+        (("torch", "bf16", 1), ("torch", "bf16", 1)),
+    ],
+)
+def test_what_is_not_asked_for_stays_as_it_was_saved(
+    asked: tuple[str, str | None, int | None], loaded: tuple[str, str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adasearch.classifier.load_runtime", lambda name, folder, threads, precision: (name, precision, threads))
+    save_deployment(make_deployment(precision="int8_embedding", threads=3), tmp_path)
+    runtime, precision, threads = asked
+    assert open_runtime(tmp_path, runtime, precision, threads) == loaded
+
+
+def test_a_precision_that_the_saved_runtime_lacks_is_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adasearch.classifier.load_runtime", lambda name, folder, threads, precision: (name, precision, threads))
+    save_deployment(make_deployment(runtime="torch", threads=3), tmp_path)
+    assert open_runtime(tmp_path, "auto", "int8", None) == ("onnxruntime", "int8", 3)
+    (tmp_path / "deploy.json").unlink()
+    assert open_runtime(tmp_path, "auto", "int8", None) == ("onnxruntime", "int8", torch.get_num_threads())

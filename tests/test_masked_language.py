@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -281,3 +282,21 @@ def test_blocks_of_several_corpora_stand_after_each_other() -> None:
     assert join_blocks([first]) is first
 
 
+def test_a_column_is_that_of_files_and_not_of_presets_or_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr("adasearch.masked_task.find_corpus", lambda name, text_column, **_: taken.append((name, text_column)) or {})
+    monkeypatch.setattr("adasearch.masked_task.text_stream", lambda source, column: taken.append((Path(source).name, column)))
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adasearch.masked_task.streamed_blocks", stop)
+    (tmp_path / "a.jsonl").write_text('{"words": "one film"}\n')
+    (tmp_path / "a.TXT").write_text("one film\n")
+    for stream in ("a.jsonl", "a.TXT"):
+        config = SparsePretrainingConfig(
+            corpora=["ptb", "owner/name"], train_file="t.csv", stream=str(tmp_path / stream), stream_tokens=9, text_column="words"
+        )
+        with pytest.raises(KeyboardInterrupt):
+            load_blocks(config, tokenizer_of(), cache=tmp_path, progress=Progress())
+    assert taken[:4] == [("ptb", None), ("owner/name", "words"), ("file", "words"), ("a.jsonl", "words")] and taken[-1] == ("a.TXT", "text")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,6 +24,7 @@ from adasearch.calibration import Calibration
 from adasearch.cascade import Cascade
 from adasearch.classifier import TextClassifier
 from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
+from adasearch.parts import write_stream
 from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
 from adasearch.settings import cores_here
@@ -559,3 +561,14 @@ def test_a_tokenizer_without_padding_is_refused_in_words(tmp_path: Path) -> None
             (folder / name).write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="its tokenizer has no padding token, so texts make no batch"):
         TextClassifier(folder, runtime="torch")
+
+
+def test_a_stream_is_utf_8_whatever_the_locale() -> None:
+    schema, rows = pa.schema([("text", pa.string())]), [{"text": "café ☕"}]
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        stream.write("first ")
+        write_stream(stream, rows, schema)
+        assert stream.buffer.getvalue() == 'first {"text": "café ☕"}\n'.encode()
+    write_stream(text := io.StringIO(), rows, schema)  # one without bytes
+    assert text.getvalue() == '{"text": "café ☕"}\n'

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from hearing import Heard
 from onnx import numpy_helper
 from tiny_task import WORDS, rows, write_csv, write_teacher
 from transformers import AutoTokenizer
@@ -20,7 +22,9 @@ from adasearch.architecture import Architecture, Edge, Macro
 from adasearch.deploy import load_deployed, load_deployment
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.export import export_student, save_student
+from adasearch.graph_runtimes import weights_of
 from adasearch.progress import Progress
+from adasearch.qdq_export import export_folder
 from adasearch.quantize import (
     Reference, _choose, _keep_score, choose_ways, format_deployment, quantize,
 )  # fmt: skip
@@ -127,7 +131,8 @@ def test_int8_is_static_and_near(calibration: str, made: Path, tmp_path: Path) -
     for node in graph.node:  # nobody else reads rounded activations, but for a convolution's, which are never fp32
         raws = [int8._raw(name, made_by) for name in node.input if node.name not in convolutions]
         assert {made_by[raw].op_type for raw in raws if raw is not None} <= {"Conv"}
-    assert OnnxRuntime(path, 1).metadata["adasearch.vocab_size"] == str(len(WORDS))
+    metadata = OnnxRuntime(path, 1).metadata
+    assert (metadata["adasearch.vocab_size"], metadata["adasearch.weights"]) == (str(len(WORDS)), weights_of(made / "student"))
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +302,9 @@ def test_few_texts_are_refused(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_choice_does_not_outlive_the_graph_it_was_of(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails after int8 was written anew leaves no word of the old graph's score."""
+    """What fails after int8 was written anew leaves no word of the old graph's score, and one of a graph that is as it was."""
     folder = copy_of(made, tmp_path)
-    quantize(folder, config_of(made, runtimes=["torch"], precisions=["fp32"]))
+    kept = quantize(folder, config_of(made, runtimes=["onnxruntime"], precisions=["fp32"]))
     assert (folder / "deploy.json").exists()
 
     def fail(*_: object) -> None:
@@ -311,7 +316,12 @@ def test_a_choice_does_not_outlive_the_graph_it_was_of(made: Path, tmp_path: Pat
     assert (folder / "deploy.json").exists(), "no graph was written"
     with pytest.raises(KeyboardInterrupt):
         quantize(folder, config_of(made, runtimes=["onnxruntime"], precisions=["int8"]))
-    assert not (folder / "deploy.json").exists()
+    assert load_deployment(folder) == kept, "its graph was not among those written"
+    for left in (json.dumps(dataclasses.asdict(dataclasses.replace(kept, precision="int8"))), "{"):
+        (folder / "deploy.json").write_text(left)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(folder, config_of(made, runtimes=["onnxruntime"], precisions=["int8"]))
+        assert not (folder / "deploy.json").exists()
 
 
 def test_a_student_of_a_table_and_a_classifier_is_quantised_without_int8(made: Path, tmp_path: Path) -> None:
@@ -340,6 +350,37 @@ def test_a_graph_of_other_weights_is_refused(made: Path, tmp_path: Path) -> None
     with pytest.raises(ModelError, match="differs from torch by 0.5 .*: it is not this model's; `adasearch export"):
         quantize(folder, config_of(made))
     assert not (folder / "deploy.json").exists()
+
+
+def test_an_export_removes_graphs_of_other_weights_and_no_others(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what they were made of; times, which a copy has as its files came, count only for graphs that do not say."""
+    monkeypatch.setattr("adasearch.qdq_export.export_student", lambda folder: folder / "onnx" / "model.onnx")  # it takes long
+    folder, heard = copy_of(made, tmp_path), Heard()
+    graphs = [folder / "onnx" / name for name in ("model_int8_embedding.onnx", "model_int8.onnx")]
+    for path, written in zip(graphs, write_graphs(made, tmp_path)):
+        path.write_bytes(written.read_bytes())
+        os.utime(path, (0, 0))
+    (folder / "deploy.json").write_text("{}")
+    export_folder(folder, heard)
+    assert all(path.exists() for path in graphs) and (folder / "deploy.json").exists() and not heard.warnings
+    silent = onnx.load(graphs[0])
+    del silent.metadata_props[:]
+    onnx.save(silent, graphs[0])
+    export_folder(folder, heard)
+    assert graphs[0].exists(), "it is younger than the weights"
+    os.utime(graphs[0], (0, 0))
+    export_folder(folder, heard)
+    assert [path.exists() for path in graphs] == [False, True] and not (folder / "deploy.json").exists()
+    graphs[0].write_bytes(b"half a file")
+    model = AdasearchForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.trunk.read_out.classifier.bias += 0.5
+    model.save_pretrained(folder)
+    os.utime(folder / "model.safetensors", (0, 0))
+    export_folder(folder, heard)
+    assert [path.exists() for path in graphs] == [True, False]
+    said = "{}: made of other weights, removed with deploy.json; `adasearch quantize"
+    assert [said.format(path.name) in warning for path, warning in zip(graphs, heard.warnings, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from reports import make_report, system
 
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
+from adasearch.prune_ofa_source import pretraining_stages
 
 
 @pytest.fixture
@@ -90,3 +92,24 @@ def test_a_mean_is_of_all_tasks_or_of_none(script: ModuleType, monkeypatch: pyte
     found = read_json(tmp_path / "results.json")
     assert found["means"] == pytest.approx({"dense": 0.8, "sparse_int8": 0.77, "sparse": 0.78})
     assert found["time"]["lock_s"] == 6.5 and found["time"]["direct_s"] is None and found["time"]["saved_s"] == 10.0
+
+
+def test_steps_of_earlier_runs_are_found_from_where_the_run_was_begun_or_asked_for(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    typed = write_finished(tmp_path)
+    run = read_json(tmp_path / "sparse" / "run.json")
+    for name in ("start", "teacher"):
+        write_json(tmp_path / "begun" / name / "run.json", {**run, "config": {}})
+    config = {"start": "start", "teacher": "teacher"}
+    write_json(tmp_path / "sparse" / "run.json", {**run, "config": config, "directory": str(tmp_path / "begun")})
+    monkeypatch.chdir(tmp_path)
+    found = pretraining_stages(tmp_path / "sparse")
+    assert {name: facts["steps"] for name, facts in found.items()} == {"teacher": 2, "sparse": 200}
+    (tmp_path / "begun").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert pretraining_stages(tmp_path / "sparse") == found, "runs that were moved are looked for from here"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*typed, "--equal_total_steps", "4", "--list"])
+    with pytest.raises(ConfigError, match="equal_total_steps: .*sparse: how many steps it took is not known, .*; choices: "):
+        script.main()

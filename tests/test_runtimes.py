@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from adasearch.errors import ConfigError, ModelError
-from adasearch.export import export_student
+from adasearch.export import export_onnx, export_student
 from adasearch.runtimes import (
     RUNTIMES, OpenvinoRuntime, Runtime, TorchRuntime, available_runtimes, choose_runtime, load_classifier, load_runtime,
     register_runtime,
@@ -193,6 +194,25 @@ def test_a_graph_of_another_task_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=f"is the graph of another task: {message}; `adasearch export"):
         load_runtime(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_graph_of_other_weights_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    load_runtime(name, own)
+    torch.manual_seed(1)
+    other = BertForSequenceClassification(BertConfig(**TINY)).eval()
+    other.save_pretrained(own)  # trained on, without a new export
+    with pytest.raises(ModelError, match=f"model.onnx: was made of other weights than those of {own}; `adasearch export {own}` writes it anew"):
+        load_runtime(name, own)
+    export_student(own)
+    load_runtime(name, own)
+    (own / "model.safetensors").unlink()  # a folder to be served with its graph alone
+    load_runtime(name, own)
+    other.save_pretrained(own)
+    export_onnx(other, own / "onnx" / "model.onnx")  # of a model in memory: it says nothing of weights
+    (own / "model.safetensors").write_bytes(b"others")
+    load_runtime(name, own)
 
 
 def test_errors_of_choice(folder: Path, tmp_path: Path) -> None:

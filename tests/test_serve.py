@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,3 +237,23 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"fastapi and uvicorn not installed; pip install 'adasearch\[serve\]'"):
         serve(tmp_path)
+
+
+def test_a_model_that_was_not_quantised_has_one_thread_whatever_the_other_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def load(folder: Path, **settings: Any) -> SimpleNamespace:
+        taken.append((folder.name, settings["threads"]))
+        if len(taken) % 2 == 0:
+            raise KeyboardInterrupt  # before they are asked anything
+        return SimpleNamespace()
+
+    monkeypatch.setattr("adasearch.serve.TextClassifier", load)
+    for name in ("chosen", "plain"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "chosen" / "deploy.json").write_text("{}")
+    for student, teacher, threads in (("chosen", "plain", None), ("plain", "chosen", None), ("chosen", "plain", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            serve(tmp_path / student, port=0, threads=threads, cascade_teacher=tmp_path / teacher, cascade_threshold=0.5)
+    assert taken == [("chosen", None), ("plain", 1), ("plain", 1), ("chosen", None), ("chosen", 1), ("plain", 1)]

@@ -11,6 +11,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from adasearch.fit import fit
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.inspect_run import inspect
 from adasearch.masked_language import MaskedBlocks, Masking
-from adasearch.masked_model import EVALUATION_STEP, head_parameters, layer_states, logits_and_states
+from adasearch.masked_model import EVALUATION_STEP, head_parameters, layer_states, load_masked_model, logits_and_states
 from adasearch.masked_task import load_blocks
 from adasearch.methods.base import Method
 from adasearch.methods.locked import GradualFinetuning, LockedFinetuning
@@ -49,7 +50,7 @@ from adasearch.report_files import rebuild_report
 from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, lock_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_config import SparsePretrainingConfig
-from adasearch.sparse_pretraining_run import pretrain_sparse
+from adasearch.sparse_pretraining_run import _prepare_teacher, _prune, pretrain_sparse
 from adasearch.sparsity import dropped_count
 from adasearch.sparsity_schedule import SparsitySchedule, rewinding_factor
 from adasearch.teaching import states_loss
@@ -570,3 +571,20 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("stage", ["teacher", "sparse"])
+def test_a_stage_is_noted_before_its_folder_is_there(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is there is not made again: what is not noted by then stays unknown."""
+    done: list[str] = []
+    for name in ("note_stage", "_save"):
+        monkeypatch.setattr(f"adasearch.sparse_pretraining_run.{name}", lambda *_, name=name, **__: done.append(name))
+    monkeypatch.setattr("adasearch.sparse_pretraining_run._fit", lambda *_, **__: {"steps": 1})
+    monkeypatch.setattr("adasearch.sparse_pretraining_run._steps_before", lambda _: 0)
+    config = settings(tmp_path, figures=False)
+    model = load_masked_model(config.model)[0]
+    monkeypatch.setattr("adasearch.sparse_pretraining_run.load_masked_model", lambda *_: (model, False))
+    run = SimpleNamespace(
+        config=config, folder=tmp_path, source=config.model, masking=tiny_masking(), score=lambda _: {},
+        accelerator=SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"),
+    )  # fmt: skip
+    {"teacher": _prepare_teacher, "sparse": _prune}[stage](run)
+    assert done == ["note_stage", "_save"]

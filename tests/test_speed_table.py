@@ -31,6 +31,7 @@ from adasearch.speed_table import (
     speed_tables,
 )
 from adasearch.table_files import Table, escape_latex, to_figure, to_latex, to_markdown
+from adasearch.verdict import compute_ratios
 
 TIMED = {"runtime": "onnxruntime", "precision": "fp32", "threads": 1, "batch_size": 1, "seq_len": 128}
 
@@ -75,6 +76,10 @@ def test_times_of_two_ways_are_not_compared() -> None:
         systems = [replace(s, **{key: value}) if s.kind == "student" else s for s in report.systems]
         student = measured_rows(replace(report, systems=systems))[2]
         assert student.faster_than_bert is None and student.faster_than_teacher is None, key
+        ratio = compute_ratios(systems)["student_vs_teacher"]
+        assert ratio["speed"] is None and ratio["params"] == pytest.approx(5), key
+    found = compute_ratios(report.systems)
+    assert found["student_vs_teacher"]["speed"] == pytest.approx(12) and found["student_vs_tfidf"]["speed"] is None
 
 
 def test_runs_without_teacher_reference_times_or_scores() -> None:

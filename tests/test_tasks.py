@@ -678,3 +678,11 @@ def test_what_learns_and_what_predicts_read_the_same_rows(tmp_path: Path, name: 
     whole = [*zip(table.numbers, table.columns["text"]), *((number, None) for number, _ in table.broken)]
     assert sorted(whole, key=lambda row: row[0]) == expected
     assert [(row.number, None if row.problem else row.values["text"]) for row in stream] == expected
+
+
+def test_a_quoted_text_of_a_csv_may_hold_tabs_and_lines(tmp_path: Path) -> None:
+    """Only in tsv they would be other rows' fields."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'text,label\n"a\tb\nc",1\nd,0\n')
+    assert read_table(path, "train_file").columns["text"] == ["a\tb\nc", "d"]
+    assert [(row.number, row.values.get("text"), row.problem) for row in RowFile(path, ("text",)).rows()] == [(2, "a\tb\nc", None), (4, "d", None)]
