@@ -12,10 +12,10 @@ measured the winner is: what it really takes mends the predictions, and the choi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,19 +97,25 @@ def derive(
 
 
 def finalists(derived: Derived, method: SearchMethod, measure: Measure | None = None) -> list[Architecture]:
-    """The chosen member and the best of the others by loss, ``method.config.finalists`` in all, none beyond a target.
+    """The chosen member, the best of every other depth, and the best of the rest by loss, ``method.config.finalists`` in all, none beyond
+    a target. Where members can be measured they are, for a latency target.
 
-    Where members can be measured they are, for a latency target.
+    A supernet ranks members of one depth. Of different depths it prefers what learns fast, which is seldom what learns most: of that the
+    play-off's own trainings know more.
     """
     config, found = method.config, [derived.architecture]
-    for member in sorted(derived.losses, key=derived.losses.__getitem__):
-        if len(found) >= config.finalists:
-            break
-        if member in found or (config.is_constrained and method.budget_used(member) > 1):
-            continue
-        if config.latency_target_ms and measure is not None and measure(member) > config.latency_target_ms:
-            continue
-        found.append(member)
+    ranked = sorted(derived.losses, key=derived.losses.__getitem__)
+
+    @functools.cache
+    def fits(member: Architecture) -> bool:
+        if config.is_constrained and method.budget_used(member) > 1:
+            return False
+        return not config.latency_target_ms or measure is None or measure(member) <= config.latency_target_ms
+
+    for is_open in (lambda member: member.depth not in {other.depth for other in found}, lambda member: member not in found):
+        for member in ranked:
+            if len(found) < config.finalists and is_open(member) and fits(member):
+                found.append(member)
     return found
 
 
@@ -128,7 +134,7 @@ def _within(supernet: Supernet, method: SearchMethod, factor: float, generator: 
 
     few = max(1, count // 4)
     found = int(add(supernet.decide(seed)))
-    for draw, enough in ((supernet.sample, math.ceil(count / 2)), (partial(random_architecture, supernet.space), count)):
+    for draw, enough in ((supernet.sample, math.ceil(count / 2)), (functools.partial(random_architecture, supernet.space), count)):
         for _ in range(DRAWS * count):
             if found >= enough:
                 break

@@ -67,7 +67,12 @@ def test_finalists_are_the_chosen_and_the_best_others_within_the_target() -> Non
     derived = derive(supernet, method, examples(), 7, Progress())
     best = finalists(derived, method)
     assert best[0] == derived.architecture and len(set(best)) == 5
-    assert [derived.losses[member] for member in best] == sorted(derived.losses.values())[:5]
+    by_depth = {depth: min(loss for member, loss in derived.losses.items() if member.depth == depth) for depth in supernet.depth_gate.choices}
+    first = [member.depth for member in best[: len(by_depth)]]
+    assert sorted(first) == sorted(by_depth) and len(first) > 1, "the best of every depth, which the supernet cannot compare"
+    assert [derived.losses[member] for member in best[: len(by_depth)]] == [by_depth[depth] for depth in first]
+    rest = sorted(set(derived.losses.values()) - set(by_depth.values()))
+    assert [derived.losses[member] for member in best[len(by_depth) :]] == rest[: 5 - len(by_depth)]
 
     supernet, method = latency_parts(2.0, finalists=4)
     derived = derive(supernet, method, examples(), 0, Progress())

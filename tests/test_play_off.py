@@ -99,8 +99,8 @@ def test_what_members_are_compared_on_is_learned_in_no_turn_and_in_no_near_copy(
     train, valid, known, compared = (texts_of(part) for part in (parts.train, parts.valid, parts.known, parts.compared))
     assert len(compared) == (4 if is_bilevel else 8) and len(valid) == (4 if is_bilevel else 0)
     assert set(compared.values()) == {1} and not set(compared) & (set(known) | set(valid))
-    copies = {other for other in whole for text in compared if other != text and len(set(other) & set(text)) >= 4}
-    assert len(copies) == len(compared) + 1 and not copies & (set(known) | set(valid))
+    copies = {other for other in whole for text in compared if other != text and len(set(other) & set(text)) >= 3}  # of five: 0.43 of all different words
+    assert len(copies) == len(compared) + 2 and not copies & (set(known) | set(valid))
     assert known == Counter({text: times for text, times in whole.items() if text not in compared and text not in copies})
     assert train == Counter({text: times for text, times in known.items() if text not in valid})
     again = Problem.search_splits(problem, 0.4, 3, is_bilevel)
