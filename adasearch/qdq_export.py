@@ -68,11 +68,10 @@ def _is_stale(graph: Path, folder: Path) -> bool:
     Times alone say little: a copy or a download has them as the files came.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         said = {entry.key: entry.value for entry in onnx.load(str(graph), load_external_data=False).metadata_props}
-    except DecodeError:  # a half file says nothing
+    except Exception:  # a half file says nothing; the reader's own errors have no other common base
         said = {}
     if WEIGHTS_KEY in said:
         return said[WEIGHTS_KEY] != weights_of(folder)

@@ -173,13 +173,15 @@ def test_constraint_drives_the_cost_to_its_target(tmp_path: Path) -> None:
 
 
 def test_the_multiplier_of_a_constraint_rises_while_it_is_missed_and_falls_to_zero_at_most(tmp_path: Path) -> None:
-    """By 0.05 times the gap, a share of the target; a cost far below its target has a gap of -1 and is no merit."""
+    """By 0.05 times the gap, a share of what may be spent, which falls to the target over half of the architecture's 6.3 steps; a cost far
+    below its target has a gap of -1 and is no merit."""
     model, method, config = search_parts(efficiency="constraint", target_params=1e9)
     method.multiplier.data.fill_(0.12)
     seen = [record["multiplier"] for record in run(tmp_path / "met", (model, method, config), checkpoint_seconds=1e9)]
     assert seen == pytest.approx([0.12, 0.12, 0.12, 0.07, 0.02, 0.0, 0.0, 0.0, 0.0], abs=1e-5), "the warm-up's three steps leave it"
     model, method, config = search_parts(efficiency="constraint", target_params=1_500.0)
-    gap = model.expected_cost(6.0, is_derived=True).params.item() / 1_500 - 1
+    share = model.expected_cost(6.0, is_derived=True).params.item() / 1_500
+    gap = share / (share + (1 - share) * (1 - 6 / 6.3) / 0.5) - 1  # of the fourth step, where six of nine are left
     seen = [record["multiplier"] for record in run(tmp_path / "missed", (model, method, config), checkpoint_seconds=1e9)]
     assert seen[:4] == pytest.approx([0.0, 0.0, 0.0, 0.05 * gap], rel=1e-3) and seen == sorted(seen) and seen[-1] > seen[3] > 0
 
