@@ -29,8 +29,9 @@ given length on one thread, all systems of a table timed in turns in one process
 are worth more than the milliseconds, which depend on the machine and on what else it does.
 A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large reads a file of
 settings that was changed later; LOG.md says which tables are older than which fix: of searched students all but sst2,
-ablation_sst2, mrpc, qnli, diagnosis_qnli, demo and rte were taught by probes that were wrong at the lower layers, and all but sst2, ablation_sst2, mrpc, qnli
-and demo began with the supernet's weights; most rows of CoFi at 60 and 80% are of models with neurons that do nothing).
+ablation_sst2, diagnosis_sst2, mrpc, qnli, diagnosis_qnli, demo and rte were taught by probes that were wrong at the lower layers, and all but sst2,
+ablation_sst2, diagnosis_sst2, mrpc, qnli and demo began with the supernet's weights; every search was made before the mends of 2026-11-23; most rows of CoFi
+at 60 and 80% are of models with neurons that do nothing, and its speeds are of the first seed's model).
 
 To repeat them from nothing, in the project's root, with a task's files at hand or from the hub:
 
