@@ -18,7 +18,7 @@ from adasearch.formats import (
     metric_name,
 )
 from adasearch.report import Report, System
-from adasearch.verdict import quotient, usd_per_million
+from adasearch.verdict import are_timed_alike, quotient, usd_per_million
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,13 @@ def _score(report: Report, name: str) -> Callable[[System], Cell]:
 
 
 def _ratio(teacher: System, key: str) -> Callable[[System], Cell]:
-    """The teacher's number over the system's: above 1 is in the system's favour."""
-    return lambda system: known_number(quotient(getattr(teacher, key), getattr(system, key)), times)
+    """The teacher's number over the system's: above 1 is in the system's favour. Times of other shapes or runtimes are not divided."""
+
+    def cell(system: System) -> Cell:
+        is_comparable = key != "latency_ms_p50" or are_timed_alike(teacher, system)
+        return known_number(quotient(getattr(teacher, key), getattr(system, key)) if is_comparable else None, times)
+
+    return cell
 
 
 def times(value: float) -> str:

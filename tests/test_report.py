@@ -261,6 +261,15 @@ def test_a_gap_in_a_timing_is_a_dash_too(key: str) -> None:
     assert "None" not in markdown.markdown(make_report(row))
 
 
+def test_times_of_raw_texts_are_not_set_against_those_of_128_pieces() -> None:
+    raw_texts = dataclasses.replace(system("tfidf", TFIDF, 30_000, 0.2), seq_len=0)
+    report = make_report(system("teacher", (0.9,), 1_000, 20.0), system("student", STUDENT, 10, 2.0), raw_texts)
+    table = honest_table(report)
+    (place,) = [index for index, column in enumerate(table.columns) if column.label == "speed"]
+    texts = [row.cells[place].text for row in table.rows]
+    assert texts == ["1.0×", "10.0×", "–", "–"]  # the last is the constant answer
+
+
 def test_other_shapes_are_timed_in_their_own_table() -> None:
     raw_texts = system("tfidf", TFIDF, 30_000, 0.2)
     raw_texts = dataclasses.replace(raw_texts, seq_len=0, timings=[{**t, "seq_len": 0} for t in raw_texts.timings])
