@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adasearch.accelerator import keeping_threads
 from adasearch.architecture import Architecture
 from adasearch.baselines import TfidfBaseline, tfidf_baseline
 from adasearch.calibration import Calibration, calibrate, may_calibrate
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 Scorer = Callable[[Examples, str], np.ndarray]  # (examples, name of the split) -> logits (N, C)
 
 
+@keeping_threads()
 def measure_and_report(run: Run, problem: Problem, architecture: Architecture, trained: list[Trained]) -> Path:
     """Score what is not scored yet, time everything, write report.json, .md and .html, figures/ and the model card.
 

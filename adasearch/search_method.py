@@ -131,16 +131,15 @@ class SearchMethod(Method):
         self.is_warm = self.learns_architecture and step >= config.arch_warmup * steps
         self.is_learning = self.is_warm
         learning = max(1.0, (1 - config.arch_warmup) * steps)  # the part in which the architecture learns
-        left = (steps - step) / learning
-        self.learned = max(0.0, 1 - left)
-        self.entropy_weight = config.entropy_weight * (1 - left) if self.is_warm else 0.0
-        temperature = self.temperature(min(1.0, max(0.0, (step - (steps - learning)) / max(1.0, learning - 1))))
+        self.learned = max(0.0, 1 - (steps - step) / learning)
+        self.entropy_weight = config.entropy_weight * self.learned if self.is_warm else 0.0
+        temperature = self.temperature(min(1.0, self.learned * learning / max(1.0, learning - 1)))  # its end at the last step
         for index, gate in enumerate(gates_of(student)):
             gate.is_frozen = not self.is_warm
             gate.temperature.fill_(temperature)
             gate.turn = (self.order_seed, index, step) if config.fair_sampling else None
         for gates in student.cell_gates:
-            dropped = config.operation_dropout * left if self.is_warm else 0.0
+            dropped = config.operation_dropout * (1 - self.learned) if self.is_warm else 0.0
             gates.operations.drop_N = dropped * (~gates.learns).float() if dropped else None
 
     def temperature(self, done: float) -> float:
