@@ -9,6 +9,7 @@ from adasearch.cofi_config import CofiConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model
 from adasearch.errors import ConfigError
+from adasearch.files import read_json
 from adasearch.layer_matching import spread
 
 TEACHER_LAYERS = 4  # so many of the teacher's teach, as published
@@ -37,10 +38,14 @@ def check_models(config: CofiConfig, problem: EncoderProblem) -> None:
 
 
 def check_chain(config: CofiConfig, folder: Path) -> None:
-    """Raise ``ConfigError`` for a successive target whose predecessor's pruning is not kept: another one has gone on from it."""
+    """Raise ``ConfigError`` for a successive target whose predecessor's pruning is not kept: another one has gone on from it.
+
+    And for one that has been begun, but not ended, after other targets: it would go on with the batches of one way and the gates of another.
+    """
     if not config.successive:
         return
     for seed in config.all_seeds:
+        _check_begun(config, folder, seed)
         for (_, before), (kind, target) in zip(config.targets, config.targets[1:]):
             is_done, could_go_on = (_is_done(folder, kind, one, seed) for one in (target, before))
             is_kept = any(state_file(folder / "cache", kind, one, seed).exists() for one in (target, before))  # its own: pruned already
@@ -49,6 +54,29 @@ def check_chain(config: CofiConfig, folder: Path) -> None:
                     f"target_{kind}: {target:g} would go on from the pruning at {before:g}, which is gone: another target has gone on from"
                     " it; choices: targets beyond those that are done, or another --output_dir"
                 )
+
+
+def targets_before(config: CofiConfig, kind: str, target: float) -> list[float]:
+    """The targets that a successive one is pruned after."""
+    return [one for _, one in config.targets[: config.targets.index((kind, target))]]
+
+
+def is_begun(work: Path) -> bool:
+    """Whether a model's pruning has left something to go on from."""
+    return any((work / name).exists() for name in ("prune/checkpoint.pt", "prune/best.pt", "prune-model"))
+
+
+def _check_begun(config: CofiConfig, folder: Path, seed: int) -> None:
+    for kind, target in config.targets:
+        work = folder / "work" / f"{model_key(kind, target)}-{seed}"
+        if not is_begun(work) or _is_done(folder, kind, target, seed) or not (work / "facts.json").exists():
+            continue
+        before, now = read_json(work / "facts.json").get("pruned_after"), targets_before(config, kind, target)
+        if before is not None and before != now:
+            raise ConfigError(
+                f"target_{kind}: {target:g} has been begun after {before} with seed {seed}, and would go on after {now}; choices: the targets"
+                f" as they were, another --output_dir, or delete {work}, and it begins anew"
+            )
 
 
 def teacher_layers(config: CofiConfig, depth: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from adasearch.budget import CLOSE, Budget
 from adasearch.cofi_budget import budget_for, open_table
-from adasearch.cofi_checks import check_chain, check_models, model_key, state_file, teacher_layers
+from adasearch.cofi_checks import check_chain, check_models, is_begun, model_key, state_file, targets_before, teacher_layers
 from adasearch.cofi_config import CofiConfig, target_name
 from adasearch.encoder import axes_of
 from adasearch.encoder_latency_bench import compare_encoder
@@ -95,6 +95,9 @@ def train_cofi(config: CofiConfig, kind: str, target: float, place: Workplace) -
     # one stream of batches for each model, from its first phase to its last
     before = config.targets.index((kind, target)) if config.successive else 0
     first = steps["prefinetune"] + before * steps["prune"]
+    if config.successive and not is_begun(place.folder):
+        with place.watch.paused():
+            place.note(pruned_after=targets_before(config, kind, target))  # before the first step: ``check_chain`` asks for it
     pruned = place.stage("prune", lambda: _prune(config, place, shared, guide, student, budget, steps, first, begun, ended))
     if begun is not None:
         begun.unlink(missing_ok=True)

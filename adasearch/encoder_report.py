@@ -30,7 +30,7 @@ from adasearch.quantize_aware import stacked_layers
 from adasearch.references import make_reference, reference_label
 from adasearch.report import Report, System
 from adasearch.report_files import write_html, write_report
-from adasearch.runtimes import choose_runtime
+from adasearch.runtimes import choose_runtime, load_runtime
 from adasearch.sparse_model import sparsity_of
 from adasearch.sparsity_plots import write_zeros
 from adasearch.structure_plots import structure_of, write_structures
@@ -202,7 +202,8 @@ def _write_structures(
 def _deploy(run: EncoderRun, problem: EncoderProblem, main: Compressed, student: System) -> None:
     """Tell those that serve ``student/`` to take its graph, where that is not the one they would take by themselves.
 
-    So it is whatever the table is timed in; in torch the graph is timed elsewhere. What `adasearch quantize` has chosen stays.
+    So it is whatever the table is timed in; in torch the graph is timed elsewhere. What `adasearch quantize` has chosen stays. Scores
+    are of the validation examples, as those that it notes.
     """
     folder, precision, metric = run.folder / "student", main.recipe.form.precision, problem.task.metric
     chosen = load_deployment(folder)
@@ -210,10 +211,13 @@ def _deploy(run: EncoderRun, problem: EncoderProblem, main: Compressed, student:
     times = next((row for row in timed if row["precision"] == precision), None)
     if precision == "fp32" or times is None or (chosen is not None and chosen.tried):
         return
+    runtime = load_runtime(times["runtime"], folder, times["threads"], precision)
+    score = problem.scores_of(problem.graph_logits(runtime, problem.validation), problem.validation)[metric]
+    score_fp32 = problem.scores(problem.load(folder).to(run.accelerator.device), problem.validation)[metric]
     deployment = Deployment(
         **{name: times[name] for name in ("runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50", "texts_per_s")},
         size_bytes=size_bytes(folder, times["runtime"], folder / "onnx" / ONNX_FILES[precision]), metric=metric,
-        score=main.facts["graph_scores"][metric], score_fp32=main.scores[metric], hardware=hardware(),
+        score=score, score_fp32=score_fp32, hardware=hardware(),
     )  # fmt: skip
     save_deployment(deployment, folder)
 

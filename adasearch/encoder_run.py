@@ -94,7 +94,10 @@ def run_encoders(
 def run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
     """The same where all is checked: settings are noted from here on, and the dense model is trained where it is missing."""
     with only_one(run.folder):
-        return _run_recipes(run, problem, recipes)
+        try:
+            return _run_recipes(run, problem, recipes)
+        finally:
+            stop_trackers(run.accelerator)
 
 
 def _run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Recipe]) -> Path:
@@ -118,7 +121,7 @@ def open_encoders(
     config: EncoderRunConfig, about: About, progress: Progress | None = None, free: Sequence[str] = (),
     with_teacher: bool = True,
 ) -> tuple[EncoderRun, EncoderProblem]:  # fmt: skip
-    """``begin_encoders`` with the dense model ready (``with_teacher``)."""
+    """``begin_encoders`` with the dense model ready (``with_teacher``). Trackers run from here on: ``stop_trackers`` ends them."""
     run, problem = begin_encoders(config, about, progress, free, with_teacher)
     _note_settings(run)
     if with_teacher:

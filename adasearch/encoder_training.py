@@ -75,6 +75,7 @@ class Workplace:
             folder=self.folder / stage, accelerator=problem.accelerator, progress=problem.progress, title=f"{self.title}: {stage}",
             after=after, evaluate=evaluate, evaluations=config.evaluate if evaluations is None else evaluations,
             checkpoint_seconds=config.checkpoint_seconds, is_mixed=is_mixed, on_step=self._on_step, watch=self.watch,
+            name=f"{self.folder.name}/{stage}",
         )  # fmt: skip
 
     def _on_step(self) -> None:

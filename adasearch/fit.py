@@ -122,6 +122,7 @@ def fit(
     is_mixed: bool = False,
     on_step: Callable[[], None] | None = None,
     watch: Stopwatch | None = None,
+    name: str | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place for ``config.steps`` steps and return the history.
 
@@ -134,10 +135,11 @@ def fit(
         evaluate: called ``evaluations`` times, evenly spread and at the end; its metrics go into the history.
         on_step: called after every step, when all that belongs to it is done.
         watch: a stopwatch that runs; it rests while the model is scored and checkpoints are written.
+        name: what trackers call its curves, one of a kind in the run; the folder's name when absent.
 
     Raises ``TrainingError`` when the loss is not finite (the last checkpoint is kept) or the disk is full.
     """
-    run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed, after)
+    run = Training(model, method, splits, config, seed, folder, accelerator, progress, checkpoint_seconds, is_mixed, after, name)
     return run.train(title, evaluate, evaluations, on_step, nullcontext if watch is None else watch.paused)
 
 
@@ -157,6 +159,7 @@ class Training:
         checkpoint_seconds: float,
         is_mixed: bool,
         after: int = 0,
+        name: str | None = None,
     ):
         own_seed = seed_after(seed, after)
         torch.manual_seed(own_seed)
@@ -164,7 +167,7 @@ class Training:
         self.model, self.method = model.to(accelerator.device), method.to(accelerator.device)
         self.splits, self.config, self.folder = splits, config, folder
         self.accelerator, self.progress, self.checkpoint_seconds = accelerator, progress, checkpoint_seconds
-        self.is_mixed, self.after = is_mixed, after
+        self.is_mixed, self.after, self.name = is_mixed, after, name or folder.name
         # fp16 knows no small gradients: the loss is scaled up, a step whose gradients overflow is left out. Else it does nothing
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=is_mixed and accelerator.mixed_precision == "fp16")
         self.processes = Processes(accelerator, own_seed)
@@ -245,7 +248,7 @@ class Training:
                 self.history.append(record)
                 if self.processes.is_main:
                     self._write_history()
-                    track(self.accelerator, self.folder.name, record)
+                    track(self.accelerator, self.name, record)
                 self.progress.step(self.step, **self._shown(record))
             if self.processes.is_main and time.monotonic() - saved > self.checkpoint_seconds and not is_last:
                 with resting():

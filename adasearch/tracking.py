@@ -11,7 +11,7 @@ from accelerate import Accelerator
 def track(accelerator: Accelerator, stage: str, record: dict[str, Any]) -> None:
     """Give a record of ``fit``'s history to every tracker of the accelerator (none: nothing happens).
 
-    Names begin with the stage ("search/terms/kd"). TensorBoard counts the stage's own steps; the others want one count
+    Names begin with the stage ("search/terms/kd", "earlybert-1/train/loss"), which is one of a kind in a run. TensorBoard counts the stage's own steps; the others want one count
     for a whole run, so that they number the records and get the step as "<stage>/step".
     """
     values = {f"{stage}/{name}": value for name, value in numbers(record)}

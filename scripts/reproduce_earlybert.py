@@ -4,7 +4,8 @@
 
 The three trainings of a seed share one process and take turns of --turn steps: a busy machine slows all of them alike. Time
 is wall clock from the checkpoint on disk to the trained model, the search included, scoring and waiting left out; processor
-time stands beside it. A seed that was killed begins anew, a finished one is kept. Writes results/runs/earlybert_<task>.json.
+time stands beside it. A seed that was killed begins anew, a finished one is kept; one that was timed with other --threads, on
+another processor or in other turns is averaged with none. Writes results/runs/earlybert_<task>.json.
 Settings of EarlyBERT are those of the paper's scripts but for --learning_rate and the like; whatever `adasearch compress
 earlybert` knows may be given in a YAML file by --config, which what is typed overrides. Where neither says so: seeds 1 2 3,
 one thread.
@@ -42,10 +43,12 @@ from adasearch.earlybert_run import ABOUT, earlybert_recipes
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_run import open_encoders
 from adasearch.encoder_training import Compressed, Recipe, dense_recipe, sparsity_of, train_recipe
+from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.progress import Progress
-from adasearch.run_files import commit, script_command
+from adasearch.run_files import commit, differences, script_command
+from adasearch.trackers import stop_trackers
 from adasearch.turns import Tick, take_turns
 
 NEVER = 1e9  # seconds between two checkpoints: a seed that was killed begins anew, so that they would only take time
@@ -87,8 +90,18 @@ def settings(args: argparse.Namespace, task: str) -> EarlyBertConfig:
 
 def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
     """All seeds of one task; returns the results' file."""
-    config, target, begun_with = settings(args, task), Path(args.results_dir) / f"earlybert_{task}.json", commit()
-    _, problem = open_encoders(config, ABOUT, progress, with_teacher=False)
+    config = settings(args, task)
+    check_timed_alike(Path(config.output_dir) / "seeds", config.seeds, timing(config, args.turn))
+    run, problem = open_encoders(config, ABOUT, progress, with_teacher=False)
+    try:
+        return _run_seeds(args, task, config, problem, progress)
+    finally:
+        stop_trackers(run.accelerator)
+
+
+def _run_seeds(args: argparse.Namespace, task: str, config: EarlyBertConfig, problem: EncoderProblem, progress: Progress) -> Path:
+    """Train the seeds that are missing; the results' file."""
+    target, begun_with = Path(args.results_dir) / f"earlybert_{task}.json", commit()
     problem.progress = Progress()  # three trainings at once would write over each other
     recipes = [dense_recipe(config), *earlybert_recipes(config)]
     rows = []
@@ -112,6 +125,22 @@ def run_task(args: argparse.Namespace, task: str, progress: Progress) -> Path:
     return target
 
 
+def timing(config: EarlyBertConfig, turn: int) -> dict[str, Any]:
+    """What seconds depend on beside the settings that a run's folder holds fast."""
+    return {"threads": config.threads, "cpu": hardware()["cpu"], "turn_steps": turn}
+
+
+def check_timed_alike(folder: Path, seeds: list[int], timed: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` where a finished seed was timed otherwise: a mean of both would be of neither. Older ones do not say."""
+    for path in (folder / f"{seed}.json" for seed in seeds):
+        before = read_json(path)[0].get("timed") if path.exists() else None
+        if before is not None and (what := differences(before, timed)):
+            raise ConfigError(
+                f"{path}: it was timed otherwise ({what}), and means are of seeds that were timed alike; choices: the same again, another"
+                " --work_dir, or delete it"
+            )
+
+
 def run_seed(config: EarlyBertConfig, problem: EncoderProblem, recipes: list[Recipe], seed: int, turn: int) -> list[dict[str, Any]]:
     """One training of each recipe, side by side, from the beginning: times of an interrupted one would mean nothing."""
     for recipe in recipes:
@@ -125,7 +154,7 @@ def run_seed(config: EarlyBertConfig, problem: EncoderProblem, recipes: list[Rec
     return [
         {
             "system": item.recipe.name, "key": key, "seed": seed, "scores": item.scores, **item.facts,
-            "encoder_sparsity": sparsity_of(problem, problem.load(item.folder)),
+            "encoder_sparsity": sparsity_of(problem, problem.load(item.folder)), "timed": timing(config, turn),
         }
         for key, item in trained.items()
     ]  # fmt: skip

@@ -85,7 +85,7 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
     rows = [
         {
             "task": task, "kind": KINDS.get(system["kind"], system["kind"]), "metric": report["metric"],
-            **{key: system[key] for key in FIELDS}, "train_seconds": train_seconds(Path(args.output_dir) / task, system["kind"]),
+            **{key: system[key] for key in FIELDS}, "train_seconds": train_seconds(Path(args.output_dir) / task, system["kind"], report["seeds"]),
         }
         for task, report in reports.items() for system in report["systems"] if system["score_mean"] is not None
     ]  # fmt: skip
@@ -103,12 +103,14 @@ def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dic
     }  # fmt: skip
 
 
-def train_seconds(run: Path, kind: str) -> float | None:
+def train_seconds(run: Path, kind: str, seeds: list[int]) -> float | None:
     """What training one model took, the mean of the seeds of which it is known: not of one that was killed and went on.
 
-    ``kind`` as a report has it. None of the dense model that teaches, which was given.
+    ``kind`` as a report has it. None of the dense model that teaches, which was given. Of what is made with one seed only, the run's
+    own, it is that one's.
     """
-    facts = [read_json(path) for path in sorted((run / "models").glob(f"{FOLDERS.get(kind, kind)}-*/facts.json"))]
+    paths = {path.parent.name.rpartition("-")[2]: path for path in (run / "models").glob(f"{FOLDERS.get(kind, kind)}-*/facts.json")}
+    facts = [read_json(paths[seed]) for seed in map(str, seeds) if seed in paths] or [read_json(path) for path in paths.values()]
     known = [fact["train_seconds"] for fact in facts if "train_seconds" in fact]
     return mean(known) if known else None
 

@@ -4,9 +4,9 @@
     python scripts/reproduce_quantgpt_wikitext2.py --task seq2seq --model runs/language/bart --train_file A --validation_file B --test_file C
 
 Every run is `adasearch compress quantgpt` with other settings, one thread a worker, in a folder of its own: a second call
-skips what is finished and goes on with what was killed. With --tune each quantiser's learning rates are first chosen on
-the validation split, at 2-2-8 and with one seed; the test split is scored once a run and chooses nothing. Writes
-results/runs/quantgpt_<task>.json and a picture beside it. Expected: ours best of all at 2-2-8, 8-8-8 within 1% of full precision.
+skips what is finished, ends where that has other settings, and goes on with what was killed. With --tune each quantiser's
+learning rates are first chosen on the validation split, at 2-2-8 and with one seed; the test split is scored once a run and
+chooses nothing. Writes results/runs/quantgpt_<task>.json and a picture beside it. Expected: ours best of all at 2-2-8, 8-8-8 within 1% of full precision.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from transformers import AutoTokenizer
 
+from adasearch.arguments import parse_settings
 from adasearch.canvas import INK, LINE_COLOURS, save_figure
 from adasearch.cli import explained
 from adasearch.errors import TrainingError
 from adasearch.files import read_json, write_json
 from adasearch.low_bit import load_low_bit
 from adasearch.measure import hardware
+from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_plots import similarity_figure
-from adasearch.quantgpt_run import load_language_model
-from adasearch.run_files import commit, script_command
+from adasearch.quantgpt_run import FREE, load_language_model
+from adasearch.run_files import check_begun, commit, script_command
 
 ROOT = Path(__file__).resolve().parent.parent
 BITS = ("8-8-8", "4-4-8", "2-2-8")
@@ -101,11 +103,18 @@ class Matrix:
 
     def command(self, folder: Path, settings: dict[str, Any]) -> list[str]:
         """``adasearch compress quantgpt`` for one run."""
+        return [sys.executable, "-m", "adasearch", "compress", "quantgpt", *self.flags(folder, settings), "--quiet"]
+
+    def config(self, folder: Path, settings: dict[str, Any]) -> QuantGptConfig:
+        """What that command makes of its flags."""
+        return parse_settings(QuantGptConfig, self.flags(folder, settings), prog="adasearch compress quantgpt", about="QuantGPT")[0]
+
+    def flags(self, folder: Path, settings: dict[str, Any]) -> list[str]:
+        """One run's settings as they are typed."""
         passed = {name: getattr(self.args, name) for name in PASSED if getattr(self.args, name)}
         common = {"task": self.args.task, "steps": self.args.steps, "threads": 1, "cpu": True, "checkpoint_seconds": 300, "evaluations": 1, "figures": False}
         merged = {**common, **passed, "cache_dir": self.folder / "cache", "output_dir": folder, **settings}
-        flags = [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in merged.items()]
-        return [sys.executable, "-m", "adasearch", "compress", "quantgpt", *flags, "--quiet"]
+        return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in merged.items()]
 
     def folder_of(self, group: str, name: str, bits: str, seed: int) -> Path:
         return self.folder / group / f"{name.replace(' ', '_').replace(':', '')}-{bits}-{seed}"
@@ -130,7 +139,12 @@ class Matrix:
         ]
 
     def run(self, jobs: list[tuple[Path, dict[str, Any]]]) -> None:
-        """All jobs that are not done, ``workers`` at a time. The first alone: it fills the cache that all share."""
+        """All jobs that are not done, ``workers`` at a time. The first alone: it fills the cache that all share.
+
+        Raises ``ConfigError`` before any where a folder holds a run with other settings: it would be told as one of these.
+        """
+        for folder, settings in jobs:
+            check_begun(folder, self.config(folder, settings), FREE)
         missing = [job for job in jobs if not (job[0] / "report.json").exists()]
         print(f"{len(jobs)} runs, {len(missing)} to do", flush=True)
         if missing and not (self.folder / "cache").exists():
@@ -142,10 +156,10 @@ class Matrix:
         folder, settings = job
         folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        with open(folder / "run.log", "a", encoding="utf-8") as log:
             code = subprocess.run(self.command(folder, settings), stdout=log, stderr=log, env=environment).returncode
         if code:
-            last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
+            last = (folder / "run.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise TrainingError(f"{folder}: exit code {code}: {' '.join(last)}")
         report = read_json(folder / "report.json")
         print(f"{folder.name}: {report['metric']} {report['score_quantized']:.3f}", flush=True)

@@ -317,6 +317,18 @@ def test_the_graph_is_served_whatever_the_table_is_timed_in(run: Path, tmp_path:
     assert chosen.size_bytes == load_deployment(run / "student").size_bytes
 
 
+def test_the_choice_that_is_saved_tells_scores_on_the_validation_examples(tmp_path: Path) -> None:
+    """As quantising does, whose scores are the reference. Other shares of labels have other scores, whatever has been learned."""
+    lines = [json.dumps(row) for row in rows(40, 3) if row["label"] == "positive"]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    run = prune_once_for_all(tiny_prune_ofa(tmp_path, baselines=False, max_steps=4, test_file=str(tmp_path / "test.jsonl")))
+    chosen = load_deployment(run / "student")
+    found = quantize(run, QuantizeConfig(precisions=["fp32", "int8"], runtimes=[chosen.runtime], max_drop=100.0, repeats=2))
+    (int8,) = (row["score"] for row in found.tried if row["precision"] == "int8")
+    assert (chosen.metric, chosen.score, chosen.score_fp32) == (found.metric, int8, found.score_fp32)
+    assert read_report(run).find("student").scores[0] != chosen.score, "the report's is of the test examples"
+
+
 def test_what_a_sparse_model_took_counts_the_runs_it_goes_on_from(tmp_path: Path) -> None:
     def write(name: str, first: float | None, second: float | None, **config: str) -> str:
         stages = {"teacher": {"steps": 1, "seconds": first}, "sparse": {"steps": 10, "seconds": second}}

@@ -78,6 +78,18 @@ def test_the_dense_model_that_teaches_and_the_one_fine_tuned_alike_are_two(
     assert found["time"]["lock_s"] == 4.5 and found["time"]["lock_and_int8_s"] == 6.5 and found["time"]["sparse_pretraining_s"] == 10.0
 
 
+def test_times_are_of_the_seeds_that_are_scored(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder may hold models of an earlier call's seeds; what is only calibrated has the run's own seed."""
+    monkeypatch.setattr(sys, "argv", write_finished(tmp_path))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout="abc"))
+    models = tmp_path / "runs" / "sst2" / "models"
+    for name, seconds in (("sparse-3", 1_000.0), ("sparse-12", 1_000.0), ("dense_int8-42", 0.5)):
+        write_json(models / name / "facts.json", {"train_seconds": seconds})
+    script.main()
+    seconds = {row["kind"]: row["train_seconds"] for row in read_json(tmp_path / "results.json")["rows"]}
+    assert seconds["sparse"] == 4.5 and script.train_seconds(models.parent, "dense_int8", [1, 2]) == 0.5
+
+
 def test_a_mean_is_of_all_tasks_or_of_none(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A system that one task has and another lacks has no mean to be set beside the others', and no time."""
     typed = write_finished(tmp_path)

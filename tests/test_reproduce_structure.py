@@ -6,13 +6,15 @@ import importlib.util
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hearing import Killed
 
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
+from adasearch.settings import to_dict
 
 ROOT = Path(__file__).parents[1]
 YAML = {
@@ -64,6 +66,64 @@ def test_a_recorded_command_means_what_it_meant(results: str, monkeypatch: pytes
     assert config.seeds == kept["seeds"] and config.threads == 1 and config.model == "runs/demo/cache/demo_model"
     if results.startswith("cofi"):
         assert [share for _, share in config.targets] == [one["target"]["sparsity"] for name, one in kept["models"].items() if name.endswith("-1")]
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (("--threads", "2"), "threads was 1, is 2"), (("--turn", "5"), "turn_steps was 20, is 5"), ((), None),
+])  # fmt: skip
+def test_seeds_that_were_timed_otherwise_are_not_averaged(
+    flags: tuple[str, ...], says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("reproduce_earlybert")
+    monkeypatch.setattr(sys, "argv", ["reproduce_earlybert", "--work_dir", str(tmp_path), "--seeds", "1", "2", "3", *flags])
+    args = module.arguments()
+    seeds = tmp_path / "sst2" / "seeds"
+    write_json(seeds / "1.json", [{"seed": 1}])  # of a version that did not note it
+    write_json(seeds / "2.json", [{"seed": 2, "timed": {"threads": 1, "cpu": module.hardware()["cpu"], "turn_steps": 20}}])
+
+    def opened(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(module, "open_encoders", opened)
+    with pytest.raises(ConfigError if says else Killed, match=says):
+        module.run_task(args, "sst2", module.Progress())
+
+
+def test_finished_runs_of_other_settings_are_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("reproduce_quantgpt_wikitext2")
+    typed = ["reproduce_quantgpt", "--model", "m", "--output_dir", str(tmp_path), "--seeds", "1", "--bits", "8-8-8", "--ablations"]
+    monkeypatch.setattr(module.Matrix, "_one", lambda self, job: pytest.fail("nothing is to be run"))
+
+    def run(*flags: str) -> None:
+        monkeypatch.setattr(sys, "argv", [*typed, *flags])
+        matrix = module.Matrix(module.arguments())
+        for *_, folder, asked in matrix.plan():
+            if not (folder / "report.json").exists():
+                write_json(folder / "run.json", {"config": to_dict(matrix.config(folder, asked))})
+                write_json(folder / "report.json", {})
+        matrix.run([(folder, asked) for *_, folder, asked in matrix.plan()])
+
+    run()
+    run("--block_length", "128")  # the default
+    for flags, says in ((("--steps", "700"), "steps was 600, is 700"), (("--learning_rate", "2e-3"), "learning_rate was 0.001, is 0.002")):
+        with pytest.raises(ConfigError, match=says):
+            run(*flags)
+
+
+def test_a_run_s_log_does_not_keep_it_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there before the run, which takes no folder that holds something else."""
+    module = load("reproduce_quantgpt_wikitext2")
+    monkeypatch.setattr(sys, "argv", ["reproduce_quantgpt", "--model", "m", "--output_dir", str(tmp_path), "--seeds", "1", "--ablations"])
+    matrix = module.Matrix(module.arguments())
+    *_, folder, asked = matrix.plan()[0]
+
+    def begin(*_: Any, **__: Any) -> SimpleNamespace:
+        module.check_begun(folder, matrix.config(folder, asked), module.FREE)
+        write_json(folder / "report.json", {"metric": "perplexity", "score_quantized": 9.0})
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(module.subprocess, "run", begin)
+    matrix._one((folder, asked))
 
 
 def test_results_tell_what_the_gates_saved_by_themselves(tmp_path: Path) -> None:

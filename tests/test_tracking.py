@@ -11,13 +11,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
+from tiny_encoder_run import tiny_earlybert
 from tiny_task import tiny_run
 
-from adasearch import pipeline, trackers
+from adasearch import encoder_run, pipeline, trackers
 from adasearch.config import RunConfig, SearchConfig, validate
+from adasearch.earlybert_run import ABOUT, earlybert_recipes
+from adasearch.encoder_problem import load_problem
+from adasearch.encoder_run import EncoderRun, run_recipes
+from adasearch.encoder_training import train_recipe
 from adasearch.errors import ConfigError
 from adasearch.pipeline import prepare_only, run, search, train
+from adasearch.progress import Progress
 from adasearch.settings import tracker_names
+from adasearch.tasks import load_task
 from adasearch.trackers import check_trackers
 from adasearch.tracking import numbers
 
@@ -68,6 +76,50 @@ def test_trackers_end_with_what_they_were_started_for(tmp_path: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             part(tiny_run(tmp_path))
         assert calls == ["start", "stop"]
+
+
+class Noting:
+    """A tracker that keeps the names it is given, with the steps."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seen = name, []
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self.seen += [(name, values.get(f"{name.rpartition('/')[0]}/step", step)) for name in values if name.endswith("/loss")]
+
+
+def test_a_compressed_transformer_s_trackers_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(encoder_run, "start_trackers", lambda *_: calls.append("start"))
+    monkeypatch.setattr(encoder_run, "stop_trackers", lambda _: calls.append("stop"))
+    config = tiny_earlybert(tmp_path, max_steps=2)
+    accelerator = Accelerator(cpu=True)
+    task = load_task(config)
+
+    def train(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoder_run, "train_dense", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipes(EncoderRun(config, ABOUT, tmp_path / "run", task, accelerator, Progress()), None, earlybert_recipes(config))
+    assert calls == ["start", "stop"]
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_every_recipe_seed_and_stage_has_curves_of_its_own(tmp_path: Path, tracker: str) -> None:
+    config = tiny_earlybert(tmp_path, max_steps=2)
+    accelerator, noting = Accelerator(cpu=True), Noting(tracker)
+    problem = load_problem(config, load_task(config), tmp_path / "run", accelerator, Progress(), with_teacher=False)
+    accelerator.trackers = [noting]
+    try:
+        for recipe in earlybert_recipes(config):
+            for seed in (1, 2):
+                train_recipe(recipe, problem, config, seed)
+    finally:
+        accelerator.trackers = []
+    stages = {"earlybert": ("search", "train"), "random_ticket": ("train",)}
+    curves = {f"{key}-{seed}/{stage}/loss" for key, names in stages.items() for seed in (1, 2) for stage in names}
+    assert {name for name, _ in noting.seen} == curves and len(set(noting.seen)) == len(noting.seen), "no step twice in a curve"
 
 
 def test_every_runs_tracker_writes_into_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
