@@ -20,6 +20,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from adasearch.accelerator import keeping_threads
 from adasearch.bench_config import BenchConfig, check_bench
 from adasearch.cold import Deployed, cold_fields, cold_starts
 from adasearch.errors import ConfigError
@@ -82,6 +83,7 @@ def choose_ways(config: BenchConfig) -> list[tuple[str, str]]:
     return [(name, precision) for name in names for precision in config.precisions if precision in offered[name]]
 
 
+@keeping_threads()
 def bench_folders(
     models: Sequence[Path], config: BenchConfig, progress: Progress | None = None,
     lengths: Sequence[int] | None = None, own: Mapping[Path, Sequence[int]] = MappingProxyType({}),

@@ -28,7 +28,7 @@ class Deployment:
 
     ``score`` is the metric on the validation examples, ``score_fp32`` that of torch in fp32, ``max_drop`` the points
     (hundredths) that were allowed between them. ``tried`` holds the same fields of every runtime and precision, with
-    latency_ms_p90, drop_points, logits_difference (the largest from torch in fp32) and a note; what failed has None
+    latency_ms_p90, drop_points (in regression those of R² where it loses more), logits_difference (the largest from torch in fp32) and a note; what failed has None
     for numbers. ``left_out`` names the operations that stay fp32 in the int8 graph. ``hardware`` is the machine's.
     """
 

@@ -154,6 +154,25 @@ def score(metrics: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dic
     return {name: METRICS[name](np.asarray(logits)[keep_N], labels[keep_N]) for name in metrics}
 
 
+def scores_to_keep(metric: str, logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+    """What a smaller copy of a model must keep: the metric, and in regression R², since a correlation sees no wrong offset or scale.
+
+    Raises as ``score`` does.
+    """
+    found = (score([metric], logits, labels)[metric],)
+    if labels.ndim > 1 or np.issubdtype(labels.dtype, np.integer):
+        return found
+    keep_N = is_known(labels)
+    values_N, known_N = np.asarray(logits, np.float64)[keep_N].reshape(-1), labels[keep_N].astype(np.float64)
+    spread = known_N.var() or 1.0  # labels that are all alike have none
+    return (*found, float(1 - mse(values_N, known_N) / spread))
+
+
+def points_lost(before: Sequence[float], after: Sequence[float]) -> float:
+    """Hundredths by which the score that has lost most is lower; negative where all are higher."""
+    return max(100 * (whole - left) for whole, left in zip(before, after, strict=True))
+
+
 def agreement(first: np.ndarray, second: np.ndarray, problem_type: str) -> float:
     """Share of the examples of which two models predict the same: a label, a set of labels, a number within 1% of the first
     model's range."""

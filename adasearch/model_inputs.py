@@ -40,7 +40,8 @@ def segment_ids(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, *, is_pai
     """Token types (B, L) int64 of ids (B, L): of pairs 1 after the first separator, 0 before it and at padding; 0 of single texts.
 
     The only place where they are made: a tokenizer may name none, though its model was trained with two. Tokenizers take "[SEP]"
-    in a text for the separator: it begins no second text in a single one; in the first text of a pair it does, one too early.
+    in a text for the separator: it begins no second text in a single one; in the first text of a pair it would, one too early,
+    unless the tokenizer is ``read_literally``.
     """
     if not is_pair:
         return torch.zeros_like(input_ids)
@@ -68,6 +69,16 @@ def check_separator(setting: str, name: str, tokenizer: PreTrainedTokenizerBase,
             f"{setting}: {name!r}: its tokenizer puts no separator between two texts, and {task} is of pairs; choices: a model whose"
             " tokenizer does, as BERT's and RoBERTa's, or single texts"
         )
+
+
+def read_literally(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Edit in place: "[SEP]" and other special tokens that are written in a text are text, here and wherever it is saved to.
+
+    For pairs, whose second text is found by the separator. Single texts keep what Hugging Face reads: some people join a title and a
+    text by "[SEP]" on purpose. A SentencePiece vocabulary that lists its special tokens among its pieces finds them in spite of this.
+    """
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True  # what is saved
 
 
 def limited_tokenizer(tokenizer: PreTrainedTokenizerBase, most: int | None) -> PreTrainedTokenizerBase:

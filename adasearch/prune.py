@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.export import export_student, save_student
 from adasearch.files import write_json
-from adasearch.metrics import score
+from adasearch.metrics import points_lost, scores_to_keep
 from adasearch.outputs import outputs_of
 from adasearch.progress import Progress
 from adasearch.quantize_aware import refuse_quantised
@@ -34,14 +34,16 @@ from adasearch.word_pieces import pieces_of
 
 SIZES = (24_000, 20_000, 16_000, 14_000, 12_000, 10_000, 8_000, 6_000, 4_000, 3_000)  # tried where none is asked for
 REPORT = "vocabulary.json"  # what was tried and chosen, in the new student's folder
-Evaluate = Callable[[PreTrainedModel, PreTrainedTokenizerBase], float]  # the score, a fraction; higher is better
+# the score, a fraction, higher is better; of several the first is told, and the one that loses most counts
+Evaluate = Callable[[PreTrainedModel, PreTrainedTokenizerBase], float | tuple[float, ...]]
 Refit = Callable[[PreTrainedModel, PreTrainedTokenizerBase], None]  # trains the cut student in place
 
 
 @dataclass(frozen=True)
 class Cut:
     """One size of the table and what it costs: ``size_bytes`` are those of the float32 weights, ``drop`` is in points
-    (hundredths of the score) against the whole table. Both are None where there was nothing to score."""
+    (hundredths of the score, in regression of R² where that loses more) against the whole table. Score and drop are None where there
+    was nothing to score."""
 
     rows: int
     params: int
@@ -100,7 +102,8 @@ def prune_vocabulary(
         choose_pieces(tokenizer, counts_V, labelled_V=labelled_V, size=rows, min_count=min_count) for rows in wanted
     )
     kept = {len(ids): ids for ids in chosen_ids}  # sizes beyond what occurs come to the same
-    before, tried = _cost(model, tokenizer, evaluate, None), []
+    whole = _evaluated(model, tokenizer, evaluate)
+    before, tried = _cost(model, whole, None), []
     made: dict[int, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
     progress.stage("prune the vocabulary", len(kept))
     for rows, ids in sorted(kept.items(), reverse=refit is None):
@@ -108,7 +111,7 @@ def prune_vocabulary(
         if refit is not None:
             refit(student, smaller)
             progress.stage("prune the vocabulary", len(kept), len(tried))  # training was a stage of its own
-        tried.append(cut := _cost(student, smaller, evaluate, before.score))
+        tried.append(cut := _cost(student, _evaluated(student, smaller, evaluate), whole))
         progress.step(len(tried), rows=rows, **({} if cut.score is None else {"score": cut.score}))
         if refit is not None and _is_good(cut, max_drop):
             break
@@ -147,10 +150,10 @@ def cut_table(model: AdasearchForSequenceClassification, kept: np.ndarray) -> Ad
 
 
 def scorer(split: Split, metric: str) -> Evaluate:
-    """A function that scores a student on labelled texts."""
+    """A function that gives a student's ``scores_to_keep`` on labelled texts."""
 
-    def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-        return score([metric], logits_of(model, tokenizer, split), split.labels)[metric]
+    def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[float, ...]:
+        return scores_to_keep(metric, logits_of(model, tokenizer, split), split.labels)
 
     return evaluate
 
@@ -182,17 +185,21 @@ def _count(texts: Sequence[str] | TokenStore, tokenizer: PreTrainedTokenizerBase
     return count_pieces([texts], tokenizer)
 
 
-def _cost(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluate: Evaluate | None, whole: float | None
-) -> Cut:
-    found = None if evaluate is None else evaluate(model, tokenizer)
+def _evaluated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluate: Evaluate | None) -> tuple[float, ...] | None:
+    if evaluate is None:
+        return None
+    found = evaluate(model, tokenizer)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _cost(model: PreTrainedModel, found: tuple[float, ...] | None, whole: tuple[float, ...] | None) -> Cut:
     tensors = model.cpu().state_dict().values()
     return Cut(
         rows=model.config.vocab_size,
         params=sum(parameter.numel() for parameter in model.parameters()),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        score=found,
-        drop=None if found is None or whole is None else 100 * (whole - found),
+        score=None if found is None else found[0],
+        drop=None if found is None or whole is None else points_lost(whole, found),
     )
 
 

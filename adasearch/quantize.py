@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from adasearch.accelerator import keeping_threads
 from adasearch.deploy import DEPLOY_FILE, Deployment, load_deployment, save_deployment
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import check_onnx, export_student, input_names, staged
@@ -23,7 +24,7 @@ from adasearch.formats import align_columns
 from adasearch.graph_runtimes import VOCABULARY_KEY, WEIGHTS_KEY
 from adasearch.int8 import CALIBRATIONS, can_be_int8, leave_out, quantised_operations, write_int8, write_int8_embedding
 from adasearch.measure import GRAPH_RUNTIMES, hardware, set_threads, size_bytes, time_systems
-from adasearch.metrics import score
+from adasearch.metrics import points_lost, scores_to_keep
 from adasearch.progress import Progress
 from adasearch.qdq_export import export_trained, is_trained_int8
 from adasearch.quantize_config import QuantizeConfig
@@ -42,12 +43,13 @@ Way = tuple[str, str]  # runtime, precision
 
 @dataclass(frozen=True)
 class Reference:
-    """Torch in fp32, which all others are held against: its logits (N, C) on the validation examples, its score."""
+    """Torch in fp32, which all others are held against: its logits (N, C) on the validation examples, its ``scores_to_keep``."""
 
     logits_NC: np.ndarray
-    score: float
+    scores: tuple[float, ...]
 
 
+@keeping_threads()
 def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progress | None = None) -> Deployment:
     """Try every runtime and precision for a run's student, or any classifier's folder, and keep the fastest good one.
 
@@ -65,18 +67,16 @@ def quantize(path: Path, config: QuantizeConfig | None = None, progress: Progres
         _check_fp32_graph(model, material.model_dir, progress)
     progress.stage("score torch fp32")
     logits_NC = material.validation.logits_of(TorchRuntime(model, config.threads))
-    reference = Reference(logits_NC, _score(material, logits_NC))
+    reference = Reference(logits_NC, _scores(material, logits_NC))
     left_out, refused, written = _write_graphs(model, material, reference, ways, config, progress)
     if written and _is_choice_of(material.model_dir, written):
         (material.model_dir / DEPLOY_FILE).unlink(missing_ok=True)  # its score is not that of the graph that has been written anew
     tried = _try_all(material, reference, ways, refused, config, progress)
-    for row in tried:
-        row["drop_points"] = None if row["score"] is None else 100 * (reference.score - row["score"])
-    kept = _choose(tried, reference, config, material)
+    kept = _choose(tried, config, material)
     deployment = Deployment(
         **{name: kept[name] for name in ("runtime", "precision", "score", "latency_ms_p50", "texts_per_s", "size_bytes")},
         threads=config.threads, batch_size=config.batch_size, seq_len=material.seq_len, metric=material.metrics[0],
-        score_fp32=reference.score, max_drop=config.max_drop, left_out=left_out, tried=tried, hardware=hardware(),
+        score_fp32=reference.scores[0], max_drop=config.max_drop, left_out=left_out, tried=tried, hardware=hardware(),
     )  # fmt: skip
     save_deployment(deployment, material.model_dir)
     return deployment
@@ -174,11 +174,11 @@ def _keep_score(
     """
     whole = scratch / "whole.onnx"
     names = quantised_operations(graph)
-    found = _score(material, material.validation.logits_of(OnnxRuntime(graph, config.threads)))
-    if _keeps(found, reference, config):
+    lost = _lost(reference, material, OnnxRuntime(graph, config.threads))
+    if _keeps(lost, config):
         return []
     shutil.copyfile(graph, whole)  # no rename: scratch may lie on another file system
-    progress.stage(f"int8 loses {100 * (reference.score - found):.2f} points: which operations hurt", total=len(names))
+    progress.stage(f"int8 loses {lost:.2f} points: which operations hurt", total=len(names))
     few = next(batch for _, batch in material.calibration.batches())
     exact_BC = OnnxRuntime(leave_out(whole, scratch / "none.onnx", names), config.threads)(**few)
     errors = []
@@ -187,22 +187,21 @@ def _keep_score(
         errors.append(float(np.square(OnnxRuntime(alone, config.threads)(**few) - exact_BC).mean()))
         progress.step(done)
     worst_first = [names[index] for index in np.argsort(errors)[::-1]]
-    best, left, count = found, [], 1
+    least, left, count = lost, [], 1
     graph_of_best = whole
     while count <= SHARE_LEFT_OUT * len(names):
         candidate = leave_out(whole, scratch / f"without-{count}.onnx", worst_first[:count])
-        found = _score(material, material.validation.logits_of(OnnxRuntime(candidate, config.threads)))
-        if found > best:
-            best, left, graph_of_best = found, worst_first[:count], candidate
-        if _keeps(found, reference, config):
+        lost = _lost(reference, material, OnnxRuntime(candidate, config.threads))
+        if lost < least:
+            least, left, graph_of_best = lost, worst_first[:count], candidate
+        if _keeps(lost, config):
             break
         count *= 2
     leave_out(graph_of_best, graph, [])
-    lost = 100 * (reference.score - best)
     if left:
-        progress.message(f"int8: {len(left)} of {len(names)} operations stay in fp32; it then loses {lost:.2f} points")
-    if not _keeps(best, reference, config):
-        progress.warning(f"int8 loses {lost:.2f} points, whatever is left out; another --calibration may lose less")
+        progress.message(f"int8: {len(left)} of {len(names)} operations stay in fp32; it then loses {least:.2f} points")
+    if not _keeps(least, config):
+        progress.warning(f"int8 loses {least:.2f} points, whatever is left out; another --calibration may lose less")
     return left
 
 
@@ -220,14 +219,15 @@ def _try_all(
                 raise ModelError(why)
             system = load_runtime(runtime, material.model_dir, config.threads, precision)
             logits_NC = material.validation.logits_of(system)
-            score = _score(material, logits_NC)
+            scores = _scores(material, logits_NC)
         except ModelError as error:
             row["note"] = str(error)
             progress.warning(f"{runtime} {precision}: {error}")
             continue
         graph = graph_file(material.model_dir, precision) if runtime in GRAPH_RUNTIMES else None
         row |= {
-            "score": score, "size_bytes": size_bytes(material.model_dir, runtime, graph),
+            "score": scores[0], "drop_points": points_lost(reference.scores, scores),
+            "size_bytes": size_bytes(material.model_dir, runtime, graph),
             "logits_difference": float(np.abs(logits_NC - reference.logits_NC).max()),
         }  # fmt: skip
         ready[f"{runtime} {precision}"] = system
@@ -259,27 +259,30 @@ def format_deployment(deployment: Deployment) -> str:
     return f"{align_columns(lines)}\n\n{kept}"
 
 
-def _choose(
-    tried: Sequence[dict[str, Any]], reference: Reference, config: QuantizeConfig, material: Material
-) -> dict[str, Any]:
-    good = [row for row in tried if row["score"] is not None and _keeps(row["score"], reference, config)]
+def _choose(tried: Sequence[dict[str, Any]], config: QuantizeConfig, material: Material) -> dict[str, Any]:
+    good = [row for row in tried if row["score"] is not None and _keeps(row["drop_points"], config)]
     if good:
         return min(good, key=lambda row: row["latency_ms_p50"])
     scored = [row for row in tried if row["score"] is not None]
     if not scored:
         raise ModelError(f"{material.model_dir}: no runtime that was asked for could run it ({tried[0]['note']})")
-    best = max(scored, key=lambda row: row["score"])
+    best = min(scored, key=lambda row: row["drop_points"])
     raise ModelError(
         f"{material.model_dir}: nothing that was asked for loses {config.max_drop:g} points or less; "
         f"{best['runtime']} {best['precision']} comes nearest with {best['drop_points']:.2f}"
     )
 
 
-def _keeps(found: float, reference: Reference, config: QuantizeConfig) -> bool:
-    return 100 * (reference.score - found) <= config.max_drop + 1e-9  # rounding of shares is no loss
+def _keeps(lost: float, config: QuantizeConfig) -> bool:
+    return lost <= config.max_drop + 1e-9  # rounding of shares is no loss
 
 
-def _score(material: Material, logits_NC: np.ndarray) -> float:
+def _lost(reference: Reference, material: Material, runtime: Runtime) -> float:
+    """Points that the runtime loses against the reference on the validation examples."""
+    return points_lost(reference.scores, _scores(material, material.validation.logits_of(runtime)))
+
+
+def _scores(material: Material, logits_NC: np.ndarray) -> tuple[float, ...]:
     if not np.isfinite(logits_NC).all():
         raise ModelError(f"{material.model_dir}: logits are not finite")
-    return score(material.metrics, logits_NC, material.labels)[material.metrics[0]]
+    return scores_to_keep(material.metrics[0], logits_NC, material.labels)

@@ -153,7 +153,7 @@ def tokenize_questions(
     Raises ``ModelError`` for a tokenizer without a fast version or without special tokens around a pair, ``ConfigError``
     when the settings leave a window no room.
     """
-    rules = tokenizer_rules(tokenizer)
+    rules = tokenizer_rules(tokenizer, questions.texts, questions.contexts)
     _check_room(config, tokenizer, Frame.of(tokenizer))
     sizes = (config.max_seq_length, config.doc_stride, config.max_question_length)
     name = f"{name}-{fingerprint(questions.texts, questions.contexts, questions.answers, questions.starts, rules, sizes)}"

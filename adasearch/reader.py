@@ -16,6 +16,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from adasearch.answers import score_answers
 from adasearch.errors import ModelError, loading
+from adasearch.model_inputs import read_literally
 from adasearch.outputs import autocast, cached_in_chunks
 from adasearch.progress import Progress
 from adasearch.question_answering import QuestionExamples
@@ -53,6 +54,7 @@ def load_reader(path: str, *, is_finetuned: bool, trust_remote_code: bool = Fals
             path, trust_remote_code=trust_remote_code, num_labels=2, ignore_mismatched_sizes=not is_finetuned  # a start and an end
         )
     model.config.is_pair = True  # questions and contexts, whatever the checkpoint was trained on
+    read_literally(tokenizer)
     return Reader(model.float(), tokenizer)
 
 

@@ -21,7 +21,10 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json
 from adasearch.measure import Factory, collector_off
 from adasearch.progress import Progress
+from adasearch.prune import REPORT, load_student_and_tokenizer
 from adasearch.runtimes import Runtime
+from adasearch.tokens import TokenStore
+from adasearch.vocabulary import retokenise
 
 SECONDS_PER_STREAM = 5.0  # passes over a stream are as many as fit into it, but
 FEWEST_PASSES, MOST_PASSES = 1, 10  # one pass is many calls already
@@ -147,10 +150,9 @@ def read_lengths(path: Path) -> np.ndarray:
     of a .txt file one whole number a line. Raises ``DataError`` where there are none."""
     path = Path(path)
     if path.is_dir():
-        stores = sorted((path / "cache").glob("held_out-*.offsets.npy"), key=lambda file: file.stat().st_mtime)
-        if not stores:
+        if (store := _latest(path, "held_out")) is None:
             raise DataError(f"lengths_from: {path}: no lengths (cache/held_out-*.offsets.npy); choices: a run's folder, a .txt file")
-        return np.diff(np.load(stores[-1], allow_pickle=False))
+        return store.lengths
     try:
         words = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -162,11 +164,37 @@ def read_lengths(path: Path) -> np.ndarray:
 
 
 def own_lengths(model_dir: Path) -> np.ndarray | None:
-    """Lengths (N,) of its run's texts in the word pieces of a student with a vocabulary of its own; None of any other model."""
-    for place in Path(model_dir).resolve().parents[:2] if _is_student(model_dir) else ():
-        if stores := sorted((place / "cache").glob("student_held_out-*.offsets.npy"), key=lambda file: file.stat().st_mtime):
-            return np.diff(np.load(stores[-1], allow_pickle=False))
+    """Lengths (N,) of its run's texts in the word pieces of a student with a vocabulary of its own, or one that ``prune`` has cut; None
+    of any other model.
+
+    Raises ``DataError`` for a student that was cut where its run's own student, in whose pieces the texts are kept, is gone.
+    """
+    model_dir = Path(model_dir).resolve()
+    if not _is_student(model_dir):
+        return None
+    is_cut = (model_dir / REPORT).is_file()
+    source = Path(read_json(model_dir / REPORT)["source"]).resolve() if is_cut else model_dir
+    for run in dict.fromkeys([*model_dir.parents[:2], *source.parents[:2]]):
+        store = _latest(run, "student_held_out")
+        if is_cut and store is None:
+            store = _latest(run, "held_out")
+        if store is not None:
+            return _lengths_in(model_dir, run / "student", store) if is_cut else store.lengths
     return None
+
+
+def _lengths_in(model_dir: Path, whole: Path, store: TokenStore) -> np.ndarray:
+    """Lengths (N,) of texts in the pieces of a folder's student, from their ids in those of the student that it was cut out of."""
+    if not (whole / "config.json").is_file():
+        raise DataError(f"models: {model_dir}: {whole}, whose word pieces its run's texts are in, is gone; choices: --lengths_from FILE, with its own lengths")
+    (_, old), (model, new) = load_student_and_tokenizer(whole), load_student_and_tokenizer(model_dir)
+    return retokenise(store, old, new, model.config.max_position_embeddings).lengths
+
+
+def _latest(run: Path, name: str) -> TokenStore | None:
+    """The texts of that name that a run's cache was given last."""
+    files = sorted((run / "cache").glob(f"{name}-*.offsets.npy"), key=lambda file: file.stat().st_mtime)
+    return TokenStore.load(files[-1].parent, files[-1].name.removesuffix(".offsets.npy")) if files else None
 
 
 def _is_student(model_dir: Path) -> bool:

@@ -184,8 +184,8 @@ class Trunk(nn.Module):
         length = input_ids.shape[1]
         columns_L = torch.arange(length, device=input_ids.device)
         before_B1 = first_BL.sum(1, keepdim=True)
-        # RoBERTa's second separator stands where the second text's [CLS] is to stand
-        is_doubled_B1 = input_ids.gather(1, before_B1.clamp_max(length - 1)) == self.sep_token_id
+        # RoBERTa's second separator stands where the second text's [CLS] is to stand; one that nothing follows ends an empty text
+        is_doubled_B1 = (input_ids.gather(1, before_B1.clamp_max(length - 1)) == self.sep_token_id) & (second_BL.sum(1, keepdim=True) > 1)
         shift_B1 = before_B1 - 1 + is_doubled_B1.long()
         shifted_BL = torch.where(columns_L > 0, (columns_L + shift_B1).clamp_max(length - 1), 0)
         moved_BL = columns_L < second_BL.sum(1, keepdim=True) + (~is_doubled_B1).long()  # the second text, brought to the front

@@ -53,7 +53,7 @@ class PruneSettings:
         student: a run's folder, or a student's.
         output_dir: the new student's folder; beside the student, ``<student>_pruned``, when absent.
         vocabulary: how small it may be.
-        max_drop: points (hundredths of the score) that may be lost.
+        max_drop: points (hundredths of the score) that may be lost; in regression of R² as well.
         texts_file: texts like those it will meet (txt, csv, tsv, jsonl or parquet) to count pieces in; a run's own
             training and transfer texts when absent.
         validation_file: labelled examples to measure the loss on; a run's own validation examples when absent.

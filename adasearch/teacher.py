@@ -23,7 +23,7 @@ from transformers import (
 
 from adasearch.errors import ModelError, loading, one_line
 from adasearch.known_labels import HF_PROBLEM_TYPES, label_settings, places_of
-from adasearch.model_inputs import LAST_READERS, segment_ids, uses_token_types
+from adasearch.model_inputs import LAST_READERS, read_literally, segment_ids, uses_token_types
 from adasearch.objectives import task_loss
 from adasearch.progress import Progress
 from adasearch.student import AdasearchConfig
@@ -224,6 +224,8 @@ def load_teacher(path: str, task: Task, *, is_finetuned: bool, trust_remote_code
         raise ModelError(f"teacher: {path!r} has no trained head ({missing} missing): its logits would be random; choices: --finetune.when always")
     _set_padding(model, tokenizer, path)
     model.config.is_pair = task.is_pair  # saved with what becomes of it: texts of the other kind are refused later
+    if task.is_pair:
+        read_literally(tokenizer)
     teacher = Teacher(model.float(), tokenizer)
     if places != sorted(places):
         if not reorder_outputs(teacher, places):

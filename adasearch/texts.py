@@ -69,13 +69,18 @@ def split_sentences(texts: Iterable[str], *, shortest: int = 3, longest: int = 6
     return sentences
 
 
-def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that decides about the tokens of a text. Raises ``ModelError`` for a tokenizer without a fast version."""
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, *columns: Sequence[str] | None) -> dict[str, Any]:
+    """All that decides about the tokens of a text, of those in ``columns``. Raises ``ModelError`` for a tokenizer without a fast version."""
     if not tokenizer.is_fast:
         raise ModelError(f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version")
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for key in ("truncation", "padding"):  # left over from the last call
         rules.pop(key, None)
+    names = [re.escape(token["content"]) for token in rules["added_tokens"] if token["special"]]
+    if tokenizer.split_special_tokens and names:
+        special = re.compile("|".join(names), re.IGNORECASE)
+        if any(special.search(text) for texts in columns for text in texts or ()):
+            rules["split_special_tokens"] = True  # of other texts it changes nothing: what was kept of them still holds
     return rules
 
 
@@ -88,7 +93,7 @@ def tokenize(
     Pairs are cut longest text first. Done once: the files' name holds a fingerprint of texts, tokenizer and length.
     Raises ``ModelError`` for a tokenizer without a fast version, ``ConfigError`` when it cannot take ``max_length``.
     """
-    rules = tokenizer_rules(tokenizer)
+    rules = tokenizer_rules(tokenizer, split.texts, split.pairs)
     if max_length > tokenizer.model_max_length:
         most = f"tokenizer {tokenizer.name_or_path!r} takes up to {tokenizer.model_max_length}"
         raise ConfigError(f"max_seq_length: {max_length} is too long; {most}")

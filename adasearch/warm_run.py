@@ -35,7 +35,7 @@ from adasearch.fit import fit
 from adasearch.inherit_layers import inherited_operations
 from adasearch.measure import hardware
 from adasearch.methods.warm import Warm
-from adasearch.model_inputs import check_positions, check_separator, check_vocabulary
+from adasearch.model_inputs import check_positions, check_separator, check_vocabulary, read_literally
 from adasearch.objectives import teacher_level
 from adasearch.outputs import partial_path, streamed_outputs
 from adasearch.progress import Progress
@@ -123,6 +123,8 @@ def load_encoder(config: WarmConfig, folder: Path) -> Teacher:
     check_vocabulary("teacher", config.teacher, tokenizer, model.config)
     check_positions("max_seq_length", config.max_seq_length, config.teacher, model.config)
     model.config.is_pair = config.text_pair_column is not None
+    if model.config.is_pair:
+        read_literally(tokenizer)
     return Teacher(model.float(), tokenizer)
 
 

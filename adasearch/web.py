@@ -2,6 +2,7 @@
 
 Requests that arrive while the model is busy wait and are answered together in its next call: nobody waits for a batch
 to fill, and under load the batches grow by themselves. One thread computes, so the model is never called twice at once.
+Whose client goes away while he waits is not answered: what nobody hears would keep the others waiting.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from adasearch.web_page import PAGE
 
 LOG = logging.getLogger(__name__)
 QUEUE_REQUESTS = 16  # full requests that may wait; then others are told to come back later
+GONE = 499  # nginx's status for a client that did not wait; nobody reads it but the middleware
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Limits:
                 raise ConfigError(f"{name}: {value} is out of range; choices: 1 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """Texts that wait, and the promise of what is said of them."""
 
@@ -63,13 +65,18 @@ class Batcher:
         self.calls = 0
 
     async def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Answers:
-        """What the model says. Raises HTTP 503 when too much waits already."""
+        """What the model says. Raises HTTP 503 when too much waits already. Cancelled, what was not begun is not computed."""
         if sum(len(job.texts) for job in self.waiting) > QUEUE_REQUESTS * self.limits.texts:
             raise HTTPException(503, "too many texts are waiting; try again in a second", headers={"Retry-After": "1"})
         job = Job(texts, pairs, asyncio.get_running_loop().create_future())
         self.waiting.append(job)
         self.arrived.set()
-        return await job.answers
+        try:
+            return await job.answers
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it is being computed
+                self.waiting.remove(job)
+            raise
 
     async def work(self) -> None:
         """Answer for ever."""
@@ -137,6 +144,7 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
 
     @app.post("/predict")
     async def predict(
+        request: Request,
         texts: Annotated[list[str], Body(description="The texts, or the first texts of pairs.")],
         pairs: Annotated[list[str] | None, Body(description="The second texts of pairs, one a text.")] = None,
     ) -> dict[str, Any]:
@@ -146,7 +154,8 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
             check_pairs(answerer.is_pair, pairs is not None)
         except ConfigError as error:
             raise HTTPException(422, str(error)) from error
-        return {"predictions": as_json(await batcher.answer(texts, pairs), answerer.labels)}
+        answers = await while_there(request, batcher.answer(texts, pairs))
+        return {"predictions": as_json(answers, answerer.labels)}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -159,6 +168,24 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
         return PAGE
 
     return app
+
+
+async def while_there(request: Request, answering: Coroutine[Any, Any, Answers]) -> Answers:
+    """The answer, or HTTP 499 to nobody once the client has gone: no server cancels what it asked for."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise HTTPException(GONE, "the client has gone")
+    finally:
+        for task in (answer, left):
+            task.cancel()
 
 
 def as_json(answers: Answers, labels: Sequence[str]) -> list[dict[str, Any]]:

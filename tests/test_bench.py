@@ -66,6 +66,15 @@ def test_a_row_for_every_runtime_and_precision(folder: Path) -> None:
         assert words in text, words
 
 
+def test_who_times_has_the_threads_he_had(folder: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        bench_folders([folder], config(seq_lengths=[4], batch_sizes=[1]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_cold_starts_are_in_the_row(folder: Path) -> None:
     found = bench_folders([folder], config(runtime="onnxruntime", cold_starts=1, seq_lengths=[4]))[0]
     assert found["load_s"] > 0 and found["first_inference_ms"] > 0 and found["peak_rss_bytes"] > found["import_rss_bytes"] > 0

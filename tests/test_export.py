@@ -99,6 +99,20 @@ def test_the_graph_gives_torchs_logits_at_every_shape(exported: tuple[PreTrained
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx"]
 
 
+def test_the_graph_gives_torchs_logits_where_a_text_of_a_pair_is_empty(exported: tuple[PreTrainedModel, Path]) -> None:
+    model, path = exported
+    runtime = OnnxRuntime(path, threads=1)
+    rows = [[4, 5, 3, 3], [4, 3, 5, 3], [4, 3, 3], [4, 5, 3, 3, 3]]  # the last as RoBERTa's tokenizer writes it
+    ids = np.array([row + [model.config.pad_token_id] * (6 - len(row)) for row in rows])
+    mask = (np.arange(6) < np.array([[len(row)] for row in rows])).astype(np.int64)
+    for rows_, width in ((slice(None), 6), (slice(0, 1), 4), (slice(2, 3), 3)):  # beside longer ones, and alone
+        ids_BL, mask_BL = ids[rows_, :width], mask[rows_, :width]
+        with torch.no_grad():
+            expected = model(input_ids=torch.from_numpy(ids_BL), attention_mask=torch.from_numpy(mask_BL)).logits.numpy()
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(runtime(ids_BL, mask_BL), expected, atol=1e-5)
+
+
 def test_only_models_with_token_types_take_them(exported: tuple[PreTrainedModel, Path]) -> None:
     model, path = exported
     takes_types = model.config.model_type == "bert"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from adasearch import measure
+from adasearch import honest, measure
 from adasearch.bench_config import BenchConfig
 from adasearch.errors import ConfigError, ModelError
 from adasearch.honest_rows import Row, measure_rows
@@ -218,6 +218,21 @@ def test_threads() -> None:
         measure.set_threads(1)
     with pytest.raises(ConfigError, match="threads: 0 is out of range"):
         measure.set_threads(0)
+
+
+def test_what_is_trained_after_a_report_has_the_threads_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(*_: object) -> None:
+        measure.set_threads(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(honest, "_tfidf", timed)  # the first thing that is asked of the run
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            honest.measure_and_report(None, None, None, [])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", [name for name in available_runtimes() if name != "torch_compile"])  # which compiles for long

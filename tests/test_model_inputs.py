@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hearing import Heard
+from tiny import tiny_architecture, tiny_config
 from tiny_encoder import FAMILIES, make_encoder, make_model
 from tiny_encoder_run import question_settings, tiny_earlybert, tiny_settings
 from tiny_task import tiny_run
 from tiny_words import PIECES, tokenizer_of
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.answers_file import QuestionAnswerer
@@ -22,13 +26,19 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.files import read_json, write_json
 from adasearch.export import export_onnx, save_student
 from adasearch.graph_runtimes import OnnxRuntime
-from adasearch.model_inputs import COUNTS_FROM_PADDING, positions_of, segment_ids, uses_token_types
+from adasearch.model_inputs import COUNTS_FROM_PADDING, positions_of, read_literally, segment_ids, uses_token_types
 from adasearch.pipeline import run as run_search
+from adasearch.prune import encode
 from adasearch.quantize_texts import Texts
 from adasearch.runtimes import TorchRuntime
-from adasearch.teacher import Teacher
+from adasearch.shrink import build_student
+from adasearch.tasks import Task
+from adasearch.teacher import Teacher, load_teacher
+from adasearch.texts import Split, tokenize
+from adasearch.vocabulary import reduce_tokenizer, retokenise
 
 OURS = {"vocab_size": len(PIECES), "pad_token_id": PIECES.index("[PAD]")}
+PAD, SEP_ID = {"pad_token_id": OURS["pad_token_id"], "embedding_rank": None}, PIECES.index("[SEP]")
 FIRST, SECOND = ["film good", "the actor was bad", "plot"], ["bad plot", "good", "the film was the best"]
 
 
@@ -42,6 +52,12 @@ def nameless() -> PreTrainedTokenizerBase:
 def batch_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     """The pairs as ids and mask (B, L)."""
     return dict(tokenizer(FIRST, SECOND, padding=True, return_token_type_ids=False, return_tensors="pt"))
+
+
+def halves(ids: list[int]) -> tuple[list[int], list[int]]:
+    """The two texts of a pair, parted after the first separator as students part them."""
+    place = ids.index(SEP_ID) + 1
+    return ids[:place], ids[place:]
 
 
 # --- segment ids
@@ -92,6 +108,50 @@ def test_a_separator_written_into_a_single_text_begins_no_second_one(tmp_path: P
         save_student(model, tokenizer, tmp_path / str(is_pair))
         served, _ = TextClassifier(tmp_path / str(is_pair), runtime="torch", threads=1).logits(texts)
         np.testing.assert_allclose(served, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fast", "bert"])
+def test_a_special_token_written_into_a_pair_is_text_wherever_it_is_read(kind: str, tmp_path: Path) -> None:
+    """The students find the second text by the first separator: it must be the tokenizer's own."""
+    first, second = ["film [SEP] good", "[CLS] [PAD] the actor", "plot"], ["bad [SEP] plot", "good [MASK]", "film"]
+    make_model("bert", **OURS).save_pretrained(tmp_path / "given")
+    tokenizer_of(kind).save_pretrained(tmp_path / "given")
+    split = Split(first, second)
+    task = Task("pairs", "single_label", ("no", "yes"), ("accuracy",), split, split)
+    tokenizer = load_teacher(str(tmp_path / "given"), task, is_finetuned=False).tokenizer
+    store, _ = tokenize(split, tokenizer, 64, cache=tmp_path / "cache", name="train")
+    expected = [ids.tolist() for ids in store]
+    words = [[re.sub("##| ", "", tokenizer.decode(part, skip_special_tokens=True)) for part in halves(ids)] for ids in expected]
+    assert words == [[re.sub(r"[][ ]", "", text.lower()) for text in pair] for pair in zip(first, second)], "brackets are unknown to it"
+    student = build_student(tiny_architecture(), tiny_config(vocab_size=len(PIECES), sep_token_id=SEP_ID, is_pair=True, max_position_embeddings=64, **PAD))
+    folder = save_student(student, tokenizer, tmp_path / "student")
+    served, read = TextClassifier(folder, runtime="torch", threads=1), AutoTokenizer.from_pretrained(folder)
+    assert [list(ids) for ids in served._encode(first, second)[0]] == read(first, second)["input_ids"] == expected
+    assert [ids.tolist() for ids in encode(split, read, 64)] == expected
+    smaller = reduce_tokenizer(read, np.arange(len(PIECES)))  # which writes and reads its files
+    assert smaller(first, second)["input_ids"] == expected == [ids.tolist() for ids in retokenise(store, read, smaller)]
+    alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alone.encode_special_tokens = True  # as docs/serving.md says
+    assert [encoding.ids for encoding in alone.encode_batch(list(zip(first, second)))] == expected
+
+
+def test_single_texts_keep_the_special_tokens_that_are_written_into_them(tmp_path: Path) -> None:
+    make_model("bert", **OURS).save_pretrained(tmp_path / "given")
+    tokenizer_of().save_pretrained(tmp_path / "given")
+    task = Task("texts", "single_label", ("no", "yes"), ("accuracy",), Split(["a"]), Split(["b"]))
+    teacher = load_teacher(str(tmp_path / "given"), task, is_finetuned=False)
+    assert teacher.tokenizer("film [SEP] plot")["input_ids"].count(SEP_ID) == 2
+
+
+def test_tokens_that_were_kept_still_hold_where_no_special_token_is_written(tmp_path: Path) -> None:
+    heard, tokenizer = Heard(), tokenizer_of()
+    plain, marked = Split(["film"], ["good"]), Split(["film [sep]"], ["good [SEP]"])
+    for split in (plain, marked):
+        tokenize(split, tokenizer, 16, cache=tmp_path, name="train", progress=heard)
+    read_literally(tokenizer)
+    for split, count in ((plain, 2), (marked, 3), (marked, 3)):
+        store, _ = tokenize(split, tokenizer, 16, cache=tmp_path, name="train", progress=heard)
+        assert (store[0] == SEP_ID).sum() == 2 and len(heard.titles) == count
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "xlnet"])

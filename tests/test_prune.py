@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from hearing import Heard
 from tiny import randomise, tiny_architecture
 from tiny_task import tiny_run
 from tiny_words import CHARACTERS, PIECES, SPECIAL, WORDS, save_words, tokenizer_of
+from sklearn import metrics as sk
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 import adasearch
@@ -30,7 +32,7 @@ from adasearch.finished import find_run
 from adasearch.predict import predict_file
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
-from adasearch.prune import SIZES, load_student_and_tokenizer, prune_vocabulary, scorer
+from adasearch.prune import SIZES, load_student_and_tokenizer, logits_of, prune_vocabulary, scorer
 from adasearch.known_labels import Columns, read_examples
 from adasearch.calibration import calibrate, expected_calibration_error, load_calibration
 from adasearch.cascade import Cascade
@@ -40,6 +42,8 @@ from adasearch.score_models import score_models
 from adasearch.shrink import build_student
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 from adasearch.tasks import load_task
+from adasearch.streams import own_lengths
+from adasearch.texts import Split
 from adasearch.tokens import TokenStore
 from adasearch.vocabulary import required_pieces
 from adasearch.word_pieces import pieces_of
@@ -221,7 +225,7 @@ def test_a_runs_own_texts_say_which_pieces_stay(ran: tuple[Path, Problem], tmp_p
     required = {PIECES[index] for index in np.flatnonzero(required_pieces(tokenizer_of()))}
     assert set(pieces_of(AutoTokenizer.from_pretrained(found.folder))) == occurring | required
     assert found.before.score == pytest.approx(found.after.score) and found.after.drop == 0
-    assert found.before.score == scorer(problem.task.validation, "accuracy")(*load_student_and_tokenizer(folder / "student"))
+    assert found.before.score == scorer(problem.task.validation, "accuracy")(*load_student_and_tokenizer(folder / "student"))[0]
 
 
 def test_the_student_of_a_run_is_found_and_its_lesson_is_read_back(ran: tuple[Path, Problem]) -> None:
@@ -401,6 +405,44 @@ def test_a_vocabulary_without_room_is_refused_before_the_teacher_is_trained(tmp_
         with pytest.raises(ConfigError, match="vocabulary.size: 9 has no room"):
             prepared(words_run(tmp_path, vocabulary=VocabularyConfig(kind, 9)))
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_cut_student_is_timed_at_the_lengths_of_its_own_pieces(tmp_path: Path) -> None:
+    """Wherever it lies; its run's texts are kept in the pieces of the whole one."""
+    run, texts = tmp_path / "run", ["the films was playing", "good actor", "unplayable plots", "the film was good"]
+    whole, tokenizer = save_student(random_student(), tokenizer_of(), run / "student"), tokenizer_of()
+    for name, length in (("held_out-a", 3), ("held_out-b", None)):  # the last is the one that counts
+        TokenStore.from_lists(ids[:length] for ids in tokenizer(texts)["input_ids"]).save(run / "cache", name)
+        time = 10**9 * (2 if length is None else 1)
+        os.utime(run / "cache" / f"{name}.offsets.npy", ns=(time, time))
+    assert own_lengths(whole) is None, "the run's lengths are its own"
+    for place in (run / "student_pruned", tmp_path / "elsewhere" / "cut"):
+        folder = prune_vocabulary(whole, TEXTS, output_dir=place).folder
+        own = [len(ids) for ids in AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]]
+        assert own_lengths(folder).tolist() == own and own > [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    TokenStore.from_lists(tokenizer(texts[:2])["input_ids"]).save(run / "cache", "student_held_out-c")  # of a vocabulary of its own
+    assert own_lengths(folder).tolist() == own[:2] and own_lengths(whole).tolist() == [len(ids) for ids in tokenizer(texts[:2])["input_ids"]]
+    shutil.rmtree(whole)
+    with pytest.raises(DataError, match="models: .*cut: .*student, whose word pieces .* is gone; choices: --lengths_from"):
+        own_lengths(folder)
+
+
+def test_a_cut_student_of_a_regression_keeps_the_scale(student: Path) -> None:
+    """A word table whose cut moves every prediction by as much correlates as well as before."""
+    scores = {len(PIECES): (0.9, 0.8), REQUIRED + 5: (0.9, 0.796), REQUIRED + 1: (0.9, 0.7)}
+    found = prune_vocabulary(
+        student, TEXTS, output_dir=student.with_name("small"), sizes=[REQUIRED + 1, REQUIRED + 5],
+        evaluate=lambda model, tokenizer: scores[len(tokenizer)],
+    )  # fmt: skip
+    assert found.after.rows == REQUIRED + 5 and found.after.drop == pytest.approx(0.4) and found.after.score == 0.9
+    labels_N = np.arange(8, dtype=np.float32)
+    split = Split(["film good", "bad", "the plot", "was", "best", "act a", "better", "play"], labels=labels_N)
+    one = {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
+    regression = build_student(tiny_architecture(), AdasearchConfig.from_dict({**random_student().config.to_dict(), **one})).eval()
+    correlation, explained = scorer(split, "pearson")(regression, tokenizer_of())
+    values_N = logits_of(regression, tokenizer_of(), split)[:, 0]
+    assert correlation == pytest.approx(np.corrcoef(values_N, labels_N)[0, 1], abs=1e-6)
+    assert explained == pytest.approx(sk.r2_score(labels_N, values_N), rel=1e-5)
 
 
 def test_the_verb(ran: tuple[Path, Problem], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

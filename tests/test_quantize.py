@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from adasearch.graph_runtimes import weights_of
 from adasearch.progress import Progress
 from adasearch.qdq_export import export_folder
 from adasearch.quantize import (
-    Reference, _choose, _keep_score, choose_ways, format_deployment, quantize,
+    Reference, _choose, _keep_score, _lost, _scores, choose_ways, format_deployment, quantize,
 )  # fmt: skip
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
@@ -231,7 +232,7 @@ def test_the_operation_that_hurts_is_found_and_given_back(made: Path, tmp_path: 
         return rename(source, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    left = _keep_score(path, tmp_path / "other_disk", material, Reference(logits, 1.0), config_of(made, max_drop=5.0), Progress())
+    left = _keep_score(path, tmp_path / "other_disk", material, Reference(logits, (1.0,)), config_of(made, max_drop=5.0), Progress())
     assert left[0] == guilty.name
     assert guilty.name not in int8.quantised_operations(path)
     kept = material.validation.logits_of(OnnxRuntime(path, 1))
@@ -256,6 +257,34 @@ def test_quantize_tries_all_keeps_the_fastest_good_one_and_saves_it(made: Path, 
     text = format_deployment(deployment)
     assert text.count("\n") == len(ways) + 2 and text.splitlines()[-1].startswith(f"kept: {deployment.runtime}")
     assert not list(folder.rglob("*partial*"))
+
+
+def test_a_shift_that_no_correlation_sees_is_a_loss() -> None:
+    """A regression's predictions, shifted and stretched: by hand R² loses (shift / deviation)² and (stretch - 1)² of a perfect one."""
+    labels_N = np.array([0, 2, 4, np.nan, 6], np.float32)  # mean 3, variance 5
+    exact_N1 = np.nan_to_num(labels_N, nan=1.0)[:, None]
+    material = SimpleNamespace(model_dir="m", metrics=("pearson", "mse"), labels=labels_N, validation=SimpleNamespace(logits_of=lambda logits: logits))
+    reference = Reference(exact_N1, _scores(material, exact_N1))
+    assert reference.scores == pytest.approx((1.0, 1.0))
+    for moved_N1, lost in ((exact_N1 + 1, 100 / 5), (3 + 1.1 * (exact_N1 - 3), 1.0), (exact_N1 + 0.01, 0.01 / 5), (exact_N1, 0.0)):
+        assert _lost(reference, material, moved_N1) == pytest.approx(lost, abs=1e-4)
+    rows = [
+        {"runtime": name, "precision": "int8", "score": 1.0, "drop_points": _lost(reference, material, logits_N1), "latency_ms_p50": ms}
+        for name, logits_N1, ms in (("shifted", exact_N1 + 1, 1.0), ("true", exact_N1 + 0.01, 2.0))
+    ]
+    assert _choose(rows, QuantizeConfig(), material)["runtime"] == "true"
+    with pytest.raises(ModelError, match="shifted int8 comes nearest with 20.00"):
+        _choose(rows[:1], QuantizeConfig(), material)
+
+
+def test_who_quantises_has_the_threads_he_had(made: Path, tmp_path: Path) -> None:
+    folder = copy_of(made, tmp_path)
+    torch.set_num_threads(2)
+    try:
+        quantize(folder, config_of(made, runtimes=["torch"], precisions=["fp32"]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_folder_in_a_run_takes_the_runs_texts(made: Path, tmp_path: Path) -> None:
@@ -407,12 +436,12 @@ def test_the_fastest_that_keeps_the_score_is_chosen(made: Path) -> None:
         drop = None if score is None else 90 - 100 * score
         return {"runtime": name, "precision": "fp32", "score": score, "drop_points": drop, "latency_ms_p50": latency, "note": "why"}
 
-    material, reference = load_material(made / "student", config_of(made)), Reference(np.zeros((1, 2)), 0.9)
+    material = load_material(made / "student", config_of(made))
     tried = [row("slow", 0.92, 3.0), row("good", 0.895, 2.0), row("bad", 0.894, 1.0), row("broken", None, None)]
     config = QuantizeConfig(max_drop=0.5)
-    assert _choose(tried, reference, config, material)["runtime"] == "good"  # exactly half a point is allowed
-    assert _choose(tried, reference, dataclasses.replace(config, max_drop=0.0), material)["runtime"] == "slow"
+    assert _choose(tried, config, material)["runtime"] == "good"  # exactly half a point is allowed
+    assert _choose(tried, dataclasses.replace(config, max_drop=0.0), material)["runtime"] == "slow"
     with pytest.raises(ModelError, match="nothing that was asked for loses 0.5 points or less; bad fp32 comes nearest with 0.60"):
-        _choose(tried[2:], reference, config, material)
+        _choose(tried[2:], config, material)
     with pytest.raises(ModelError, match=r"no runtime that was asked for could run it \(why\)"):
-        _choose(tried[3:], reference, config, material)
+        _choose(tried[3:], config, material)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from adasearch.cascade import Cascade  # noqa: E402
 from adasearch.classifier import Answers, TextClassifier  # noqa: E402
 from adasearch.errors import ConfigError  # noqa: E402
 from adasearch.serve import facts_of, listen, serve  # noqa: E402
-from adasearch.web import Limits, as_json, create_app  # noqa: E402
+from adasearch.web import Batcher, Limits, as_json, create_app  # noqa: E402
 
 LIMITS = Limits(texts=8, characters=50, body_bytes=2000)
 SECONDS = 60  # after which a test that waits has failed; none of them comes near
@@ -171,6 +172,44 @@ def test_who_waits_is_answered_together_and_gets_what_is_his(model: TextClassifi
         assert ask(["fail"]).result(SECONDS).status_code == 500
         assert ask(["panic"]).result(SECONDS).status_code == 500
         assert ask(["bad"]).result(SECONDS).status_code == 200  # one failed call is not the end
+
+
+def test_whose_client_has_gone_is_not_answered(model: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is room kept for him among those who wait."""
+    slow, queued, ended, answer = Slow(model), threading.Semaphore(0), threading.Semaphore(0), Batcher.answer
+    app = create_app(slow, {}, LIMITS)
+
+    async def told(batcher: Batcher, *texts: Any) -> Answers:
+        queued.release()
+        return await answer(batcher, *texts)
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+        ended.release()
+
+    def asked(text: str) -> socket.socket:
+        body = json.dumps({"texts": [text] * LIMITS.texts}).encode()
+        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection = socket.create_connection((client.base_url.host, client.base_url.port), SECONDS)
+        connection.sendall(head.encode() + body)
+        return connection
+
+    monkeypatch.setattr(Batcher, "answer", told)
+    with running(watched) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", json={"texts": ["good"]})
+        assert slow.begun.wait(SECONDS) and queued.acquire(timeout=SECONDS)
+        try:
+            for text in ["bad", "film"] * 10:  # more than may wait at once
+                connection = asked(text)
+                assert queued.acquire(timeout=SECONDS)
+                connection.close()
+                assert ended.acquire(timeout=10), "who has gone is kept"
+            slow.released.set()
+            assert first.result(SECONDS).status_code == 200
+            assert client.post("/predict", json={"texts": ["the end"]}).status_code == 200
+        finally:
+            slow.released.set()
+    assert [texts for texts, _ in slow.calls] == [["good"], ["the end"]]
 
 
 def test_a_cascade_says_who_answered(model: TextClassifier, tmp_path: Path) -> None:

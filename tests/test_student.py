@@ -145,8 +145,9 @@ def embed(student: AdasearchForSequenceClassification, ids: list[int], length: i
 
 @torch.no_grad()
 @pytest.mark.parametrize("doubled", [False, True], ids=["bert", "roberta"])
-@pytest.mark.parametrize(("first", "second"), [(4, 6), (7, 3), (5, 5), (6, 0)], ids=lambda n: str(n))
+@pytest.mark.parametrize(("first", "second"), [(4, 6), (7, 3), (5, 5), (6, 0), (4, 1), (2, 1)], ids=lambda n: str(n))
 def test_two_inputs_are_both_texts_embedded_by_themselves(first: int, second: int, doubled: bool) -> None:
+    """Texts of a separator alone among them: what follows the first one is then no doubled one."""
     student = tiny_student(inputs="two")
     (row,) = texts((first, second) if second else first)
     second_row = [row[0], *row[first:]]  # the second text has a [CLS] of its own, as AdaBERT's code gives it
