@@ -78,6 +78,8 @@ class CofiConfig(TaughtRunConfig):
         finetune_learning_rate: for the smaller model.
         finetune_schedule: of that: constant, as published, or linear.
         gate_learning_rate: for the gates' log alpha and the multipliers; constant, no weight decay.
+        quadratic_rate: how many times as fast the multiplier of the squared gap learns; 1 as published. In a few hundred steps both
+            multipliers then stay too small to hold a target, or swing around it.
         warmup: share of a phase in which the weights' learning rate rises; a constant one does not.
         weight_decay: AdamW's, on matrices.
         clip_norm: largest gradient norm of the weights.
@@ -120,6 +122,7 @@ class CofiConfig(TaughtRunConfig):
     finetune_learning_rate: float = 2e-5
     finetune_schedule: str = "constant"
     gate_learning_rate: float = 0.01
+    quadratic_rate: float = 1.0
     warmup: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
@@ -190,7 +193,7 @@ class CofiConfig(TaughtRunConfig):
         for name, low, high in (
             ("prefinetune_epochs", 0, 1e6), ("prune_epochs", 1e-6, 1e6), ("finetune_epochs", 0, 1e6),
             ("warmup_epochs", 0, self.prune_epochs), ("min_prune_steps", 0, 1e9), ("batch_size", 1, math.inf),
-            ("learning_rate", 0, 10), ("finetune_learning_rate", 0, 10), ("gate_learning_rate", 1e-9, 10), ("warmup", 0, 1),
+            ("learning_rate", 0, 10), ("finetune_learning_rate", 0, 10), ("gate_learning_rate", 1e-9, 10), ("quadratic_rate", 0, 1e6), ("warmup", 0, 1),
             ("weight_decay", 0, 10), ("clip_norm", 1e-9, math.inf), ("layer_weight", 0, 1e6), ("prediction_weight", 0, 1e6),
             ("gold_weight", 0, 1e6), ("temperature", 1e-3, 1e3), ("sparsity_epsilon", 0, 1), ("neuron_drop", 1e-6, 1 - 1e-6),
             ("evaluations", 1, 1e6),

@@ -30,18 +30,19 @@ class Lagrangian(nn.Module):
         gap: "signed" lets a quantity move both ways, as the published code; "absolute" is
             lambda1 |gap| + lambda2 gap^2, with which lambda1 only grows.
 
-    ``multipliers`` (2,) start at 0 and belong into an optimiser group with ``maximize=True`` and no weight decay. With a
-    signed gap lambda1 takes either sign (it falls while the gap is negative, so that minimising lambda1 x gap raises
-    the gap); lambda2 never falls.
+    ``linear`` and ``quadratic``, scalars, start at 0 and belong into an optimiser group with ``maximize=True`` and no weight decay.
+    With a signed gap lambda1 takes either sign (it falls while the gap is negative, so that minimising lambda1 x gap raises
+    the gap); lambda2 never falls. lambda1 remembers gaps that are gone: what it alone holds to a target swings around it.
+    lambda2's force ends with the gap.
     """
 
     def __init__(self, gap: str = "signed"):
         super().__init__()
         assert gap in GAPS, gap
         self.gap = gap
-        self.multipliers = nn.Parameter(torch.zeros(2))
+        self.linear = nn.Parameter(torch.zeros(()))
+        self.quadratic = nn.Parameter(torch.zeros(()))
 
     def forward(self, gap: Tensor) -> Tensor:
         """The term of the loss, a scalar."""
-        linear, quadratic = self.multipliers
-        return penalty(gap.abs() if self.gap == "absolute" else gap, linear, quadratic)
+        return penalty(gap.abs() if self.gap == "absolute" else gap, self.linear, self.quadratic)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +38,7 @@ from adasearch.encoder_problem import EncoderProblem, load_problem, train_dense
 from adasearch.encoder_training import Outcome, Recipe, Workplace, train_recipe
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_folder, write_json
-from adasearch.fit import clip_gradients, make_optimizer
+from adasearch.fit import clip_gradients, make_optimizer, set_learning_rate
 from adasearch.hard_concrete import StructureGates
 from adasearch.lagrangian import ramp
 from adasearch.latency_bench import deployment_here
@@ -313,6 +314,32 @@ def test_the_weights_alone_are_clipped() -> None:
         assert before > 1e-4 and (after < 1e-8 if group.name == "weights" else after == before), group.name
 
 
+def missed_target(quadratic_rate: float) -> float:
+    """How far the gates are from a target that has risen, at most, while a noisy task pulls them open."""
+    method, student, _ = pruning(quadratic_rate=quadratic_rate, gate_learning_rate=0.05)
+    groups = [group for group in method.groups(student) if group.name != "weights"]
+    optimizers = [(group, make_optimizer(group, torch.device("cpu"))) for group in groups]
+    method.warmup_steps, missed = 60, []
+    for step in range(180):
+        method.begin_step(student, step, 180)
+        for _, optimizer in optimizers:
+            optimizer.zero_grad()
+        method.lagrangian(method.budget.saved(method.gates.open_probability()) - method.target).backward()
+        for gate in method.gates.gates():
+            gate.log_alpha_S.grad += 0.02 * (torch.randn(gate.size) - 0.3)
+        for group, optimizer in optimizers:
+            set_learning_rate(optimizer, group, step, method.config)
+            optimizer.step()
+        method.after_step(student, step)
+        missed.append(abs(method.expected_saved() - method.target))
+    return max(missed[120:])
+
+
+def test_a_fast_quadratic_multiplier_holds_the_target_that_a_slow_one_swings_around() -> None:
+    slow, fast = missed_target(1.0), missed_target(50.0)
+    assert fast < 0.02 and slow > 3 * fast, (slow, fast)
+
+
 def test_a_step_raises_what_is_saved_while_it_is_short_of_the_target() -> None:
     method, student, batch = pruning()
     optimizers = {
@@ -329,7 +356,7 @@ def test_a_step_raises_what_is_saved_while_it_is_short_of_the_target() -> None:
             optimizer.step()
             optimizer.zero_grad()
         method.after_step(student, step)
-    assert method.target == 0.6 and method.lagrangian.multipliers[0] < 0 < method.lagrangian.multipliers[1]
+    assert method.target == 0.6 and method.lagrangian.linear < 0 < method.lagrangian.quadratic
     assert method.expected_saved() > before + 0.05
     measured = method.measures(student)
     assert measured["expected_saved"] == pytest.approx(method.expected_saved()) and set(measured["open"]) == {
@@ -574,6 +601,28 @@ def test_a_target_between_those_that_are_done_is_refused(tmp_path: Path) -> None
     check_chain(config, tmp_path)  # all is done
     with pytest.raises(ConfigError, match="0.7 would go on"):
         check_chain(dataclasses.replace(config, target_sparsity=[0.4, 0.6, 0.7, 0.8]), tmp_path)
+
+
+def test_a_target_before_one_that_is_half_pruned_is_refused(problem: EncoderProblem, tmp_path: Path) -> None:
+    """What is half pruned goes on from where it began, with the batches of then, or not at all."""
+    config = settings(
+        tmp_path, target_sparsity=[0.4, 0.8], successive=True, finetune_epochs=0.0, prune_epochs=3.0, checkpoint_seconds=0.02, seeds=[5]
+    )
+    own = dataclasses.replace(problem, folder=tmp_path)
+    first, second = cofi_recipes(config)
+    train_recipe(first, own, config, 5)
+    assert read_json(tmp_path / "models" / f"{first.key}-5" / "facts.json")["pruned_after"] == []
+    with pytest.raises(Killed):
+        train_recipe(second, dataclasses.replace(own, progress=KillAt(8, ": prune")), config, 5)
+    assert (tmp_path / "work" / f"{second.key}-5" / "prune" / "checkpoint.pt").exists()
+    check_chain(config, tmp_path)
+    between = dataclasses.replace(config, target_sparsity=[0.4, 0.6, 0.8])
+    with pytest.raises(ConfigError, match=r"target_sparsity: 0.8 has been begun after \[0.4\] .* would go on after \[0.4, 0.6\]; choices: "):
+        check_chain(between, tmp_path)
+    with pytest.raises(ConfigError, match=r"0.8 has been begun after \[0.4\] .* would go on after \[0.2, 0.4\]"):
+        check_chain(dataclasses.replace(config, target_sparsity=[0.2, 0.4, 0.8]), tmp_path)
+    shutil.rmtree(tmp_path / "work" / f"{second.key}-5")  # as the message says
+    check_chain(between, tmp_path)
 
 
 def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path) -> None:

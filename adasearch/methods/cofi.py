@@ -144,7 +144,11 @@ class CofiPrune(CofiDistill):
     def groups(self, student: EncoderPreTrainedModel) -> list[Group]:
         """"weights", "gates" and "multipliers", the last of which ascend. The weights alone are clipped, as published."""
         rate = self.settings.gate_learning_rate
-        gates, multipliers = ([{"params": list(module.parameters()), "weight_decay": 0.0}] for module in (self.gates, self.lagrangian))
+        gates = [{"params": list(self.gates.parameters()), "weight_decay": 0.0}]
+        multipliers = [
+            {"params": [self.lagrangian.linear], "weight_decay": 0.0},
+            {"params": [self.lagrangian.quadratic], "weight_decay": 0.0, "rate": self.settings.quadratic_rate},
+        ]
         return [
             *super().groups(student),
             Group("gates", gates, rate, "constant", is_clipped=False),
@@ -190,7 +194,7 @@ class CofiPrune(CofiDistill):
             "target": self.target,
             "expected_saved": self.expected_saved(),
             "saved": float(self.budget.saved(self.gates.deterministic().kept())),
-            "multipliers": self.lagrangian.multipliers.tolist(),
+            "multipliers": [float(self.lagrangian.linear), float(self.lagrangian.quadratic)],
             "open": {name: float(torch.cat(listed(value)).mean()) for name, value in vars(open_share).items() if value is not None},
         }
         if self.budget.latency is not None:
