@@ -10,14 +10,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import importlib
-import importlib.util
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import adasearch
@@ -25,13 +22,13 @@ from adasearch.config import RunConfig, validate
 from adasearch.errors import AdasearchError, ConfigError, DataError
 from adasearch.progress import Progress
 from adasearch.run_files import refuse_processes
+from adasearch.user_code import import_user_code
 from adasearch.verbs import METHODS, VERBS, Verb
 
 FAILED, BAD_USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 130, 141, 143  # the last three are 128 + the signal's number, as in shells
 
 
 COMPRESS = "compress"  # the one verb whose first word is a method; settings are the method's
-_imported: dict[str, str] = {}  # what ``import_user_code`` was asked for, files as whole paths -> the module's name
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
@@ -63,47 +60,6 @@ def methods_overview() -> str:
         f"usage: adasearch {COMPRESS} METHOD [--config file.yaml] [--key value ...]\n\n{methods}\n\n"
         f"adasearch {COMPRESS} METHOD --help lists the settings of a method."
     )
-
-
-def import_user_code(name: str) -> None:
-    """Import a module, or a ``.py`` file under its stem. Raises ``ConfigError`` when it is absent or does not parse."""
-    try:
-        if not name.endswith(".py"):
-            if os.getcwd() not in sys.path:
-                sys.path.insert(0, os.getcwd())  # a console script, unlike python -m, does not look here
-            importlib.import_module(name)
-            _imported[name] = name
-            return
-        path = Path(name).resolve()
-        if not path.is_file():
-            raise ConfigError(f"--import {name}: no such file")
-        if path.stem in sys.modules:
-            raise ConfigError(f"--import {name}: a module named {path.stem!r} is loaded already; rename the file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # where inspect finds the source that is saved with the student
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[path.stem]  # as the import statement does
-            raise
-        _imported[str(path)] = path.stem
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"--import {name}: cannot be imported ({error})") from error
-
-
-def import_once(name: str) -> None:
-    """Import a user's module or file, but not a file that is loaded already: a script's worker has imported what the script does."""
-    path = Path(name)
-    loaded = (getattr(module, "__file__", None) or "" for module in [*sys.modules.values()])
-    if not any(Path(file).name == path.name and Path(file).resolve() == path for file in loaded):
-        import_user_code(name)
-
-
-def imported_files() -> list[str]:
-    """What ``import_user_code`` has imported here, in order, as another process must be given it: whole paths, names of modules."""
-    return [name for name, module in _imported.items() if module in sys.modules]
 
 
 def overview() -> str:

@@ -37,7 +37,8 @@ class RunConfig(TaskConfig):
             ``seed`` when absent. Runs that differ in ``seed`` alone can then share all of it.
         seeds: the student and its controls are trained once per seed; ``[seed]`` when absent.
         controls: systems that are trained beside the student for the honest table.
-        max_steps: caps the steps of every training stage (for a quick look).
+        max_steps: caps the steps of every training stage (for a quick look). Not the transfer set, of which every batch is drawn as a
+            whole: for a quick look ``transfer.size`` may be small, too.
         mixed_precision: no, bf16, fp16, or auto: bf16 where the processor computes in it and it was measured faster.
         threads: threads of training; all cores when absent.
         cpu: stay on the processor even where an accelerator is present.

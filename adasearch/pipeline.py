@@ -25,7 +25,7 @@ from adasearch.distributed import main_first, open_group
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.honest import measure_and_report
-from adasearch.latency_target import check_table, check_targets, open_table, target_lengths
+from adasearch.latency_target import check_table, check_targets, open_table, table_path, target_lengths
 from adasearch.operations import OPERATIONS
 from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
@@ -105,6 +105,14 @@ def prepare_only(config: RunConfig, progress: Progress | None = None) -> Path:
     with _prepared(config, progress) as (this, _):
         this.note("prepare")
     return this.folder
+
+
+def time_only(config: RunConfig, progress: Progress | None = None) -> Path:
+    """Only the latency table of a search, in ``search/`` of the run's folder; returns its path."""
+    with _prepared(config, progress) as (this, problem):
+        open_table(config.search, this.space, target_lengths(config.search, problem.labelled), this.folder / "search", this.progress)
+        this.note("table")
+    return table_path(config.search, this.folder / "search")
 
 
 def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:

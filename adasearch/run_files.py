@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from adasearch.errors import ConfigError
 from adasearch.files import closed_parent, fingerprint, read_json, write_folder, write_json, write_text
 from adasearch.settings import to_dict
+from adasearch.user_code import imported_contents
 
 # settings that may differ when a run goes on: they change what is shown, kept or timed, not what is learned. A kind of run may have more
 ALWAYS_FREE = ("quiet", "threads", "cpu", "checkpoint_seconds", "output_dir", "data_dir", "demo_assets")
@@ -97,7 +98,9 @@ def only_one(folder: Path) -> Iterator[None]:
 
 def _comes_first(path: Path) -> bool:
     """Whether it may lie in a folder before its mark: downloads and tokens, what a sweep has linked, what a shell writes the output to."""
-    return path.name == "cache" or path.name.startswith(".") or path.is_symlink() or path.suffix in (".log", ".out", ".err")
+    if path.name == "cache" or path.name.startswith(".") or path.is_symlink() or path.suffix in (".log", ".out", ".err"):
+        return True
+    return path.name == "search" and path.is_dir() and all(inner.is_symlink() for inner in path.iterdir())
 
 
 def check_begun(folder: Path, config: Any, free: Sequence[str]) -> None:
@@ -146,19 +149,26 @@ def check_same_data(path: Path, data: dict[str, dict[str, Any]], splits: Sequenc
 
 
 def check_same_inputs(path: Path, inputs: Inputs) -> None:
-    """Models, architecture and space are those that a run was begun with: a setting names a file, and files change. Raises ``ConfigError``.
+    """Models, architecture, space and the user's code are those that a run was begun with: a setting names a file, and files change.
+    Raises ``ConfigError``.
 
     ``path``: its run.json, or what else holds ``digests`` as "inputs". One that is not begun, or by a version that noted none, goes on.
     """
     before = read_json(path).get("inputs") if path.exists() else None
     if not before:
         return
+    inputs = {**inputs, **imported_contents()}
     now = digests({setting: given for setting, given in inputs.items() if setting in before})
     if what := [f"{setting} {inputs[setting]}" if isinstance(inputs[setting], Path) else setting for setting in now if now[setting] != before[setting]]:
         raise ConfigError(
             f"{path.parent}: begun with another content of {', '.join(what)}, and what was learned from both would stand side by side;"
             " choices: another --output_dir, the content as it was, or delete the whole folder"
         )
+
+
+def noted_inputs(inputs: Inputs) -> dict[str, str]:
+    """What ``check_same_inputs`` compares later: the inputs' digests and those of the user's code."""
+    return {**digests(inputs), **imported_contents()}
 
 
 def digests(inputs: Inputs) -> dict[str, str]:
@@ -222,8 +232,8 @@ def completed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, A
 
 
 def begin_run(folder: Path, settings: dict[str, Any], precision: str, *, inputs: Inputs | None = None, **facts: Any) -> None:
-    """Write ``config.yaml`` and ``run.json``, with more ``facts`` and digests of the ``inputs`` in it; of a run that was begun before only
-    note that it goes on.
+    """Write ``config.yaml`` and ``run.json``, with more ``facts`` and digests of the ``inputs`` and the user's code in it; of a run that
+    was begun before only note that it goes on.
 
     ``command`` is the latest, the one a report is of: its settings are those of all others, but for what is free. ``commands`` are all
     different ones in order. Data that were moved lie where they are now.
@@ -237,7 +247,7 @@ def begin_run(folder: Path, settings: dict[str, Any], precision: str, *, inputs:
             write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_json(path, {**about, "command": command, "commands": [*others, command], "config": config})
         return
-    facts |= {} if inputs is None else {"inputs": digests(inputs)}
+    facts |= {} if inputs is None else {"inputs": noted_inputs(inputs)}
     about = {"command": command, "commands": [command], "commit": commit(), "config": settings, "precision": precision,
              "directory": str(Path.cwd()), **facts, "stages": {}}  # fmt: skip
     write_json(path, about)  # first: it is what says whose the folder is

@@ -42,6 +42,10 @@ from adasearch.tokens import Examples
 MULTIPLIER_LEARNING_RATE = 0.05  # of the Lagrange multiplier; the gap it integrates is a share of the target
 TARGET_FALLS = 0.5  # share of the architecture's steps in which what it may cost falls to the target
 WEIGHTS = ("weights", "embeddings")
+# of what an architecture that learns by gradients learns by; without one they are read by nobody
+LEARNS_BY = (
+    "arch_learning_rate", "arch_weight_decay", "arch_warmup", "temperature_start", "temperature_end", "entropy_weight", "operation_dropout",
+)  # fmt: skip
 
 
 class SearchMethod(Method):
@@ -60,6 +64,7 @@ class SearchMethod(Method):
     weighs_cost: ClassVar[bool] = True  # beta counts, unless a target takes its place
     finds_front: ClassVar[bool] = False  # leaves search/front.json
     one_process: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = ("unroll_rate",)  # settings of a search that have no effect, beside those of ``learns_architecture``
     trains_depths_evenly: ClassVar[bool] = False  # whatever depth is drawn: to a choice that hears of every exit that is no loss
     arch_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # Adam's, as DARTS and AdaBERT
 
@@ -69,13 +74,13 @@ class SearchMethod(Method):
         name = config.strategy
         if config.mode not in cls.modes:
             raise ConfigError(f"search.mode: {config.mode!r} does not work with search.strategy {name!r}; choices: {', '.join(cls.modes)}")
-        if not cls.learns_architecture:
-            for setting in ("entropy_weight", "operation_dropout"):
-                if getattr(config, setting):
-                    raise ConfigError(
-                        f"search.{setting}: {getattr(config, setting)!r} has no effect with search.strategy {name!r}, whose architecture"
-                        " does not learn by gradients; choices: 0, or another search.strategy"
-                    )
+        for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY)):
+            if (value := getattr(config, setting)) != (usual := getattr(SearchConfig, setting)):
+                why = "" if setting in cls.ignores else ", whose architecture does not learn by gradients"
+                choice = "leave it out" if usual is None else f"{usual:g}" if isinstance(usual, float) else f"{usual}"
+                raise ConfigError(
+                    f"search.{setting}: {value!r} has no effect with search.strategy {name!r}{why}; choices: {choice}, or another search.strategy"
+                )
 
     def __init__(
         self,

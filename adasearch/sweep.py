@@ -1,11 +1,13 @@
 """``adasearch sweep``: many runs, each in its own folder, sharing teachers, started again when their process is lost.
 
     <sweep>/prepared/<task>-<teacher>-<fingerprint>/   teacher and cache, made once before the runs that need them
-    <sweep>/runs/<name>/                               a run like any other; teacher and cache are links
+    <sweep>/tables/<name>/search/latency.json          of searches with a latency target, measured before any training
+    <sweep>/runs/<name>/                               a run like any other; teacher, cache and latency table are links
     <sweep>/logs/<name>.log                            what its process said
     <sweep>/sweep.json, sweep_table.*                  how far everything is; the one table
 
-Trainings share the machine. Measurements do not: they come when all trainings are done, one at a time.
+Trainings share the machine. Measurements do not: latency tables come before the first training, all else when all trainings are
+done, one at a time.
 """
 
 from __future__ import annotations
@@ -18,20 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adasearch.cli import imported_files
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, write_json
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
-from adasearch.run_files import check_folder, check_same_data, commit, only_one, refuse_processes, typed_command
+from adasearch.run_files import check_folder, check_same, commit, only_one, path_of, refuse_processes, typed_command
 from adasearch.settings import check_choice, cores_here
 from adasearch.strategies import find_strategy
-from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation
+from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation, table_run
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
 from adasearch.sweep_jobs import Job
 from adasearch.sweep_table import write_sweep_table
 from adasearch.table_files import FORMATS
+from adasearch.user_code import imported_files
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,12 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
         engine: Engine = LocalEngine(threads) if config.engine == "local" else RayEngine(config.address, threads, workers)
         try:
             width = workers if config.engine == "local" else len(runs)
+            if tables := _tables(config, runs):
+                board.perform(engine, _preparations(config, runs), width)
+                board.perform(engine, tables, 1)
             if width > 1:
-                board.perform(engine, [*_preparations(config, runs), *_jobs(config, runs, "train")], width)
-            board.perform(engine, [*_preparations(config, runs), *_jobs(config, runs, "measure")], 1)
+                board.perform(engine, [*_preparations(config, runs), *_jobs(config, runs, "train", tables)], width)
+            board.perform(engine, [*_preparations(config, runs), *_jobs(config, runs, "measure", tables)], 1)
         finally:
             engine.close()
         finished = [run for run in runs if board.records[run.name]["status"] == "done"]
@@ -92,7 +97,7 @@ def _check_runs(config: SweepConfig, runs: Sequence[SweepRun], progress: Progres
             check_settings(shared)
             if (what := _asked_of(run)) not in seen:
                 task, _ = check(run.config, cache=Path(shared.output_dir) / "cache")
-                check_same_data(Path(shared.output_dir) / "run.json", task.data)
+                check_same(Path(shared.output_dir) / "run.json", task.data, {"teacher": path_of(shared.teacher)})
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error}") from error
         seen.add(what)
@@ -122,12 +127,25 @@ def _preparations(config: SweepConfig, runs: Sequence[SweepRun]) -> list[Job]:
     return [_job(config, name, "prepare", settings, None) for name, settings in shared.items()]
 
 
-def _jobs(config: SweepConfig, runs: Sequence[SweepRun], kind: str) -> list[Job]:
-    return [_job(config, run.name, kind, run.config, config.folder / "prepared" / run.prepared) for run in runs]
+def _tables(config: SweepConfig, runs: Sequence[SweepRun]) -> list[Job]:
+    """One for each latency table that searches read and none has yet; on a cluster each machine measures its own."""
+    if config.engine == "ray" and config.address != "local":
+        return []
+    needed = {found.output_dir: (found, run) for run in runs if (found := table_run(run.config, config.folder)) is not None}
+    return [_job(config, Path(name).name, "table", found, config.folder / "prepared" / run.prepared) for name, (found, run) in needed.items()]
 
 
-def _job(config: SweepConfig, name: str, kind: str, settings: Any, needs: Path | None) -> Job:
-    return Job(name, kind, settings, needs, _user_modules(), Path.cwd(), config.folder / "logs" / f"{name}.log")
+def _jobs(config: SweepConfig, runs: Sequence[SweepRun], kind: str, tables: Sequence[Job]) -> list[Job]:
+    folders, jobs = {job.folder for job in tables}, []
+    for run in runs:
+        found = table_run(run.config, config.folder)
+        table = None if found is None or Path(found.output_dir) not in folders else Path(found.output_dir)
+        jobs.append(_job(config, run.name, kind, run.config, config.folder / "prepared" / run.prepared, table))
+    return jobs
+
+
+def _job(config: SweepConfig, name: str, kind: str, settings: Any, needs: Path | None, table: Path | None = None) -> Job:
+    return Job(name, kind, settings, needs, _user_modules(), Path.cwd(), config.folder / "logs" / f"{name}.log", table)
 
 
 class Board:
@@ -137,6 +155,7 @@ class Board:
         self.config, self.progress = config, progress
         empty = {"status": "waiting", "attempts": 0, "lost": 0, "seconds": 0.0, "error": None}
         self.records: dict[str, dict[str, Any]] = {job.name: {"is_preparation": True, **empty} for job in _preparations(config, runs)}
+        self.records |= {job.name: {"is_table": True, **empty} for job in _tables(config, runs)}
         for run in runs:
             facts = {"task": run.config.task, "teacher": run.config.teacher, "budget": run.budget, "seed": run.config.seed}
             self.records[run.name] = {**facts, "prepared": run.prepared, "folder": run.config.output_dir, **empty}
@@ -177,14 +196,15 @@ class Board:
         return job.is_done
 
     def _is_ready(self, job: Job) -> bool:
-        return job.needs is None or self.records[job.needs.name]["status"] == "done"
+        return all(self.records[name]["status"] == "done" for name in job.needed)
 
     def _is_lost_cause(self, job: Job) -> bool:
         """Whether what it needs has failed; it has then failed too."""
-        if job.needs is None or self.records[job.needs.name]["status"] != "failed":
-            return False
-        self._note(job, "failed", error=f"its preparation failed: {self.records[job.needs.name]['error']}")
-        return True
+        failed = [name for name in job.needed if self.records[name]["status"] == "failed"]
+        if failed:
+            what = "latency table" if "is_table" in self.records[failed[0]] else "preparation"
+            self._note(job, "failed", error=f"its {what} failed: {self.records[failed[0]]['error']}")
+        return bool(failed)
 
     def _end(self, job: Job, seconds: float) -> None:
         """A trained run is not done: it has to be measured, and its attempts at that are counted anew."""

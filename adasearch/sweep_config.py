@@ -186,6 +186,18 @@ def preparation(run: RunConfig, folder: Path) -> RunConfig:
     return dataclasses.replace(run, **shared)
 
 
+def table_run(run: RunConfig, folder: Path) -> RunConfig | None:
+    """The run that measures the latency table of ``run``'s search and its like; None where that search measures none, or has one."""
+    own = Path(run.output_dir) / "search"
+    has_one = run.architecture or run.search.latency_table or any((own / name).exists() for name in ("latency.json", "architecture.json"))
+    if run.search.latency_target_ms is None or has_one:
+        return None
+    asked = {name: getattr(run.search, name) for name in ("latency_threads", "latency_batch_size", "latency_lengths", "latency_runtime")}
+    name = f"{preparation_name(run)}-{fingerprint([run.space], asked)[:8]}"
+    search = SearchConfig(latency_target_ms=1.0, **asked)  # whatever the targets are, the table is the same
+    return dataclasses.replace(preparation(run, folder), space=run.space, search=search, output_dir=str(folder / "tables" / name))
+
+
 def preparation_name(run: RunConfig) -> str:
     """Equal for runs that can share a preparation: task, teacher, and a fingerprint of all that it depends on."""
     free = ("output_dir", "seed", "threads", "evaluate", "checkpoint_seconds", "quiet", "report_examples", *AFTER_PREPARATION)

@@ -12,18 +12,18 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 import adasearch
-from adasearch.cli import import_once
 from adasearch.config import RunConfig
 from adasearch.console import LogProgress, quiet_third_parties
 from adasearch.errors import AdasearchError, one_line
 from adasearch.files import read_json, write_json
-from adasearch.pipeline import prepare_only, run, train
+from adasearch.pipeline import prepare_only, run, time_only, train
 from adasearch.progress import Progress
 from adasearch.run_files import completed
 from adasearch.settings import to_dict
+from adasearch.user_code import import_once
 
 # of the settings that may change in a folder (``pipeline.FREE``), those that what a job leaves depends on
-DEPENDS = {"prepare": (), "train": ("controls", "seeds"), "measure": ("controls", "seeds", "bench", "report_examples")}
+DEPENDS = {"prepare": (), "table": (), "train": ("controls", "seeds"), "measure": ("controls", "seeds", "bench", "report_examples")}
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,14 @@ class Job:
 
     Args:
         name: of the run, or of the preparation.
-        kind: prepare (teacher and cache), train (search, student, controls) or measure (what is left of the run: all of it,
-            or scores, times and report).
+        kind: prepare (teacher and cache), table (of latencies), train (search, student, controls) or measure (what is left of the
+            run: all of it, or scores, times and report).
         config: of the run; ``output_dir`` is its folder.
         needs: the preparation that must be done first; its folder.
         modules: the user's files, and names of modules, imported first.
         place: the folder that relative paths start from.
         log: the file that hears of the work.
+        table: the folder of the latency table that the search reads, which must be measured first.
     """
 
     name: str
@@ -48,6 +49,12 @@ class Job:
     modules: tuple[str, ...]
     place: Path
     log: Path
+    table: Path | None = None
+
+    @property
+    def needed(self) -> list[str]:
+        """Names of the jobs that must be done first."""
+        return [folder.name for folder in (self.needs, self.table) if folder is not None]
 
     @property
     def folder(self) -> Path:
@@ -125,7 +132,9 @@ def _do(job: Job, progress: Progress) -> None:
     job.begin()
     if job.needs is not None:
         link_preparation(job.needs, job.folder)
-    {"prepare": prepare_only, "train": train, "measure": run}[job.kind](job.config, progress)
+    if job.table is not None:
+        link(job.table / "search" / "latency.json", job.folder / "search" / "latency.json")
+    {"prepare": prepare_only, "table": time_only, "train": train, "measure": run}[job.kind](job.config, progress)
     job.end()
 
 
@@ -135,8 +144,12 @@ def link_preparation(prepared: Path, folder: Path) -> None:
     Nothing is written through them: files are replaced, never changed, so a run that makes one anew makes its own.
     """
     for source in (prepared / "teacher", *sorted((prepared / "cache").iterdir())):
-        target = folder / source.relative_to(prepared)
-        if not source.exists() or source.name.startswith(".") or os.path.lexists(target):
-            continue
+        if not source.name.startswith("."):
+            link(source, folder / source.relative_to(prepared))
+
+
+def link(source: Path, target: Path) -> None:
+    """A relative link to what is there, unless something lies in its place."""
+    if source.exists() and not os.path.lexists(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=source.is_dir())

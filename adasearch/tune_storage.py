@@ -81,9 +81,11 @@ def directions_of(config: TuneConfig, metric: str) -> list[str]:
 
 
 def create_study(
-    config: TuneConfig, storage: BaseStorage, metric: str, first: dict[str, object], data: dict[str, Any] | None = None
-) -> optuna.Study:
-    """The study, new or as far as it has come; a new one begins with the labels ``first`` and notes its ``data`` (of a ``Task``).
+    config: TuneConfig, storage: BaseStorage, metric: str, first: dict[str, object], data: dict[str, Any] | None = None,
+    inputs: dict[str, str] | None = None,
+) -> optuna.Study:  # fmt: skip
+    """The study, new or as far as it has come; a new one begins with the labels ``first`` and notes its ``data`` (of a ``Task``) and the
+    digests of its ``inputs``.
 
     Raises ``ConfigError`` where folder or storage holds a study with other settings.
     """
@@ -105,7 +107,7 @@ def create_study(
             study.enqueue_trial(first, user_attrs={"is_first": True}, skip_if_exists=True)
         study.set_user_attr("settings", lasting)  # last: they say that all of this is there
     if not path.exists():
-        write_json(path, {**lasting, "data": data})
+        write_json(path, {**lasting, "data": data, "inputs": inputs})
     return study
 
 

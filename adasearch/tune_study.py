@@ -20,7 +20,6 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from adasearch.cli import import_once, imported_files
 from adasearch.errors import AdasearchError, TrainingError
 from adasearch.operations import OPERATIONS
 from adasearch.progress import Progress
@@ -31,6 +30,7 @@ from adasearch.tune_report import describe, write_outputs
 from adasearch.tune_storage import JOURNAL, Worker, counted, create_study, load_study, next_trial, open_storage, release_lost
 from adasearch.tune_space import StudySpace
 from adasearch.tune_trial import PREPARING, Pruned, Study, open_study, run_trial
+from adasearch.user_code import import_once, imported_files
 
 POLL_SECONDS = 0.5
 OPEN = (TrialState.RUNNING, TrialState.WAITING)
@@ -50,7 +50,7 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> Path:
     check_request(config)
     storage = open_storage(config)  # a server that is not there is noticed before the teacher is trained
     study = open_study(config, progress)
-    found = create_study(config, storage, study.task.metric, study.space.first(), study.task.data)
+    found = create_study(config, storage, study.task.metric, study.space.first(), study.task.data, study.inputs)
     for note in study.task.notes:
         progress.message(note)
     _run(study, found, storage, progress)

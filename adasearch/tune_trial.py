@@ -30,9 +30,10 @@ from adasearch.latency_bench import deployment_here, runtime_of, time_runtimes
 from adasearch.latency_target import open_table, target_lengths
 from adasearch.member_cost import architecture_cost
 from adasearch.metrics import METRICS
+from adasearch.pipeline import inputs_of
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
-from adasearch.run_files import check_same_data
+from adasearch.run_files import check_same, noted_inputs
 from adasearch.shrink import build_student
 from adasearch.starts import teacher_worth
 from adasearch.supernet import Supernet
@@ -74,6 +75,11 @@ class Study:
         return self.config.teacher != "none" and may_inherit(self.space)
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """What the study is made of beside its data, as digests."""
+        return noted_inputs(inputs_of(self.space.base, self.space.space))
+
+    @property
     def sign(self) -> float:
         """1 where a higher score is better, else -1."""
         return 1.0 if METRICS[self.task.metric].higher_is_better else -1.0
@@ -99,7 +105,7 @@ def open_study(config: TuneConfig, progress: Progress) -> Study:
     config.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(config.folder / PREPARING):
         task = tuning_task(check_data(config, space), config.seed_of_data)
-        check_same_data(config.folder / "study.json", task.data)
+        check_same(config.folder / "study.json", task.data, inputs_of(space.base, space.space))
         accelerator = _accelerator(config.folder / PRECISION, space.base)
     study = Study(config, task, space, progress, accelerator)
     problem = study.problem(space.base)

@@ -98,7 +98,8 @@ def strategy_training(space: Space, examples: Examples, batch: int, steps: int, 
     """The same of a strategy by name, in its published mode; its gates learn, but stay where they are."""
     torch.manual_seed(0)
     mode = STRATEGIES[name].published_mode or STRATEGIES[name].modes[0]
-    config = SearchConfig(steps=10 * steps, batch_size=batch, arch_warmup=0.0, arch_learning_rate=0.0, strategy=name, mode=mode)
+    still = {"arch_warmup": 0.0, "arch_learning_rate": 0.0} if STRATEGIES[name].learns_architecture else {}
+    config = SearchConfig(steps=10 * steps, batch_size=batch, strategy=name, mode=mode, **still)
     method = find_strategy(config)(config, DistillConfig(), "single_label", 2, float(examples.tokens.lengths.mean()))
     return training(Supernet(space, student_config()), method, examples)
 

@@ -51,7 +51,8 @@ BILEVEL = ("nni.darts", "nni.gumbel_darts", "nni.proxyless")
 def parts(strategy: str, **settings: Any) -> tuple[Supernet, NniSearch]:
     """A supernet with dropout, so that random numbers matter, and its method."""
     torch.manual_seed(1)
-    changes = {"steps": STEPS, "batch_size": 8, "arch_warmup": 0.3, "candidates": 5, "population": 4, "generations": 1, **settings}
+    learns = {"arch_warmup": 0.3} if strategy in BILEVEL else {}
+    changes = {"steps": STEPS, "batch_size": 8, **learns, "candidates": 5, "population": 4, "generations": 1, **settings}
     config = SearchConfig(strategy=strategy, mode="bilevel" if strategy in BILEVEL else "joint", **changes)
     space = tiny_space({"dropout": 0.2}, operations=("conv3", "gated_conv3", "max_pool3", "skip"), cells=(1, 2), learned_per_node=1)
     supernet = Supernet(space, tiny_config())
@@ -259,6 +260,8 @@ def test_nnis_own_penalty_has_no_gradient() -> None:
         ({"strategy": "nni.tpe", "derive": "argmax"}, "search.derive: 'argmax' does not work with search.strategy 'nni.tpe'"),
         ({"strategy": "nni.proxyless", "mode": "bilevel", "entropy_weight": 0.1}, "search.entropy_weight: 0.1 is not known to NNI"),
         ({"strategy": "nni.random", "fair_sampling": True}, "search.fair_sampling: True is not known to NNI"),
+        ({"strategy": "nni.darts", "mode": "bilevel", "temperature_start": 5.0}, "search.temperature_start: 5.0 has no effect with .*'nni.darts'"),
+        ({"strategy": "nni.tpe", "arch_learning_rate": 0.1}, "search.arch_learning_rate: 0.1 has no effect with .*'nni.tpe', whose architecture"),
     ],
 )
 def test_settings_that_nni_does_not_have_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from adasearch.config import RunConfig
 from adasearch.diagnosis_run import DiagnosisConfig, diagnose
 from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.errors import ConfigError
-from adasearch.files import read_json, write_json
+from adasearch.files import read_json, write_json, write_text
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.quantgpt_config import QuantGptConfig
 from adasearch.quantgpt_run import quantize_language_model
@@ -39,6 +40,7 @@ from adasearch.tasks import Task
 from adasearch.texts import Split
 from adasearch.tune_config import TuneConfig
 from adasearch.tune_study import tune
+from adasearch.user_code import import_user_code
 from adasearch.warm_config import WarmConfig
 from adasearch.warm_run import warm
 
@@ -292,6 +294,38 @@ def test_a_run_notices_when_what_a_setting_names_has_changed(tmp_path: Path) -> 
         (teacher / "model.safetensors").write_bytes(b"old weights")
         check_same_inputs(folder / "run.json", {**inputs, "digest": "another"})
     check_same_inputs(folder / "run.json", {"teacher": tmp_path / "moved"})  # nothing to compare
+
+
+def test_a_run_notices_when_the_users_code_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that --import names and what it imports from beside it; what is not imported now is not asked."""
+    names, folder = ("code_of_a_user", "helper_of_a_user"), tmp_path / "run"
+    monkeypatch.syspath_prepend(tmp_path / "code")
+
+    def imported(code: str, helper: str) -> None:
+        for name in names:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        for name, text in zip(names, (f"import difflib, {names[1]}\n{code}", helper)):
+            write_text(tmp_path / "code" / f"{name}.py", text)
+        import_user_code(str(tmp_path / "code" / f"{names[0]}.py"))
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file is read again, however fast it was edited
+    try:
+        imported("A = 1", "B = 1")
+        begin_run(folder, DEFAULTS, "no", inputs={"space": "a digest"})
+        assert set(read_json(folder / "run.json")["inputs"]) == {"space", *(f"--import {name}" for name in names)}
+        imported("A = 1", "B = 1")
+        check_same_inputs(folder / "run.json", {"space": "a digest"})
+        imported("A = 2", "B = 1")
+        with pytest.raises(ConfigError, match="run: begun with another content of --import code_of_a_user, and what was learned"):
+            check_same_inputs(folder / "run.json", {})
+        imported("A = 1", "B = 2")
+        with pytest.raises(ConfigError, match="another content of --import helper_of_a_user, and"):
+            check_same_inputs(folder / "run.json", {})
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    check_same_inputs(folder / "run.json", {})
 
 
 def test_models_in_runs_folders_and_tokenizers_are_among_what_a_run_is_made_of(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ Dimensions: B batch, R rows (edges), N choices.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ OURS = ("gumbel", "gumbel_all", "darts", "darts_second", "gdas", "proxyless", "o
 
 def settings(strategy: str, **changes: Any) -> SearchConfig:
     mode = "bilevel" if strategy == "darts_second" else "joint"
-    return SearchConfig(**{"steps": 6, "batch_size": 8, "arch_warmup": 0.3, "strategy": strategy, "mode": mode, "candidates": 5, **changes})
+    learns = {"arch_warmup": 0.3} if STRATEGIES[strategy].learns_architecture else {}
+    return SearchConfig(**{"steps": 6, "batch_size": 8, **learns, "strategy": strategy, "mode": mode, "candidates": 5, **changes})
 
 
 def parts(strategy: str, space: dict[str, Any] | None = None, **changes: Any) -> tuple[Supernet, SearchMethod, SearchConfig]:
@@ -56,7 +59,8 @@ def parts(strategy: str, space: dict[str, Any] | None = None, **changes: Any) ->
 
 def learning(strategy: str, space: dict[str, Any] | None = None, **changes: Any) -> tuple[Supernet, SearchMethod, dict[str, Tensor]]:
     """The same in double precision, all random, in the phase in which the architecture learns; and a batch."""
-    supernet, method, _ = parts(strategy, {"operations": SMOOTH, **(space or {})}, beta=0.0, **changes)
+    free = {"beta": 0.0} if STRATEGIES[strategy].weighs_cost else {}
+    supernet, method, _ = parts(strategy, {"operations": SMOOTH, **(space or {})}, **free, **changes)
     method.attach(supernet)
     randomise(supernet)
     supernet.double().train()
@@ -78,7 +82,7 @@ def total(method: SearchMethod, supernet: Supernet, batch: dict[str, Tensor]) ->
 @pytest.mark.parametrize("strategy", OURS)
 def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, strategy: str) -> None:
     extra = {} if strategy in ("one_shot", "random") else {"operation_dropout": 0.3, "entropy_weight": 0.2}
-    extra["fair_sampling"] = True
+    extra["fair_sampling"] = "fair_sampling" not in STRATEGIES[strategy].ignores
     small = {"nodes": 1, "macro": {"dropout": 0.2}, **({"cells": (1, 1), "widths": (8,)} if strategy == "darts_second" else {})}
     whole, again = parts(strategy, small, **extra), parts(strategy, small, **extra)
     history = run(tmp_path / "whole", whole)
@@ -514,11 +518,62 @@ def test_the_front_of_one_shot_says_what_its_members_cost(target: str | None) ->
         ({"strategy": "one_shot", "derive": "argmax"}, "search.derive: 'argmax' does not work"),
         ({"strategy": "random", "entropy_weight": 0.1}, "search.entropy_weight: 0.1 has no effect"),
         ({"strategy": "one_shot", "operation_dropout": 0.1}, "search.operation_dropout: 0.1 has no effect"),
+        ({"strategy": "one_shot", "beta": 1.0}, "search.beta: 1.0 has no effect with search.strategy 'one_shot'; choices: 4, or another"),
+        ({"strategy": "gumbel", "unroll_rate": 0.1}, "search.unroll_rate: 0.1 has no effect with .*'gumbel'; choices: leave it out, or"),
+        ({"strategy": "darts", "mode": "bilevel", "fair_sampling": True}, "search.fair_sampling: True has no effect .*'darts'; choices: False"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_strategy(SearchConfig(**changes))
+
+
+@pytest.mark.parametrize("strategy", OURS)
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("arch_learning_rate", 0.1), ("arch_weight_decay", 1e-3), ("arch_warmup", 0.5), ("temperature_start", 5.0), ("temperature_end", 0.1),
+        ("entropy_weight", 0.1), ("operation_dropout", 0.1), ("unroll_rate", 0.1),
+    ],
+)  # fmt: skip
+def test_what_an_architecture_learns_by_is_refused_where_none_learns_by_it(strategy: str, setting: str, value: float) -> None:
+    """The default says nothing: it is in every run's record."""
+    mode = STRATEGIES[strategy].published_mode or "joint"
+    find_strategy(SearchConfig(strategy=strategy, mode=mode))
+    draws_none = strategy.startswith("darts") and setting.startswith("temperature")
+    unrolls = setting == "unroll_rate" and strategy != "darts_second"
+    asked = SearchConfig(strategy=strategy, mode=mode, **{setting: value})
+    if draws_none or unrolls or (strategy in ("one_shot", "random")):
+        with pytest.raises(ConfigError, match=f"^search.{setting}: {value} has no effect with search.strategy '{strategy}'"):
+            find_strategy(asked)
+    else:
+        assert find_strategy(asked) is STRATEGIES[strategy]
+
+
+OWN = (Path(__file__).parents[1] / "docs" / "search-strategies.md").read_text(encoding="utf-8").partition("## A strategy of your own")[2]
+
+
+def test_what_the_page_says_can_be_overridden_is_there() -> None:
+    """Every name of the table's first column; of a hook its arguments, too, as far as they are written out."""
+    rows = re.findall(r"^\| (`.+?) \|", OWN, re.MULTILINE)
+    assert len(rows) >= 11
+    for name, arguments in (re.fullmatch(r"`(\w+)(?:\((.*)\))?`", row).groups() for row in rows):
+        hook = getattr(SearchMethod, name)
+        if arguments is not None:
+            known = [parameter for parameter in inspect.signature(hook).parameters if parameter != "self"]
+            told = arguments.removesuffix(", …").split(", ")
+            assert told == known[: len(told)] and (arguments.endswith("…") or len(told) == len(known)), name
+
+
+def test_the_depth_of_the_pages_strategy_hears_of_its_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(STRATEGIES, "_items", dict(STRATEGIES._items))
+    exec(compile(re.search(r"```python\n(.*?)```", OWN, re.DOTALL)[1], "my_strategy.py", "exec"), {"__name__": "my_strategy"})  # noqa: S102
+    for beta, hears in ((0.0, False), (4.0, True)):
+        supernet, method, batch = learning("deepest", {"cells": (1, 3)})
+        method.config = dataclasses.replace(method.config, beta=beta)
+        sum(method.loss(supernet, batch).values()).backward()
+        assert bool(supernet.depth_gate.logits.grad is not None and supernet.depth_gate.logits.grad.abs().max() > 1e-6) == hears
+        assert supernet.cell_gates[0].operations.logits.grad.abs().max() > 0
 
 
 def test_a_strategy_of_ones_own_is_one_class() -> None:

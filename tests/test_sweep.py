@@ -22,12 +22,12 @@ from hearing import Heard
 from safetensors.torch import load_file
 from tiny_task import tiny_run, write_csv
 
-from adasearch import sweep_table
-from adasearch.cli import import_once, import_user_code
+from adasearch import latency_bench, latency_target, sweep_table
 from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, TransferConfig, to_dict
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
-from adasearch.pipeline import run
+from adasearch.pipeline import run, search
+from adasearch.run_files import note_stage
 from adasearch.search_method import STRATEGIES
 from adasearch.settings import part_of
 from adasearch.speed_table import SpeedRow
@@ -36,6 +36,7 @@ from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override,
 from adasearch.sweep_engines import LocalEngine
 from adasearch.sweep_jobs import DEPENDS, Job, link_preparation, perform
 from adasearch.sweep_table import variants
+from adasearch.user_code import import_once, import_user_code
 
 
 def settings(folder: Path, **changes: Any) -> SweepConfig:
@@ -223,7 +224,7 @@ def test_the_same_sweep_with_other_controls_and_times_trains_and_measures_what_i
 def test_a_job_is_done_with_the_settings_that_its_result_depends_on(changes: dict, left: list[str], tmp_path: Path) -> None:
     """Of a folder that only knows what it was begun with, and of one that has been measured with other settings since."""
     begun = RunConfig(output_dir=str(tmp_path))
-    stages = {stage: {"done": True} for stage in ("prepare", "train", "report")}
+    stages = {stage: {"done": True} for stage in ("prepare", "table", "train", "report")}
     changed = dataclasses.replace(begun, **changes)
 
     def job(kind: str, config: RunConfig) -> Job:
@@ -348,6 +349,62 @@ def test_a_second_sweep_stays_out_of_the_folder(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another process is at work"):
             sweep(config)
+
+
+class Here:
+    """An engine in this process: jobs are done when somebody waits for them; it keeps who stood beside whom."""
+
+    def __init__(self, threads: int):
+        self.seen: list[list[str]] = []
+        self.jobs: list[Job] = []
+
+    def start(self, job: Job) -> int:
+        self.jobs.append(job)
+        return len(self.jobs) - 1
+
+    def ended(self, handles: list[int]) -> list[tuple[int, Any]]:
+        self.seen.append([self.jobs[handle].kind for handle in handles])
+        return [(handles[0], perform(self.jobs[handles[0]]))]
+
+    def stop(self, handles: list[int]) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_latency_table_is_measured_once_and_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside trainings its times would be a tenth too long. Both runs read the same; a search that is done needs none."""
+    for name in ("BLOCKS", "REPEATS", "WARMUP"):
+        monkeypatch.setattr(latency_bench, name, 1)
+    engines, measured = [], []
+    monkeypatch.setattr("adasearch.sweep.LocalEngine", lambda threads: engines.append(Here(threads)) or engines[-1])
+    monkeypatch.setattr("adasearch.sweep.cores_here", lambda: 2)
+    monkeypatch.setattr("adasearch.sweep.write_sweep_table", lambda *_: ("", []))
+    build = latency_target.build_table
+    monkeypatch.setattr(latency_target, "build_table", lambda *args, **named: measured.append(named["output"]) or build(*args, **named))
+
+    def train_only_the_search(config: RunConfig, progress: Any) -> None:
+        search(config, progress)
+        for stage in ("train", "report"):
+            note_stage(Path(config.output_dir), stage)
+
+    monkeypatch.setattr("adasearch.sweep_jobs.train", train_only_the_search)
+    monkeypatch.setattr("adasearch.sweep_jobs.run", train_only_the_search)
+    asked = SearchConfig(steps=2, batch_size=16, candidates=2, latency_lengths=[8], latency_runtime="torch")
+    config = settings(tmp_path, tasks=["tiny"], latency_target_ms=[1e5, 1e6], workers=2, search=asked, controls=[], transfer=TransferConfig(size=0))
+    assert sweep(config).failed == {}
+    assert engines[0].seen == [["prepare"], ["table"], ["train", "train"], ["train"]]
+    (table,) = (tmp_path / "sweep" / "tables").glob("*/search/latency.json")
+    assert measured == [table]
+    for planned in plan(config):
+        own = Path(planned.config.output_dir) / "search" / "latency.json"
+        assert own.is_symlink() and own.resolve() == table.resolve() and not os.readlink(own).startswith("/")
+    records = read_json(tmp_path / "sweep" / "sweep.json")["runs"]
+    assert [record["status"] for record in records.values() if record.get("is_table")] == ["done"]
+    assert sweep(config).failed == {} and engines[1].seen == [] and measured == [table]
+    more = dataclasses.replace(config, latency_target_ms=[1e6, 2e6], workers=1)
+    assert sweep(more).failed == {} and engines[2].seen == [["measure"]] and measured == [table], "one more target reads what is there"
 
 
 def test_links_leave_alone_what_a_run_has_and_writing_leaves_alone_what_is_shared(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from tiny_task import rows, tiny_run, write_csv, write_teacher
 
 from adasearch.arguments import parse_settings
 from adasearch import latency_bench, tune_study, tune_trial
-from adasearch.cli import import_user_code
 from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
 from adasearch.latency import LatencyTable
@@ -47,6 +46,7 @@ from adasearch.tune_report import best_trials
 from adasearch.tune_space import default_space, read_space
 from adasearch.tune_storage import GRACE_SECONDS, Worker, counted, create_study, is_lost, load_study, next_trial, open_storage, release_lost
 from adasearch.tune_trial import Pruned, TrialRun, dominator, open_study, tuning_task
+from adasearch.user_code import import_user_code
 
 TRIED = {"search.beta": {"low": 0.5, "high": 16.0, "log": True}, "distill": {"gamma": [0.5, 0.8]}, "space.widths": [[8, 16], [8]]}
 
@@ -485,6 +485,11 @@ def test_workers_import_what_the_user_has_imported(tmp_path: Path, monkeypatch: 
         config.search = dataclasses.replace(config.search, strategy="of_a_user")
         tune(config)
         assert [trial.state for trial in trials_of(config)] == [TrialState.COMPLETE] * 2
+        del sys.modules["strategy_of_a_user"], STRATEGIES._items["of_a_user"]
+        (tmp_path / "strategy_of_a_user.py").write_text(f"{STRATEGY}    arch_betas = (0.9, 0.999)\n", encoding="utf-8")
+        import_user_code(str(tmp_path / "strategy_of_a_user.py"))
+        with pytest.raises(ConfigError, match="study: begun with another content of --import strategy_of_a_user, and what was learned"):
+            tune(dataclasses.replace(config, n_trials=3))
     finally:
         del sys.modules["strategy_of_a_user"], STRATEGIES._items["of_a_user"]
 

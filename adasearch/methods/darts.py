@@ -33,6 +33,7 @@ class Darts(SearchMethod):
     """First order: the architecture's gradient at the weights as they are."""
 
     published_mode = "bilevel"
+    ignores = (*SearchMethod.ignores, "temperature_start", "temperature_end", "fair_sampling")  # a mixture draws nothing
 
     def draw(self, student: Supernet) -> Draw:
         """Everything at once, each by its probability; without gradient to the gates in the weights' phase."""
@@ -71,6 +72,7 @@ class DartsSecond(Darts):
     """Second order. Four more passes a step than the weights need: on the training batch at w, at w + and w -, on the other at w'."""
 
     modes = ("bilevel",)
+    ignores = tuple(setting for setting in Darts.ignores if setting != "unroll_rate")
     one_process = True  # its extra gradients are of one process's batch
 
     def begin_step(self, student: Supernet, step: int, steps: int) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {"nni": "nni", "pytorch_lightning": "pytorch-lightning"}
 OVERSPENT = 100.0  # what a member beyond its target weighs more for each time that it takes the target too much
+NOT_ANNEALED = (*SearchMethod.ignores, "temperature_start", "temperature_end")  # what NNI draws or mixes without a temperature ignores
 LEAST = 1e-9  # of a probability whose logarithm is taken
 
 
@@ -243,6 +244,7 @@ class NniTrials(NniRandomOneShot):
 class NniDarts(NniDifferentiable):
     """All candidates mixed by their probabilities, first order."""
 
+    ignores = NOT_ANNEALED
     trained_by = "darts"
 
 
@@ -257,6 +259,7 @@ class NniGumbelDarts(NniDifferentiable):
 class NniProxyless(NniDifferentiable):
     """One sampled candidate forward; backward all of them, for the gradient of the binary gates."""
 
+    ignores = NOT_ANNEALED
     trained_by = "proxyless"
 
 

@@ -43,6 +43,7 @@ class OneShot(SearchMethod):
 
     learns_architecture = False
     weighs_cost = False
+    ignores = (*SearchMethod.ignores, "beta")
     finds_front = True
 
     @classmethod
