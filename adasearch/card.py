@@ -60,7 +60,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 session = onnxruntime.InferenceSession({graph})
-encoded = Tokenizer.from_file({tokenizer}).encode("...")
+encoded = Tokenizer.from_file({tokenizer}).encode("...")  # pairs: set encode_special_tokens = True on it, then encode("...", "...")
 known = {{"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}}
 (logits,) = session.run(None, {{wanted.name: np.array([known[wanted.name]]) for wanted in session.get_inputs()}})
 """),
