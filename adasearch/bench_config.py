@@ -16,9 +16,11 @@ class BenchConfig:
     """How speed is measured.
 
     Args:
-        runtime: torch or onnxruntime; auto takes onnxruntime where it is installed. The same for every system.
-        runtimes: several runtimes, each system timed in every one of them; ``runtime`` alone when empty.
-        precisions: fp32, bf16, int8, int8_embedding: each is timed in those runtimes that offer it.
+        runtime: torch, torch_compile, onnxruntime or openvino; auto takes onnxruntime where it is installed. The same for every system.
+        runtimes: of `adasearch bench`: several runtimes, each system timed in every one of them; ``runtime`` alone when empty. A run's
+            own table is of one.
+        precisions: of `adasearch bench`: fp32, bf16, int8, int8_embedding: each is timed in those runtimes that offer it. A run's own
+            table is of fp32.
         threads: threads of the runtime.
         batch_sizes: batch sizes timed; the first is the one in the table.
         seq_lengths: lengths in word pieces timed; the first is the one in the table.

@@ -68,10 +68,11 @@ class TextClassifier:
     """
 
     def __init__(
-        self, model_dir: Path, *, runtime: str = "auto", precision: str | None = None, threads: int | None = None,
+        self, model_dir: str | Path, *, runtime: str = "auto", precision: str | None = None, threads: int | None = None,
         batch_size: int = 32, is_calibrated: bool = True, progress: Progress | None = None,
     ):  # fmt: skip
         """Load what is needed. Raises ``ConfigError`` for a wrong setting, ``ModelError`` for a folder that is damaged."""
+        model_dir = Path(model_dir)
         check_settings(model_dir, runtime, batch_size, threads=threads)
         self.batch_size = batch_size
         self.runtime = open_runtime(model_dir, runtime, precision, threads, progress)

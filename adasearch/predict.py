@@ -40,10 +40,10 @@ def load_student(path: str | Path) -> PreTrainedModel:
 
 
 def predict_file(
-    student_dir: Path, input_file: Path, output_file: Path, text_column: str = "text",
+    student_dir: str | Path, input_file: str | Path, output_file: str | Path, text_column: str = "text",
     text_pair_column: str | None = None, batch_size: int = 32, runtime: str = "auto", progress: Progress | None = None,
     threads: int | None = None, *, precision: str | None = None, skip_bad_rows: bool = False, calibrated: bool = True,
-    cascade_teacher: Path | None = None, cascade_threshold: float | None = None, cascade_share: float | None = None,
+    cascade_teacher: str | Path | None = None, cascade_threshold: float | None = None, cascade_share: float | None = None,
     overwrite: bool = False,
 ) -> int:  # fmt: skip
     """Label every row of a csv, tsv, jsonl, parquet or txt file (``-``: lines of standard input); returns how many.
@@ -59,6 +59,8 @@ def predict_file(
     ``ConfigError`` and ``DataError`` before the model runs, ``ModelError`` when one cannot be loaded.
     """
     progress = progress or Progress()
+    student_dir, input_file, output_file = Path(student_dir), Path(input_file), Path(output_file)
+    cascade_teacher = None if cascade_teacher is None else Path(cascade_teacher)
     check_settings(student_dir, runtime, batch_size, threads=threads)
     check_output(input_file, output_file, overwrite=overwrite)
     is_asked = is_reader(student_dir)

@@ -30,7 +30,8 @@ are worth more than the milliseconds, which depend on the machine and on what el
 A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large reads a file of
 settings that was changed later; LOG.md says which tables are older than which fix: of searched students all but sst2,
 ablation_sst2, diagnosis_sst2, mrpc, qnli, diagnosis_qnli, demo and rte were taught by probes that were wrong at the lower layers, and all but sst2,
-ablation_sst2, diagnosis_sst2, mrpc, qnli and demo began with the supernet's weights; every search was made before the mends of 2026-11-23; most rows of CoFi
+ablation_sst2, diagnosis_sst2, mrpc, qnli, demo and rte began with the supernet's weights; every search but rte's was made before the mends of
+2026-11-23; most rows of CoFi
 at 60 and 80% are of models with neurons that do nothing, and its speeds are of the first seed's model).
 
 To repeat them from nothing, in the project's root, with a task's files at hand or from the hub:
@@ -118,7 +119,7 @@ def machine(found: dict[str, Any]) -> str:
     """Where a result is from: command, commit, processor and the versions that matter."""
     facts = found["hardware"]
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "onnxruntime", "openvino") if facts.get(name))
-    where = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores_usable']} cores, Python {facts['python']}, {versions}"
+    where = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores_usable']} core{'s'[: facts['cores_usable'] > 1]}, Python {facts['python']}, {versions}"
     return f"`{found['command']}`\n\nCommit {found['commit']}; {where}."
 
 

@@ -9,7 +9,7 @@ hold the whole, or in snli_devtest/ the two small splits alone: the first is lea
 learned from and 2,000 of the public ones scored, in windows of 192 word pieces: the whole takes a core half a day for each model.
 
 rte and sst2 are given texts without labels, which a run's teacher labels: the training pairs of snli and mrpc, and the reviews of
-imdb, where DIR has them. They are unlabeled.parquet beside the other three; only `adasearch run` learns from them.
+imdb, where DIR has them. They are unlabeled.parquet beside the other three: `adasearch run` learns from them, cofi and prune-ofa with `--transfer.unlabeled_size`.
 
 Teachers lie in <output_dir>/teachers/<task>. 2,490 pairs do not teach MiniLM what follows from what (54.9 of 52.7 for the
 constant answer), so that the teacher of rte learns snli first.

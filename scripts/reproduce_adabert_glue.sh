@@ -8,8 +8,8 @@
 #           that is fine-tuned on rte alone stays at chance. Elsewhere UNLABELED names a file of them (for sst2 IMDB's training texts: column "text").
 # Time:     on two cores, the teacher's fine-tuning included: sst2 about an hour and a half, mrpc about 40 minutes, rte about an hour.
 # Hardware: two CPU cores, 8 GB of memory.
-# Expected: runs/<task>/report.md as in results/README.md, within the spread over seeds. sst2's table was searched without finalists,
-#           by the command that stands there.
+# Expected: runs/<task>/report.md as in results/README.md, within the spread over seeds. sst2's table was trained for more steps on fewer
+#           texts, by the command that stands there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_WAIT_POLICY=PASSIVE
@@ -22,5 +22,5 @@ if [ ! -e "$settings" ]; then
     exit 2
 fi
 unlabeled=(${UNLABELED:+--unlabeled_file "$UNLABELED" --transfer.unlabeled_size 120000})
-"$python" -m adasearch run "$task" --config "$settings" --seeds 1 2 3 ${DATA_DIR:+--data_dir "$DATA_DIR"} ${TEACHERS:+--teacher "$TEACHERS/$task"} "${unlabeled[@]}" "$@"
+"$python" -m adasearch run "$task" --config "$settings" --seeds 1 2 3 ${DATA_DIR:+--data_dir "$DATA_DIR"} ${TEACHERS:+--teacher "$TEACHERS/$task"} ${unlabeled[@]+"${unlabeled[@]}"} "$@"
 "$python" scripts/make_results.py "runs/$task"

@@ -92,6 +92,12 @@ def test_every_row_gets_what_the_model_says_of_it_alone(
     assert len(set(table["prediction"])) > 1, "the test's model says the same of everything and proves nothing"
 
 
+def test_folders_and_files_may_be_named_by_strings(student: Path, tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS})), tmp_path / "out.csv"
+    assert predict_file(str(student), str(source), str(target), runtime="torch") == len(TEXTS) == len(read(target))
+    assert TextClassifier(str(student), runtime="torch").labels == ["neg", "neu", "pos"]
+
+
 def test_pairs_keep_their_segments_and_other_columns_stay(student: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", pd.DataFrame({"id": ["007"] * 7, "q": TEXTS, "r": PAIRS}))
     predict_file(student, source, tmp_path / "out.parquet", "q", "r", batch_size=2, runtime="torch")
