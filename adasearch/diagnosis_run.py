@@ -32,7 +32,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
 from adasearch.gates import gates_of
 from adasearch.histories import read_history
-from adasearch.latency import LatencyModel
+from adasearch.latency import LatencyModel, derivable
 from adasearch.latency_target import known_latency
 from adasearch.measure import hardware
 from adasearch.member_cost import architecture_cost
@@ -237,10 +237,11 @@ class Diagnosis:
     def conv3_stack(self, this: Searched) -> float:
         """Held-out score of the stack of conv3 that costs as much.
 
-        Where the space has no conv3, it starts without the supernet, and its cost is counted in MACs: a latency table lacks it.
+        Where the space has no conv3, it starts without the supernet. Where no member has it, its cost is counted in MACs: a latency
+        table lacks it.
         """
         has_conv3 = "conv3" in self.space.operations
-        latency = self.latency(this) if has_conv3 else None
+        latency = self.latency(this) if "conv3" in derivable(self.space) else None
         widths = None if latency else range(WIDTH_STEP, max(self.space.widths) + 1, WIDTH_STEP)
         stack = conv3_stack_like(this.architecture, self.space, latency.predict if latency else self.macs, widths)
         trainer = this.trainer

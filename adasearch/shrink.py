@@ -128,7 +128,7 @@ def fastest_member(space: Space, latency: LatencyModel, seed: int = 0) -> Archit
         for node in range(space.nodes):
             kept = min(space.edges_per_node, node + 2)
             must = min(space.learned_per_node, kept)
-            names = [next(name for name in ranked if name in learned)] * must + [ranked[0]] * (kept - must)
+            names = [name for name in ranked if name in learned][:1] * must + [ranked[0]] * (kept - must)
             nodes.append(tuple(Edge(source, name) for source, name in enumerate(names)))
         return Architecture(space.name, space.digest, (tuple(nodes),) * space.cells[0], width, space.macro, seed)
 

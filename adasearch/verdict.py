@@ -133,7 +133,7 @@ def warnings(report: Report) -> list[str]:
     if student is not None and student.score_mean is not None:
         found += [text for kind in KINDS if (text := _not_better(report, student, kind))]
         if constant is not None and student.score_mean <= majority:
-            found.append(f"The student is not better than always answering the most frequent class ({constant}).")
+            found.append(f"The student is not better than the constant answer ({constant}).")
         if len(student.scores) == 1:
             found.append("One seed: how much the scores vary from run to run is not known.")
     setups = {(s.runtime, s.threads, s.batch_size) for s in report.systems if s.kind not in ("tfidf",) and s.runtime}

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from adasearch.diagnosis import (
 )  # fmt: skip
 from adasearch.diagnosis_run import Diagnosis, DiagnosisConfig, diagnose
 from adasearch.errors import ConfigError, ModelError
+from adasearch.latency import LatencyModel
 from adasearch.member_cost import architecture_cost
 from adasearch.progress import Progress
 from adasearch.run_files import only_one
 from adasearch.search_plots import controls_figure, ranking_figure, retrained_front_figure
 from adasearch.settings import part_of
+from adasearch.shrink import random_architecture
 from adasearch.strategies import STRATEGIES
 
 
@@ -115,6 +118,19 @@ def test_the_conv3_stack_is_the_nearest_there_is() -> None:
     }
     best = min(prices, key=lambda shape: abs(prices[shape] - price(architecture)))
     assert (stack.depth, stack.width) == best
+
+
+def test_a_conv3_that_is_never_derived_is_in_no_latency_table() -> None:
+    space = tiny_space(operations=("conv3", "skip"), never_derived=("conv3",))
+    architecture = random_architecture(space, np.random.default_rng(0))
+    at = dict.fromkeys(space.widths, 1.0)
+    trainer = SimpleNamespace(train=lambda kind, stack, seed: SimpleNamespace(scores=stack))
+    diagnosis = SimpleNamespace(
+        space=space, latency=lambda _: LatencyModel(at, at, {"skip": at}), score=lambda scores: scores,
+        macs=lambda member: float(architecture_cost(member, 6.0).macs),
+    )  # fmt: skip
+    stack = Diagnosis.conv3_stack(diagnosis, SimpleNamespace(architecture=architecture, trainer=trainer, seed=1))
+    assert set(stack.operations) == {"conv3"} and (stack.depth, stack.width) == (1, 8)  # skips multiply nothing: the least there is
 
 
 def request(folder: Path, **changes: Any) -> DiagnosisConfig:

@@ -129,6 +129,13 @@ def test_the_fastest_member_is_the_least_of_all(learned_per_node: int) -> None:
     assert Architecture.from_dict(fastest.to_dict()) == fastest and fastest.space_digest == space.digest
 
 
+def test_where_nothing_learns_there_is_a_fastest_member_too() -> None:
+    space = tiny_space(operations=("skip", "max_pool3"), cells=(1, 2))
+    model = table_of(space).at({16: 1.0})
+    found = [model.predict(random_architecture(space, np.random.default_rng(seed))) for seed in range(400)]
+    assert model.predict(fastest_member(space, model)) == pytest.approx(min(found))
+
+
 def test_the_random_control_takes_as_long() -> None:
     space = tiny_space(nodes=3)
     model = table_of(space).at({16: 1.0})

@@ -403,10 +403,11 @@ def test_the_two_path_gradient_is_that_of_its_formula() -> None:
     assert ((gate.logits.grad != 0).sum(1) <= 2).all()
 
 
-@pytest.mark.parametrize("mode", ["joint", "bilevel"])
-def test_two_paths_leave_the_others_probabilities_as_they_were(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "decay"), [("joint", 0.0), ("bilevel", 0.0), ("joint", 1e-3)])
+def test_two_paths_leave_the_others_probabilities_as_they_were(tmp_path: Path, mode: str, decay: float) -> None:
     operations = ("conv3", "sep_conv3", "max_pool3", "skip")
-    model, method, config = parts("proxyless", {"operations": operations}, mode=mode, arch_warmup=0.0, steps=1, arch_learning_rate=0.3)
+    learns = {"arch_warmup": 0.0, "arch_learning_rate": 0.3, "arch_weight_decay": decay}
+    model, method, config = parts("proxyless", {"operations": operations}, mode=mode, steps=1, **learns)
     before = [gate.expected().detach() for gate in gates_of(model) if isinstance(gate, ChoiceGate)]
     run(tmp_path, (model, method, config))
     after = [gate.expected().detach() for gate in gates_of(model) if isinstance(gate, ChoiceGate)]

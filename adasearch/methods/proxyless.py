@@ -26,7 +26,7 @@ from adasearch.methods.base import BatchOf
 from adasearch.search_method import STRATEGIES, SearchMethod
 from adasearch.supernet import CellGates, Draw, Supernet
 
-Moved = tuple[ChoiceGate, Tensor, Tensor]  # a gate, the indices of its two candidates (R, 2), their logits before the step (R, 2)
+Moved = tuple[ChoiceGate, Tensor, Tensor]  # a gate, the indices of its two candidates (R, 2), all its logits before the step (R, N)
 
 
 @STRATEGIES.register("proxyless")
@@ -65,7 +65,7 @@ class Proxyless(SearchMethod):
         p_R2 = logits_RN.gather(1, two_R2).softmax(-1)
         active_R = (p_R2.detach().log() + gumbel_noise(p_R2.detach())).argmax(1)
         hard_R2 = torch.nn.functional.one_hot(active_R, p_R2.shape[1]).to(p_R2.dtype)
-        self._moved.append((gate, two_R2, gate.logits.detach().gather(1, two_R2)))
+        self._moved.append((gate, two_R2, gate.logits.detach().clone()))
         return two_R2, straight_through(hard_R2, p_R2)
 
     def _weights(self, gate: ChoiceGate) -> Tensor:
@@ -90,9 +90,9 @@ class Proxyless(SearchMethod):
 
     @torch.no_grad()
     def after_step(self, student: Supernet, step: int) -> bool:
-        for gate, two_R2, before_R2 in self._moved:
+        for gate, two_R2, before_RN in self._moved:
             after_R2 = gate.logits.gather(1, two_R2)
-            shift_R1 = before_R2.logsumexp(1, keepdim=True) - after_R2.logsumexp(1, keepdim=True)
-            gate.logits.scatter_(1, two_R2, after_R2 + shift_R1)
+            shift_R1 = before_RN.gather(1, two_R2).logsumexp(1, keepdim=True) - after_R2.logsumexp(1, keepdim=True)
+            gate.logits.copy_(before_RN.scatter(1, two_R2, after_R2 + shift_R1))  # weight decay has moved the others too
         self._moved = []
         return super().after_step(student, step)
