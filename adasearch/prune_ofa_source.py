@@ -17,7 +17,7 @@ from adasearch.encoder import FAMILIES
 from adasearch.encoder_layers import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.encoder_training import check_model, is_uncut
-from adasearch.errors import ConfigError, loading
+from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import read_json
 from adasearch.known_labels import HF_PROBLEM_TYPES, label_settings, labels_of, places_of
 from adasearch.model_inputs import check_positions
@@ -69,8 +69,8 @@ class Source:
         """The model with its zeros, one-shot ones included where asked for, and the names of the layers that have them.
 
         A masked language model has no head's first layer (BERT's pooler): it is given that of the model it was made of. A searched student's
-        outputs are put in the order of the task's labels. Raises ``ModelError`` for a model that is quantised already, ``ConfigError``
-        for one without zeros and for a student of another task.
+        outputs are put in the order of the task's labels. Raises ``ModelError`` for a model that is quantised already or has no layers for
+        zeros, as a student that only pools, ``ConfigError`` for one without zeros and for a student of another task.
         """
         config, problem = self.config, dataclasses.replace(self.problem, checkpoint=self.path)
         model = load_classifier(Path(self.path)) if self.is_student else problem.pretrained(seed)
@@ -78,6 +78,11 @@ class Source:
         if self.is_student:
             self._take_labels(model)
         names = stacked_layers(model)
+        if not names:
+            raise ModelError(
+                f"sparse_model: {config.sparse_model} has no linear layer or convolution in its layers, so none of its weights can be 0;"
+                " choices: another student, or an encoder"
+            )
         if not self.is_student and hasattr(model, "head") and _lacks_head(Path(self.path)):
             dense = self.problem.pretrained(seed).head.dense
             if dense.weight.shape == model.head.dense.weight.shape:
@@ -151,9 +156,7 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
     if not run:
         return {}
     config = run.get("config", {})
-    chains = {"teacher": [run], "sparse": [run]}
-    if config.get("teacher"):
-        chains["teacher"].append(pretraining_run(_given(run, "teacher")))
+    chains = {"teacher": _teacher_runs(run), "sparse": [run]}
     if config.get("start"):
         earlier = pretraining_stages(Path(model_in(_given(run, "start"))))
         chains["sparse"].append({"stages": earlier})
@@ -165,6 +168,12 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
         return None if None in known else sum(known)
 
     return {stage: {name: total(stage, name) for name in ("steps", "seconds")} for stage in chains}
+
+
+def _teacher_runs(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a run's teacher comes from: it may be a copy of one that the run it was taken from was given as well."""
+    is_given = run.get("config", {}).get("teacher")
+    return [run, *(_teacher_runs(pretraining_run(_given(run, "teacher"))) if is_given else [])]
 
 
 def _given(run: dict[str, Any], setting: str) -> Path:

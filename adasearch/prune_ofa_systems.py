@@ -110,13 +110,13 @@ def calibrate_dense(config: PruneOfaTaskConfig, place: Workplace) -> Outcome:
         model, per=settings.per, outputs=settings.outputs, exclude=settings.exclude, embeddings=settings.embeddings,
         momentum=CALIBRATION_MOMENTUM,
     )  # fmt: skip
-    calibrate_ranges(model, place.problem)
-    return Outcome(model, (), {"method": "calibrated int8", "calibrated_texts": CALIBRATION_BATCHES * CALIBRATION_BATCH})
+    texts = calibrate_ranges(model, place.problem)
+    return Outcome(model, (), {"method": "calibrated int8", "calibrated_texts": texts})
 
 
 @torch.no_grad()
-def calibrate_ranges(model: PreTrainedModel, problem: EncoderProblem) -> None:
-    """Let the activations' ranges follow some training texts; weights and dropout rest."""
+def calibrate_ranges(model: PreTrainedModel, problem: EncoderProblem) -> int:
+    """Let the activations' ranges follow some training texts, and return how many; weights and dropout rest."""
     quantizers = [module for module in model.eval().modules() if hasattr(module, "is_observing")]
     order = np.random.default_rng(0).permutation(len(problem.train))[: CALIBRATION_BATCHES * CALIBRATION_BATCH]
     for quantizer in quantizers:
@@ -124,6 +124,7 @@ def calibrate_ranges(model: PreTrainedModel, problem: EncoderProblem) -> None:
     for start in range(0, len(order), CALIBRATION_BATCH):
         problem.forward(model, problem.train.collate(order[start : start + CALIBRATION_BATCH]))
     model.eval()
+    return len(order)
 
 
 def _task(place: Workplace) -> tuple[str, Any]:

@@ -58,6 +58,7 @@ class SparseModel:
         for name, facts in header["tensors"].items():
             stored = Stored(**{**facts, "shape": tuple(facts["shape"])})
             state[name] = decode(stored, {part: tensors[f"{name}:{part}"] for part in parts_of(name, tensors)})
+        state |= {name: state[source] for name, source in header.get("tied", {}).items()}  # an older version wrote them all
         shapes = {name: (tuple(shape), grids) for name, (shape, grids) in header["layers"].items()}
         swap_layers(model, shapes)
         try:
@@ -81,15 +82,19 @@ def save_sparse(model: PreTrainedModel, folder: Path | str, *, format: str = "sm
     layers = int8_layers(plain)
     weights = {f"{name}.integers" for name in layers} | {f"{name}.weight" for name, m in plain.named_modules() if isinstance(m, LAYERS)}
     header: dict[str, Any] = {
-        "version": VERSION, "auto_class": _auto_class(plain), "tensors": {}, "stacked": stacked_layers(model),
+        "version": VERSION, "auto_class": _auto_class(plain), "tensors": {}, "tied": {}, "stacked": stacked_layers(model),
         "layers": {
             name: [list(layer.scale.shape), [kind for kind in GRIDS if layer._modules[kind] is not None]] for name, layer in layers.items()
         },
     }  # fmt: skip
     tensors: dict[str, Tensor] = {}
-    for name, tensor in plain.state_dict().items():
+    first: dict[int, str] = {}
+    for name, tensor in plain.state_dict(keep_vars=True).items():
+        if (source := first.setdefault(id(tensor), name)) != name:  # the word table as a head's decoder: one tensor, stored once
+            header["tied"][name] = source
+            continue
         if name not in weights:
-            tensors[name] = tensor.detach().cpu().contiguous().clone()  # tied tensors would be refused
+            tensors[name] = tensor.detach().cpu().contiguous().clone()  # what shares memory would be refused
             continue
         stored, parts = encode(tensor, format, compression)
         as_is = encode(tensor, "dense", compression)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,13 @@ import torch
 from accelerate import Accelerator
 from hearing import Heard
 from tiny import tiny_architecture, tiny_config
+from tiny_encoder import make_model
 from tiny_prune_ofa import IN_TORCH, WITHOUT_GRAPHS, tiny_prune_ofa, tiny_questions_run
 from tiny_task import WORDS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adasearch.answers_file import QuestionAnswerer
+from adasearch.architecture import Edge
 from adasearch.encoder_layers import EncoderForQuestionAnswering
 from adasearch.encoder_problem import load_problem
 from adasearch.errors import ConfigError, ModelError
@@ -28,15 +32,17 @@ from adasearch.int8_modules import int8_layers
 from adasearch.predict import predict_file
 from adasearch.progress import Progress
 from adasearch.prune_files import prune_student
-from adasearch.prune_ofa_config import Int8Config
+from adasearch.prune_ofa_config import Int8Config, PruneOfaTaskConfig
 from adasearch.prune_ofa_run import prune_once_for_all
 from adasearch.prune_ofa_source import Source, open_source
+from adasearch.prune_ofa_systems import calibrate_dense
 from adasearch.report_files import read_report
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.sparse_files import SparseModel
 from adasearch.sparse_model import prune_once, sparsity_of
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.tasks import load_task
+from adasearch.tokens import Examples, TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,14 @@ def test_an_encoder_pruned_by_structure_is_masked_then_quantised(run: Path, tmp_
     assert (folder / "figures" / "structure.svg").is_file() and "Zeros alone" not in (folder / "report.md").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="direct: .* smaller"):
         prune_once_for_all(tiny_prune_ofa(run.parent, output_dir=str(tmp_path / "direct"), **settings, direct=True))
+
+
+def test_the_texts_that_ranges_come_from_are_those_that_there_were() -> None:
+    """Of a task with fewer than are asked for it is these."""
+    examples = Examples(TokenStore.from_lists([[2, 5, 6, 3]] * 40), 0)
+    problem = SimpleNamespace(train=examples, dense=lambda: make_model("bert"), forward=lambda model, batch: model(**batch))
+    outcome = calibrate_dense(PruneOfaTaskConfig(), SimpleNamespace(problem=problem))
+    assert outcome.facts["calibrated_texts"] == 40
 
 
 def test_layers_that_int8_leaves_out_are_saved_with_their_zeros(run: Path, tmp_path: Path) -> None:
@@ -145,6 +159,18 @@ def test_a_searched_student_without_names_takes_those_of_the_task_and_one_of_ano
     )):  # fmt: skip
         with pytest.raises(ConfigError, match=f"sparse_model: .*{says}"):
             begin(str(name), names, **changes)
+
+
+def test_a_searched_student_that_only_pools_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no weights that could be 0, asked for or not."""
+    pools = ((Edge(0, "max_pool3"), Edge(1, "avg_pool3")), (Edge(1, "max_pool3"), Edge(2, "skip")))
+    architecture = dataclasses.replace(tiny_architecture(), cells=(pools,))
+    monkeypatch.setattr(sys.modules[__name__], "tiny_architecture", lambda **_: architecture)
+    config = tiny_prune_ofa(run.parent, teacher=str(run / "teacher"), sparse_model=searched(tmp_path / "pools", run))
+    problem = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    for sparsity in (0.0, 0.5):
+        with pytest.raises(ModelError, match="sparse_model: .*pools has no linear layer or convolution in its layers"):
+            open_source(dataclasses.replace(config, sparsity=sparsity), problem)
 
 
 def test_a_sparse_model_with_too_few_positions_is_refused(run: Path, tmp_path: Path) -> None:

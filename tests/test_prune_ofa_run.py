@@ -343,6 +343,9 @@ def test_what_a_sparse_model_took_counts_the_runs_it_goes_on_from(tmp_path: Path
     for path, steps, teacher, sparse in ((first, 10, 2.0, 4.0), (second, 20, 3.0, 12.0), (shared, 30, 2.0, 28.0)):
         found = pretraining_stages(Path(path))
         assert (found["sparse"]["steps"], found["teacher"]["seconds"], found["sparse"]["seconds"]) == (steps, teacher, sparse), path
+    again = pretraining_stages(Path(write("again", 0.0, 32.0, start=shared, teacher=f"{shared}/teacher")))
+    assert again["teacher"] == {"steps": 3, "seconds": 2.0}, "its teacher is the first run's, by way of the one that was given it"
+    assert again["sparse"] == {"steps": 40, "seconds": 60.0}
     assert pretraining_stages(Path(write("unknown", None, 1.0, start=first)))["teacher"]["seconds"] is None
     assert pretraining_stages(Path(write("gone", 1.0, 1.0, start=str(tmp_path / "absent"))))["sparse"]["seconds"] is None
     assert pretraining_stages(tmp_path / "absent") == {}

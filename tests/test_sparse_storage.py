@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_encoder import make_model
 from tiny_kinds import KINDS, a_model, inputs, logits
+from tiny_masked import tiny_bert
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
 from adasearch.errors import ConfigError, ModelError
 from adasearch.quantize_aware import attach_int8, stacked_layers
@@ -133,6 +134,20 @@ def test_the_four_ratios_are_counted_from_the_file(tmp_path: Path) -> None:
     assert size.whole == pytest.approx(4 * whole / size.file_bytes)
     assert size.without_tables == pytest.approx(4 * (whole - tables) / (size.file_bytes - 4 * tables))
     assert size.nominal > size.with_index > size.without_tables
+
+
+def test_what_is_tied_is_stored_and_counted_once(tmp_path: Path) -> None:
+    """A masked language model's decoder is its word table."""
+    model = tiny_bert(BertForMaskedLM).eval()
+    prune_once(model, 0.8)
+    size = sparse_size(save_sparse(model, tmp_path))
+    assert size.elements == sum(parameter.numel() for parameter in model.parameters())
+    assert size.table_elements == sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    tensors = load_file(tmp_path / FILE)
+    assert not any(name.startswith("cls.predictions.decoder.") for name in tensors)
+    found, ids_BL = SparseModel.from_pretrained(tmp_path), torch.arange(5, 13)[None]
+    assert found.get_output_embeddings().weight is found.get_input_embeddings().weight
+    assert torch.equal(found(ids_BL).logits, model(ids_BL).logits)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
