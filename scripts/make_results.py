@@ -31,8 +31,8 @@ A command gives its table at the commit beneath it: settings files and code have
 settings that was changed later; LOG.md says which tables are older than which fix: of searched students all but sst2,
 ablation_sst2, diagnosis_sst2, mrpc, qnli, diagnosis_qnli, demo and rte were taught by probes that were wrong at the lower layers, and all but sst2,
 ablation_sst2, diagnosis_sst2, mrpc, qnli, demo and rte began with the supernet's weights; every search but rte's was made before the mends of
-2026-11-23; most rows of CoFi
-at 60 and 80% are of models with neurons that do nothing, and its speeds are of the first seed's model).
+2026-11-23; of CoFi's tables
+all but cofi_sst2 were made by a rule of cutting that left neurons that do nothing, and its speeds are of the first seed's model).
 
 To repeat them from nothing, in the project's root, with a task's files at hand or from the hub:
 
