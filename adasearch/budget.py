@@ -104,8 +104,8 @@ def _closing_order(log_alpha: GateValues, importance: list[Tensor] | None) -> Te
     Of equally certain ones the finest go first, and of those the least important neurons: by their places alone all sublayers would
     go before the first neuron, and all neurons of one layer before those of the next.
     """
-    families = {name: value if isinstance(value, list) else [value] for name, value in vars(log_alpha).items() if value is not None}
-    coarse = torch.cat([torch.full_like(tensor, FINEST_FIRST.index(name)) for name, tensors in families.items() for tensor in tensors])
+    named = ((name, tensor) for name, tensors in log_alpha.families().items() for tensor in tensors)
+    coarse = torch.cat([torch.full_like(tensor, FINEST_FIRST.index(name)) for name, tensor in named])
     weight = log_alpha.map(torch.zeros_like)
     if importance is not None:
         weight.neurons = importance

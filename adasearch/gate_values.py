@@ -52,9 +52,11 @@ class GateValues:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in the order of the fields."""
-        found: list[Tensor] = []
-        self.map(lambda tensor: found.append(tensor) or tensor)
-        return found
+        return [tensor for tensors in self.families().values() for tensor in tensors]
+
+    def families(self) -> dict[str, list[Tensor]]:
+        """The tensors of each family that is gated, by field: one of all layers, or one a layer."""
+        return {name: value if isinstance(value, list) else [value] for name, value in vars(self).items() if value is not None}
 
     def kept(self) -> GateValues:
         """What is physically left under these values, 0 or 1: heads (neurons) of a closed sublayer are gone, a sublayer

@@ -195,16 +195,11 @@ class CofiPrune(CofiDistill):
             "expected_saved": self.expected_saved(),
             "saved": float(self.budget.saved(self.gates.deterministic().kept())),
             "multipliers": [float(self.lagrangian.linear), float(self.lagrangian.quadratic)],
-            "open": {name: float(torch.cat(listed(value)).mean()) for name, value in vars(open_share).items() if value is not None},
+            "open": {name: float(torch.cat(tensors).mean()) for name, tensors in open_share.families().items()},
         }
         if self.budget.latency is not None:
             found["latency_ms"] = float(self.budget.milliseconds(open_share))
         return {**super().measures(student), **found}
-
-
-def listed(value: Tensor | list[Tensor]) -> list[Tensor]:
-    """One family's tensors."""
-    return value if isinstance(value, list) else [value]
 
 
 def neuron_importance(student: EncoderPreTrainedModel) -> list[Tensor]:
