@@ -1,6 +1,6 @@
 """What an operation between two texts is worth by itself: one fixed cell with it and without it, at equal cost.
 
-    python scripts/benchmark_pairs.py mrpc --data_dir DATA [--teacher FOLDER] [--steps 600] [--seeds 1 2 3]
+    python scripts/benchmark_pairs.py mrpc --data_dir DATA [--teacher FOLDER] [--steps 600] [--unlabeled_size 20000] [--seeds 1 2 3]
 
 Nothing is searched. Every system is one cell of three nodes with two edges each, trained alike (same teacher, texts, steps,
 seeds). "two_inputs" is AdaBERT's way with pairs, "joint" the same convolutions on one sequence; in the others every
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--transfer", type=int, default=0, help="texts made from the training pairs")
+    parser.add_argument("--unlabeled_size", type=int, default=0, help="of the task's texts without labels, which the teacher labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--result", help="results/runs/pairs_<task>.json when absent")
@@ -83,7 +84,7 @@ def main() -> None:
     config = RunConfig(
         task=arguments.task, data_dir=arguments.data_dir, teacher=arguments.teacher, output_dir=str(folder),
         threads=arguments.threads, cpu=True,
-        finetune=FinetuneConfig(), transfer=TransferConfig(size=arguments.transfer, unlabeled_size=0),
+        finetune=FinetuneConfig(), transfer=TransferConfig(size=arguments.transfer, unlabeled_size=arguments.unlabeled_size),
         retrain=RetrainConfig(steps=arguments.steps, batch_size=arguments.batch_size),
     )  # fmt: skip
     free = ("seeds", "operations", "threads", "result", "data_dir")
