@@ -46,6 +46,7 @@ WEIGHTS = ("weights", "embeddings")
 LEARNS_BY = (
     "arch_learning_rate", "arch_weight_decay", "arch_warmup", "temperature_start", "temperature_end", "entropy_weight", "operation_dropout",
 )  # fmt: skip
+EVOLVES_BY = ("population", "generations")
 
 
 class SearchMethod(Method):
@@ -64,7 +65,8 @@ class SearchMethod(Method):
     weighs_cost: ClassVar[bool] = True  # beta counts, unless a target takes its place
     finds_front: ClassVar[bool] = False  # leaves search/front.json
     one_process: ClassVar[bool] = False
-    ignores: ClassVar[tuple[str, ...]] = ("unroll_rate",)  # settings of a search that have no effect, beside those of ``learns_architecture``
+    # settings of a search that have no effect, beside those of ``learns_architecture``
+    ignores: ClassVar[tuple[str, ...]] = ("unroll_rate", *EVOLVES_BY)
     trains_depths_evenly: ClassVar[bool] = False  # whatever depth is drawn: to a choice that hears of every exit that is no loss
     arch_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # Adam's, as DARTS and AdaBERT
 
@@ -74,9 +76,10 @@ class SearchMethod(Method):
         name = config.strategy
         if config.mode not in cls.modes:
             raise ConfigError(f"search.mode: {config.mode!r} does not work with search.strategy {name!r}; choices: {', '.join(cls.modes)}")
-        for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY)):
+        drawn = () if config.derive != "argmax" or config.is_constrained else ("candidates",)
+        for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY), *drawn):
             if (value := getattr(config, setting)) != (usual := getattr(SearchConfig, setting)):
-                why = "" if setting in cls.ignores else ", whose architecture does not learn by gradients"
+                why = "" if setting in cls.ignores else " and search.derive 'argmax'" if setting in drawn else ", whose architecture does not learn by gradients"
                 choice = "leave it out" if usual is None else f"{usual:g}" if isinstance(usual, float) else f"{usual}"
                 raise ConfigError(
                     f"search.{setting}: {value!r} has no effect with search.strategy {name!r}{why}; choices: {choice}, or another search.strategy"

@@ -221,7 +221,8 @@ def test_a_model_of_another_architecture_is_not_taken_for_the_one_asked_for(tmp_
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if not name.startswith("nni.")])
 def test_every_strategys_path_is_scored(tmp_path: Path, strategy: str) -> None:
     kind = STRATEGIES[strategy]
-    settings = SearchConfig(steps=4, batch_size=16, strategy=strategy, mode=kind.published_mode or "joint", candidates=2, population=4, generations=1)
+    chooses = {"population": 4, "generations": 1} if strategy == "one_shot" else {"candidates": 2}
+    settings = SearchConfig(steps=4, batch_size=16, strategy=strategy, mode=kind.published_mode or "joint", **chooses)
     diagnosis = Diagnosis(request(tmp_path, search=settings), Progress())
     assert 0 <= diagnosis.path_score(diagnosis.search(1)) <= 1
 

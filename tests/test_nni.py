@@ -52,7 +52,8 @@ def parts(strategy: str, **settings: Any) -> tuple[Supernet, NniSearch]:
     """A supernet with dropout, so that random numbers matter, and its method."""
     torch.manual_seed(1)
     learns = {"arch_warmup": 0.3} if strategy in BILEVEL else {}
-    changes = {"steps": STEPS, "batch_size": 8, **learns, "candidates": 5, "population": 4, "generations": 1, **settings}
+    chooses = {"population": 4, "generations": 1} if strategy == "nni.evolution" else {"candidates": 5}
+    changes = {"steps": STEPS, "batch_size": 8, **learns, **chooses, **settings}
     config = SearchConfig(strategy=strategy, mode="bilevel" if strategy in BILEVEL else "joint", **changes)
     space = tiny_space({"dropout": 0.2}, operations=("conv3", "gated_conv3", "max_pool3", "skip"), cells=(1, 2), learned_per_node=1)
     supernet = Supernet(space, tiny_config())
@@ -184,6 +185,12 @@ def test_trials_weigh_as_many_members_as_they_may(strategy: str) -> None:
     assert all(choices.is_member(choices.sample(member)) and member.seed == 3 for member in calls)
     assert run_trials(strategy, supernet, weigh, 12, config, 3, Progress()) == found
     assert run_trials(strategy, supernet, weigh, 12, config, 4, Progress()) != found
+
+
+@pytest.mark.parametrize(("strategy", "setting"), [("tpe", "population"), ("random_one_shot", "generations"), ("evolution", "candidates")])
+def test_what_a_strategy_does_not_choose_by_is_refused(strategy: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"^search.{setting}: 9 has no effect with search.strategy 'nni.{strategy}'; choices: "):
+        find_strategy(SearchConfig(strategy=f"nni.{strategy}", **{setting: 9}))
 
 
 def test_evolution_finds_what_weighs_least() -> None:

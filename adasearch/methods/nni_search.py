@@ -275,6 +275,7 @@ class NniEvolution(NniTrials):
     """Regularized evolution. Real et al. 2019."""
 
     chosen_by = "evolution"
+    ignores = ("unroll_rate", "candidates")
 
     @property
     def budget(self) -> int:

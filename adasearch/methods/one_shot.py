@@ -43,7 +43,7 @@ class OneShot(SearchMethod):
 
     learns_architecture = False
     weighs_cost = False
-    ignores = (*SearchMethod.ignores, "beta")
+    ignores = ("unroll_rate", "beta", "candidates")
     finds_front = True
 
     @classmethod
