@@ -49,6 +49,10 @@ def parse_settings(
 
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
             flat = " ".join(str(message).split())
+            if missing := re.fullmatch(r"the following arguments are required: (\w+)", flat):
+                name = missing[1]
+                given = f"{prog} {name.upper()}, or --{name}" if name == positional else f"--{name}, or a --config file"
+                raise ConfigError(f"{prog}: {name}: none given; choices: {given}; {prog} --help says what it is") from ex
             found = re.search(r'Parser key "([\w.]+)".*(?:Got|Given) value: (.*)$', flat)
             if found is None:
                 raise ConfigError(f"{prog}: {flat}") from ex
@@ -58,13 +62,23 @@ def parse_settings(
             expected = type_name(known[key]) if key in known else "another type"
             raise ConfigError(f"{where}: {key}: {value!r} does not fit; expected {expected}") from ex
 
-    usage = f"{prog} {f'[{positional.upper()}] ' if positional else ''}[--config FILE] [--key value ...]"
+    usage = f"{prog} {_leading(settings, positional)}[--config FILE] [--key value ...]"
     parser = Parser(prog=prog, usage=usage, description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--import", action="append", default=[], metavar="MODULE", help=IMPORT_HELP)
     parser.add_class_arguments(settings, as_group=False)
     values = parser.instantiate(parser.parse_args(tokens))
     return settings(**{key.name: values[key.name] for key in dataclasses.fields(settings)}), list(values["import"])
+
+
+def _leading(settings: type, positional: str | None) -> str:
+    """The leading argument as a usage line shows it: in brackets where it may be left out, with dots where there may be several."""
+    if positional is None:
+        return ""
+    field = next(key for key in dataclasses.fields(settings) if key.name == positional)
+    is_needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    shown = positional.upper() + (" ..." if element_type(typing.get_type_hints(settings)[positional]) is not None else "")
+    return f"{shown} " if is_needed else f"[{shown}] "
 
 
 def settings_fields(settings: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

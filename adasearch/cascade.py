@@ -142,7 +142,9 @@ class Cascade:
         predictions: list[Any] = list(first.predictions)
         for row in rows:
             predictions[row] = self.labels[logits_NC[row].argmax()]
-        return Answers(predictions, shares_NC, logits_NC, first.is_cut_N, unsure_N)
+        is_cut_N = first.is_cut_N.copy()
+        is_cut_N[rows] = second.is_cut_N
+        return Answers(predictions, shares_NC, logits_NC, is_cut_N, unsure_N)
 
     def _unsure(self, shares_NC: np.ndarray) -> np.ndarray:
         confidence_N = shares_NC.max(axis=1, initial=0)

@@ -70,13 +70,15 @@ def overview() -> str:
         "usage: adasearch VERB [--config file.yaml] [--key value ...]\n\n"
         "From a text-classification task and a teacher transformer to a small, fast student.\n\n"
         f"{verbs}\n\nadasearch VERB --help lists the settings of a verb; adasearch --version prints the version.\n"
-        "To begin: adasearch run demo --search.target_macs 5e6"
+        "To begin:         adasearch run demo --search.target_macs 5e6\n"
+        "With your data:   adasearch run intents.csv --text_column message --label_column intent --search.target_macs 6e6\n"
+        "A finished run:   adasearch quantize runs/intents, then predict, score or serve runs/intents"
     )
 
 
 def dispatch(arguments: Sequence[str]) -> int:
     """Do what the arguments ask for. Raises ``AdasearchError`` for what is the user's to mend."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if arguments else BAD_USAGE
     if arguments[0] == "--version":

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from adasearch.texts import Split
 SOFT_SUM_TOLERANCE = 1e-3
 FEWEST_DIGITS = 2  # what is written with fewer is no rounded probability
 SHOWN_NAMES = 20  # in error messages
+MOST_DIGITS = 300  # of a whole number: with more it is an id, which no float holds, and int() reads no more than 4,300
+LARGEST = float(np.finfo(np.float32).max)  # that a regression can learn
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")  # "007" stays a name
 
 
@@ -41,7 +44,7 @@ class Schema:
 
 
 def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[str]) -> Schema:
-    """What the training table's labels are. Rows whose label is of another type than the most are rejected.
+    """What the training table's labels are. Rows whose label is of another type than the most are rejected; rows that are already do not count.
 
     What was guessed is added to ``notes``. Raises ``ConfigError`` or ``DataError`` when columns and problem do not fit.
     """
@@ -53,7 +56,8 @@ def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[st
         if config.problem_type == "regression":
             raise ConfigError("soft_label_columns: probabilities cannot be the labels of a regression")
         return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
-    values = [_plain(value, train.is_typed) for value in train.column(source.label, "label_column")]
+    read = enumerate(train.column(source.label, "label_column"))
+    values = [None if row in train.bad else _plain(value, train.is_typed) for row, value in read]
     kinds = Counter(kind for kind in map(_kind, values) if kind != "missing")
     if soft and not kinds and config.problem_type != "regression":
         notes.append(f"{train.where}: column {source.label!r} is empty: the likeliest soft label stands in for it")
@@ -112,10 +116,11 @@ def read_labels(table: Table, column: str, schema: Schema, *, may_be_missing: bo
             if not may_be_missing:
                 table.reject(row, column, "no label")
         elif schema.problem_type == "regression":
-            if _kind(value) == "number" and math.isfinite(value):
+            if (is_number := _kind(value) == "number") and abs(value) <= LARGEST:
                 labels[row] = value
             else:
-                table.reject(row, column, f"label {value!r} is not a finite number")
+                wrong = "too large for float32" if is_number and math.isfinite(value) else "not a finite number"
+                table.reject(row, column, f"label {value!r} is {wrong}")
         else:
             tags = [value] if is_single else _tags(value)
             unknown = [tag for tag in tags if number(tag) is None]
@@ -139,7 +144,7 @@ def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
         for row, value in enumerate(table.column(column, "soft_label_columns")):
             try:
                 soft_NC[row, c] = probability = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 table.reject(row, column, f"soft label {value!r} is not a number")
                 continue
             if not 0 <= probability <= 1 + SOFT_SUM_TOLERANCE:
@@ -266,9 +271,11 @@ def _plain(value: Any, is_typed: bool) -> Any:
         return str(value)
     if isinstance(value, str):
         value = value.strip()
-        if is_typed or not NUMBER.fullmatch(value):
+        if is_typed or len(value) > MOST_DIGITS or not NUMBER.fullmatch(value):
             return value
         value = float(value) if set(value) & set(".eE") else int(value)
+    if isinstance(value, int):
+        return value if abs(value) < 10**MOST_DIGITS else str(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -310,7 +317,8 @@ def _say_counts(values: Sequence[Any]) -> str:
     counts = Counter(str(value) for value in values if _kind(value) != "missing")
     shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN_NAMES))
     more = ", ..." if len(counts) > SHOWN_NAMES else ""
-    twins = [name for name, others in Counter(name.casefold() for name in counts).items() if others > 1]
+    alike = Counter(unicodedata.normalize("NFC", name).casefold() for name in counts)
+    twins = [name for name, others in alike.items() if others > 1]
     odd = [name for name in counts if name.casefold() in ("nan", "none", "null", "n/a", "na")]
     doubt = f"; is {odd[0]!r} a label?" if odd else f"; {twins[0]!r} stands in several spellings" if twins else ""
     return f"{len(counts)} labels ({shown}{more}){doubt}"

@@ -27,13 +27,14 @@ class SearchConfig(FitConfig):
         target_macs: multiply-accumulates of the student at the task's mean length.
         target_params: parameters of the student, its embedding table included.
         latency_target_ms: milliseconds that one call of the student may take, as predicted from a table measured on this
-            machine (``latency_table``) and measured again on the member that is derived.
+            machine (``latency_table``) and measured again on the member that is derived. Short: ``latency_target_ms``, but for
+            `sweep`, where that is a list.
         latency_table: file that ``adasearch bench`` wrote with build_lut; when absent ``search/latency.json`` of the run, measured first.
             Without a target a named table prices the random controls: they take as long as the student.
         latency_threads: threads of the runtime that the target is for.
-        latency_batch_size: texts a call that the target is for.
+        latency_batch_size: texts a call that the target is for. Short: ``batch_size``.
         latency_lengths: lengths in word pieces that the target is for, each as frequent as the others; the lengths of the
-            task's labelled texts when absent.
+            task's labelled texts when absent. Short: ``lengths``.
         latency_runtime: the runtime that the target is for: onnxruntime, openvino or torch; auto takes onnxruntime where
             it is installed.
         arch_learning_rate: Adam's for the architecture.

@@ -147,22 +147,30 @@ def published_rows(tasks: Sequence[str]) -> list[SpeedRow]:
 def collect_rows(runs: Sequence[Path], published: bool = True) -> list[SpeedRow]:
     """The rows of every run, task by task, each followed by what is published on it. Raises ``ConfigError``.
 
-    Two runs of one task are told apart by the names of their folders; one that is named twice counts once.
+    Two runs of one task are told apart by the names of their folders, and of those above where they are alike; one that is named twice counts once.
     """
     if not runs:
         raise ConfigError("runs: no run to put into a table; name one or more: adasearch table runs/demo ...")
     files = [Path(run) / "report.json" if Path(run).is_dir() else Path(run) for run in runs]
     reports = [(path, read_report(run, "runs")) for path, run in {path.resolve(): run for path, run in zip(files, runs)}.items()]
-    tasks = [report.task for _, report in reports]
     rows = []
-    for task in dict.fromkeys(tasks):
-        for path, report in reports:
-            if report.task == task:
-                folder = path.parent.name if path.name == "report.json" else path.stem
-                is_plain = tasks.count(task) == 1 or folder == task
-                rows += measured_rows(report, task if is_plain else f"{task} ({folder})", _metric_shown(report) if published else None)
+    for task in dict.fromkeys(report.task for _, report in reports):
+        own = [(path, report) for path, report in reports if report.task == task]
+        for name, (_, report) in zip(_names([path for path, _ in own]), own):
+            is_plain = len(own) == 1 or name == task
+            rows += measured_rows(report, task if is_plain else f"{task} ({name})", _metric_shown(report) if published else None)
         rows += published_rows([task]) if published else []
     return rows
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Of each run the end of its folder's path, as short as tells it from the others."""
+    places = [(file.parent if file.name == "report.json" else file.with_suffix("")).parts for file in files]
+    for length in range(1, max(map(len, places)) + 1):
+        names = ["/".join(place[-length:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, files))
 
 
 def _numbers(row: SpeedRow) -> dict[str, str]:

@@ -27,7 +27,8 @@ class TaskConfig:
 
     Args:
         task: a preset (demo, sst2, mrpc, qqp, mnli, qnli, rte, cola, stsb, snli, imdb, rotten_tomatoes, ag_news, squad), a hub data
-            set id (``owner/name`` or ``owner/name:configuration``), or the name to give the files below.
+            set id (``owner/name`` or ``owner/name:configuration``), a file of training examples, or the name to give the files
+            below. squad is for `compress` alone.
         data_dir: a folder with ``<task>/{train,validation,test}.parquet`` to read a preset from instead of the hub;
             ``unlabeled.parquet`` beside them is learned from where no ``unlabeled_file`` is named.
         train_file: training examples, csv, tsv, jsonl or parquet.

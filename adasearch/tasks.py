@@ -145,12 +145,17 @@ def demo_task(reviews: Sequence[tuple[str, float]], *, metric: str | None = None
 
 
 def _build(source: Source, config: TaskConfig, seed: int) -> Task:
+    named = [column for column in (source.text, source.pair, source.label, *(config.soft_label_columns or ())) if column]
+    if twice := [column for column in dict.fromkeys(named) if named.count(column) > 1]:
+        settings = "text_column, text_pair_column, label_column, soft_label_columns"
+        raise ConfigError(f"{settings}: {twice[0]!r} stands there twice; choices: a column of its own for each")
     notes: list[str] = []
     labeled = {split: table for split, table in source.tables.items() if split != "unlabeled"}
     parts = {split: _without_hidden(table, split, source, notes) for split, table in labeled.items()}
     tables = {split: table for split, table in parts.items() if table is not None}
     if "train" not in tables:
         raise DataError(f"{source.tables['train'].where}: column {source.label!r}: every label is hidden")
+    _texts(tables["train"], source)  # a label that only rows without a text have is none
     schema = read_schema(tables["train"], source, config, notes)
     skip = config.skip_bad_rows or source.is_published
     splits = {split: _split(table, source, schema, split, skip, notes) for split, table in tables.items()}
@@ -194,8 +199,7 @@ def _without_hidden(table: Table, split: str, source: Source, notes: list[str]) 
 
 def _split(table: Table, source: Source, schema: Schema | None, split: str, skip: bool, notes: list[str]) -> Split:
     """Check a table's columns, report its bad rows, and keep the good ones. Without a schema: texts only."""
-    texts = table.texts(source.text, "text_column")
-    pairs = None if source.pair is None else table.texts(source.pair, "text_pair_column")
+    texts, pairs = _texts(table, source)
     labels = soft = None
     if schema is not None:
         if schema.soft_columns and (split == "train" or schema.soft_columns[0] in table.columns):
@@ -206,6 +210,11 @@ def _split(table: Table, source: Source, schema: Schema | None, split: str, skip
             labels = read_labels(table, source.label, schema, may_be_missing=soft is not None)
     rows = table.good_rows(skip_bad_rows=skip, notes=notes)
     return Split(texts, pairs, labels, soft).select(rows)
+
+
+def _texts(table: Table, source: Source) -> tuple[list[str], list[str] | None]:
+    """The texts and, of pairs, the second ones; rows that lack one are rejected."""
+    return table.texts(source.text, "text_column"), None if source.pair is None else table.texts(source.pair, "text_pair_column")
 
 
 def hold_out(train: Split, seed: int) -> tuple[Split, Split]:

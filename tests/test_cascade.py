@@ -119,6 +119,15 @@ def test_each_answers_its_part(models: tuple[TextClassifier, TextClassifier]) ->
     assert heard == [4, 7, 4, 7]
 
 
+def test_what_the_teacher_read_whole_is_not_cut(models: tuple[TextClassifier, TextClassifier], monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = models
+    monkeypatch.setattr(student, "limit", 4)
+    assert student.answer(TEXTS).cut and not teacher.answer(TEXTS).cut
+    answers = Cascade(student, teacher, share=0.5).answer(TEXTS)
+    expected_N = student.answer(TEXTS).is_cut_N & ~answers.is_escalated_N
+    assert answers.is_cut_N.tolist() == expected_N.tolist() != student.answer(TEXTS).is_cut_N.tolist()
+
+
 def test_nobody_and_everybody(models: tuple[TextClassifier, TextClassifier]) -> None:
     student, teacher = models
     nobody, everybody = (Cascade(student, teacher, share=share).answer(TEXTS) for share in (0.0, 1.0))

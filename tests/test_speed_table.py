@@ -208,6 +208,14 @@ def test_two_runs_of_one_task_bear_their_names_and_ranges_their_ends(tmp_path: P
     assert list(dict.fromkeys(row.task for row in named)) == ["sst2", "sst2 (fast)"]
 
 
+def test_runs_in_folders_of_one_name_are_told_apart_by_those_above(tmp_path: Path) -> None:
+    for name in ("sst2", "look"):
+        runs = [write_run(tmp_path / machine / name, make_report(systems=[system])) for machine, system in zip("ab", make_report().systems)]
+        rows, (overview, _) = build_tables(runs, published=False)
+        assert [row.task for row in rows] == [f"sst2 (a/{name})", f"sst2 (b/{name})"]
+        assert len(overview.lines) == 2, "neither is written over by the other"
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [

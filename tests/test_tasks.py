@@ -101,6 +101,7 @@ def test_what_was_guessed_shows_stray_labels(tmp_path: Path) -> None:
 
     assert note(*["pos", "neg"] * 3, "pos").endswith("taken for single_label with 2 labels (pos 4, neg 3); problem_type overrules it")
     assert "; is 'nan' a label?" in note(*["pos", "neg", "nan"] * 2) and "'spam' stands in several spellings" in note(*["Spam", "spam", "ham"] * 2)
+    assert "'caf\u00e9' stands in several spellings" in note(*["caf\u00e9", "cafe\u0301", "tea"] * 2), "an accent is a character or a mark of its own"
 
 
 def test_an_empty_gold_column_beside_soft_labels_is_none(tmp_path: Path) -> None:
@@ -142,6 +143,36 @@ def test_bad_rows_are_all_counted_and_five_are_shown(tmp_path: Path) -> None:
     task = _load(path, validation_file=path, skip_bad_rows=True)
     assert len(task.train) == len(task.validation) == 20
     assert sum("left out" in note and "8 bad rows" in note for note in task.notes) == 2
+
+
+@pytest.mark.parametrize("tags", [("a", "b"), ("a|b", "b")])
+def test_a_label_of_rows_that_are_left_out_is_none(tmp_path: Path, tags: tuple[str, str]) -> None:
+    rows = "".join(f"film {i},{tags[i % 2]}\n" for i in range(20))
+    path = _csv(tmp_path / "t.csv", f"text,label\n{rows} ,weird\n ,weird\n")
+    for settings in ({}, {"validation_file": _csv(tmp_path / "v.csv", f"text,label\n{rows}")}):
+        task = _load(path, skip_bad_rows=True, **settings)
+        assert task.label_names == ("a", "b") and not any("weird" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("settings", [{"text_pair_column": "text"}, {"label_column": "text"}, {"soft_label_columns": ["p", "p"]}])
+def test_a_column_is_one_thing_only(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = _csv(tmp_path / "t.csv", "text,label,p\n" + "fine,a,0.5\ndull,b,0.5\n" * 9)
+    with pytest.raises(ConfigError, match=r"text_pair_column, .*: '(text|p)' stands there twice; choices: a column of its own for each"):
+        _load(path, **settings)
+
+
+def test_numbers_that_no_float_holds_are_names_and_no_amounts(tmp_path: Path) -> None:
+    for digits in (400, 5_000):  # Python reads no whole number of more than 4,300
+        ids = ["9" * digits, "1" + "0" * digits]
+        rows = "".join(f"film {i},{ids[i % 2]}\n" for i in range(20))
+        assert set(_load(_csv(tmp_path / "t.csv", f"text,label\n{rows}")).label_names) == set(ids)
+    amounts = [{"text": f"film {i}", "label": i} for i in range(20)]
+    amounts = _jsonl(tmp_path / "r.jsonl", [*amounts, {"text": "film", "label": 10**400}, {"text": "film", "label": 1e39}])
+    message = _error(amounts, problem_type="regression")
+    assert "line 21: column 'label': label '1000" in message and message.count("is too large for float32") == 1
+    shares = [{"text": f"film {i}", "p_a": 1 - i % 2, "p_b": i % 2} for i in range(20)]
+    soft = _jsonl(tmp_path / "s.jsonl", [*shares, {"text": "film", "p_a": 10**400, "p_b": 0}])
+    assert "line 21: column 'p_a': soft label 1000" in _error(soft, soft_label_columns=["p_a", "p_b"])
 
 
 def test_an_unclosed_quote_is_never_a_row_to_leave_out(tmp_path: Path) -> None:
