@@ -57,8 +57,11 @@ def open_table(
     return table
 
 
-def check_table(settings: SearchConfig, space: Space) -> None:
-    """Raise ``ConfigError`` for a latency table that cannot be used, as far as it can be known without the task's texts."""
+def check_table(settings: SearchConfig, space: Space, priced: Architecture | None = None) -> None:
+    """Raise ``ConfigError`` for a latency table that cannot be used, as far as it can be known without the task's texts.
+
+    ``priced`` is an architecture whose latency will be asked for, of this space or another.
+    """
     if settings.latency_target_ms is None and settings.latency_table is None:
         return
     here = deployment_here(settings.latency_runtime, settings.latency_threads, settings.latency_batch_size)
@@ -66,6 +69,8 @@ def check_table(settings: SearchConfig, space: Space) -> None:
         table = LatencyTable.load(Path(settings.latency_table))
         table.check_deployment(here, settings.latency_table)
         table.check_space(space, settings.latency_table)
+        if priced is not None:
+            table.predict(priced, table.lengths[0])
 
 
 def known_latency(settings: SearchConfig, labelled: Examples, run_folder: Path) -> LatencyModel | None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from adasearch.errors import ModelError
 from adasearch.low_bit import LowBitModel, low_bit_class, packed_weights
 from adasearch.packed_modules import PackedEmbedding
+from adasearch.quantize_model import token_tables
 
 FP32_BYTES = 4
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
@@ -42,7 +43,9 @@ class SizeRow:
 def size_table(source: PreTrainedModel | Path | str) -> list[SizeRow]:
     """The rows of a low-bit model, or of a folder as it was written. Raises ``ModelError`` for anything else."""
     if isinstance(source, LowBitModel):
-        return _rows(source, {name: (t.numel(), t.element_size() * 8) for name, t in source.state_dict().items()})
+        tensors = source.state_dict(keep_vars=True)
+        first = {id(t): name for name, t in reversed(tensors.items())}  # what is tied counts once, as in a file
+        return _rows(source, {name: (t.numel(), t.element_size() * 8) for name, t in tensors.items() if first[id(t)] == name})
     if isinstance(source, nn.Module):
         raise ModelError(f"{type(source).__name__}: sizes are of low-bit models; pack_model makes one")
     folder = Path(source)
@@ -108,7 +111,7 @@ def _kind(model: nn.Module, name: str) -> str:
     if isinstance(layer, nn.LayerNorm):
         return "layer norms"
     if isinstance(layer, nn.Embedding):
-        return "positions" if layer.weight is not model.get_input_embeddings().weight else "token embedding"
+        return "token embedding" if any(layer is table for table in token_tables(model)) else "positions"
     if last == "final_logits_bias":
         return "final logits bias"
     return "biases" if last == "bias" else "linear weights"

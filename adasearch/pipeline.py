@@ -129,8 +129,10 @@ def check(config: RunConfig, cache: Path | None = None) -> tuple[Task, Space]:
     check_starts(config, whole_space, space, cache or run_folder(config) / "cache")
     if "random_architecture" in config.controls:
         _check_random_control(config, space)
-    if config.search.latency_table or not config.architecture:  # with an architecture random controls may be drawn by a named one
-        check_table(config.search, space)
+    if config.search.latency_table or not config.architecture:
+        # with an architecture random controls are drawn by a named table, at the price that it gives to the architecture
+        is_priced = config.architecture and "random_architecture" in config.controls
+        check_table(config.search, space, Architecture.load(Path(config.architecture)) if is_priced else None)
     if config.transfer.size and config.teacher != "none":
         shares(config.transfer)
     return task, space

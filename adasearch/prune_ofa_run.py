@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from adasearch.accelerator import keeping_threads
 from adasearch.encoder_run import About, begin_encoders, run_recipes
 from adasearch.encoder_training import Compressed
 from adasearch.progress import Progress
@@ -21,6 +22,7 @@ from adasearch.prune_ofa_systems import prune_ofa_recipes
 FREE = ("baselines", "direct", "dense")  # they add rows
 
 
+@keeping_threads()
 def prune_once_for_all(config: PruneOfaTaskConfig, progress: Progress | None = None) -> Path:
     """Do all of it for one task; returns the run's folder. ``student/`` is the first seed's sparse int8 model.
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from adasearch.canvas import INK, LINE_COLOURS
 from adasearch.errors import ConfigError
+from adasearch.quantize_model import token_tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,7 +146,7 @@ def token_similarity(model: PreTrainedModel, ids_L: Tensor, of: str = "states") 
     model.eval()
     ids_1L = ids_L[None].to(model.device)
     if of == "embeddings":
-        states_LD = model.get_input_embeddings()(ids_1L)[0]
+        states_LD = token_tables(model)[-1](ids_1L)[0]  # the decoder's, where a BART has several
     else:
         decoder = {"decoder_input_ids": ids_1L} if model.config.is_encoder_decoder else {}
         output = model(input_ids=ids_1L, output_hidden_states=True, use_cache=False, **decoder)

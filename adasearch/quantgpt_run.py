@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BartForConditionalGeneration, GPT2LMHeadModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adasearch.accelerator import make_accelerator
+from adasearch.accelerator import keeping_threads, make_accelerator
 from adasearch.canvas import save_figure
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json, write_text
@@ -70,6 +70,7 @@ class QuantRun:
         return cache_of(self.config, self.folder)
 
 
+@keeping_threads()
 def quantize_language_model(config: QuantGptConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Quantise ``config.model`` and return the report that ``report.json`` holds; the packed model is in ``model/``.
 

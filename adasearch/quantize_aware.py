@@ -63,15 +63,21 @@ def attach_int8(
         outputs: whose outputs are rounded: "published" (see above; of a convolution always, since int8 convolutions hand on
             int8), "all" or "none".
         exclude: layers left as they are: parts of names, such as "classifier" or "layer.0.".
-        embeddings: the word table too, to int8 with a scale for each row.
+        embeddings: the word table too, to int8 with a scale for each row. A layer that shares a table's weight, as a masked language
+            model's decoder, stays as it is: one weight cannot lie on two grids.
         momentum: of the activations' ranges.
 
     Raises ``ConfigError`` for an unknown setting, or an exclusion that no layer's name holds, ``ModelError`` for a model that
-    is quantised already. The model is left as it was.
+    is quantised already, or whose word table is to be int8 and is a layer's weight as well. The model is left as it was.
     """
     _check(quantizer, per, outputs)
     refuse_quantised(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    tied = [name for name, module in layers.items() if any(module.weight is table for table in tables)]
+    if tied and embeddings:
+        raise ModelError(f"{type(model).__name__}: embeddings: the word table is {tied[0]}'s weight as well; choices: embeddings false")
+    layers = {name: module for name, module in layers.items() if name not in tied}
     for part in exclude:
         if not any(part in name for name in layers):
             raise ConfigError(f"exclude: no layer's name holds {part!r}; layers are such as {', '.join(list(layers)[:3])}")

@@ -2,7 +2,8 @@
 
 Quantised are the linear layers of the transformer layers (GPT-2's ``Conv1D`` too) and the token embedding. What is tied
 to the embedding (GPT-2's head; BART's encoder and decoder tables and its head) shares its one weight and one
-quantiser. Positions, LayerNorms, biases and untied heads stay as they are: the published sizes say so (specs d.6).
+quantiser; where a BART is untied, each of its tables has its own. Positions, LayerNorms, biases and untied heads stay as they
+are: the published sizes say so (specs d.6).
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def attach_quantizers(
     found = find_quantized(model)
     if found.quantizers or found.inputs:
         raise ModelError(f"{type(model).__name__}: it is quantised already; bake it first")
-    linear, embedding = _linear_layers(model), _tied_modules(model)
+    linear, tables = _linear_layers(model), _tied_modules(model)
     made = {}  # all of them before the first is put in, so that an error leaves no half of a model
     if bits.weights != FULL:
         for name, module in linear.items():
@@ -127,17 +128,17 @@ def attach_quantizers(
             is_masked = parametrize.is_parametrized(module, "weight")
             made[name] = make(module.weight, bits.weights, per=per, row_dim=row_dim, **{"skip_zeros": is_masked, **options})
     if bits.embeddings != FULL:
-        name, module = next(iter(embedding.items()))
-        made[name] = make(module.weight, bits.embeddings, per=embedding_per or per, row_dim=0, **options)
+        for name, module in (next(iter(tied.items())) for tied in tables):
+            made[name] = make(module.weight, bits.embeddings, per=embedding_per or per, row_dim=0, **options)
     for name, weight_quantizer in made.items():
         parametrize_weight(model.get_submodule(name), [weight_quantizer])
     if bits.embeddings != FULL:
-        source, *others = embedding.values()
-        for module in others:
-            parametrize_weight(module, [TiedTo(source)])
-        _rename_ties(model, {f"{name}.weight": f"{name}.{ORIGINAL}" for name in embedding})
+        for source, *others in (tied.values() for tied in tables):
+            for module in others:
+                parametrize_weight(module, [TiedTo(source)])
+        _rename_ties(model, {f"{name}.weight": f"{name}.{ORIGINAL}" for tied in tables for name in tied})
     if bits.activations != FULL:
-        heads = {name: module for name, module in embedding.items() if isinstance(module, LINEAR)}
+        heads = {name: module for tied in tables for name, module in tied.items() if isinstance(module, LINEAR)}
         for module in {**linear, **heads}.values():
             module.register_forward_pre_hook(RoundInputs(bits.activations, activation_per))
     return find_quantized(model)
@@ -234,10 +235,16 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {f"{block}.{name}": m for block, layer in blocks for name, m in layer.named_modules() if isinstance(m, LINEAR)}
 
 
-def _tied_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The token embedding and all that share its weight, by name, in the model's order."""
-    weight = model.get_input_embeddings().weight
-    return {name: module for name, module in model.named_modules() if getattr(module, "weight", None) is weight}
+def token_tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that tokens are looked up in, in the model's order: of GPT-2 one, of BART its own, the encoder's, the decoder's."""
+    tables = {id(part.get_input_embeddings()) for part in model.modules() if isinstance(part, PreTrainedModel)}
+    return [module for module in model.modules() if id(module) in tables]
+
+
+def _tied_modules(model: PreTrainedModel) -> list[dict[str, nn.Module]]:
+    """Each token table's weight as all that share it, by name, in the model's order."""
+    weights = {id(table.weight): table.weight for table in token_tables(model)}.values()
+    return [{name: m for name, m in model.named_modules() if getattr(m, "weight", None) is weight} for weight in weights]
 
 
 def _rename_ties(model: PreTrainedModel, names: dict[str, str]) -> None:

@@ -76,10 +76,9 @@ class SearchMethod(Method):
         name = config.strategy
         if config.mode not in cls.modes:
             raise ConfigError(f"search.mode: {config.mode!r} does not work with search.strategy {name!r}; choices: {', '.join(cls.modes)}")
-        drawn = () if config.derive != "argmax" or config.is_constrained else ("candidates",)
-        for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY), *drawn):
+        for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY)):
             if (value := getattr(config, setting)) != (usual := getattr(SearchConfig, setting)):
-                why = "" if setting in cls.ignores else " and search.derive 'argmax'" if setting in drawn else ", whose architecture does not learn by gradients"
+                why = "" if setting in cls.ignores else ", whose architecture does not learn by gradients"
                 choice = "leave it out" if usual is None else f"{usual:g}" if isinstance(usual, float) else f"{usual}"
                 raise ConfigError(
                     f"search.{setting}: {value!r} has no effect with search.strategy {name!r}{why}; choices: {choice}, or another search.strategy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -48,9 +49,10 @@ class Pattern:
     @property
     def most(self) -> float:
         """The largest sparsity there is in this pattern."""
-        return 1 - self.kept / self.group if self.group else 1.0
+        return (self.group - self.kept) / self.group if self.group else 1.0  # 4:5 holds 0.2; 1 - 4/5 is less in floats
 
     def check(self, sparsity: float) -> None:
         """Raise ``ConfigError`` when the pattern cannot hold so many zeros."""
         if not 0 <= sparsity <= self.most:
-            raise ConfigError(f"sparsity: {sparsity!r} is out of range; choices: 0 to {self.most:g} with pattern {self}")
+            most = math.floor(self.most * 1e6 + 1e-6) / 1e6  # of 1:3 what may be typed
+            raise ConfigError(f"sparsity: {sparsity!r} is out of range; choices: 0 to {most:g} with pattern {self}")

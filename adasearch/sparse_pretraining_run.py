@@ -8,6 +8,7 @@ kill. What is reported is counted in, and scored with, the folders as they are r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from adasearch.accelerator import make_accelerator
+from adasearch.accelerator import keeping_threads, make_accelerator
 from adasearch.demo_assets import model_path
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json
@@ -83,6 +84,7 @@ class PretrainingRun:
         return layer_distances(model, teacher, self.validation, self.accelerator, batch_size=size, is_mixed=self.is_mixed)
 
 
+@keeping_threads()
 def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Make ``config.model`` sparse and return the report that ``report.json`` holds; the model is in ``sparse/``.
 
@@ -164,7 +166,8 @@ def _check_start(config: SparsePretrainingConfig, model: PreTrainedModel) -> Non
     if [tensor.shape for tensor in student.base_model.parameters()] != [tensor.shape for tensor in model.base_model.parameters()]:
         raise ModelError(f"start: {config.start!r} has other layers than {config.teacher or config.model!r}; choices: one made of the same model")
     if (own := mean_sparsity(student)) > config.sparsity + ROUNDING:
-        raise ConfigError(f"start: {config.start!r} has {own:.1%} zeros, more than sparsity {config.sparsity:g}; choices: {own:.2f} or more")
+        least = math.ceil(1e3 * own) / 1e3
+        raise ConfigError(f"start: {config.start!r} has {own:.2%} zeros, more than sparsity {config.sparsity:g}; choices: {least:g} or more")
     if has_split_blocks(student, Pattern.parse(config.pattern)):
         raise ConfigError(
             f"pattern: {config.pattern}, but {config.start!r} has zeros, which stay, that are no such blocks, so that more would go than"

@@ -6,7 +6,7 @@
 - ``without_tables``: the whole file but the embedding tables: head, normalisation, biases, ranges and the file's header too.
 - ``whole``: the whole file.
 
-All are bytes in float32, dense, over bytes here.
+All are bytes in float32, dense, over bytes here; None where a model has no such bytes, as one without stacked layers.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class SparseSize:
 
     @property
     def sparsity(self) -> float:
-        """Share of the linear weights that are 0."""
-        return 1 - self.linear_nonzeros / self.linear_elements
+        """Share of the linear weights that are 0; 0 where there are none."""
+        return 1 - self.linear_nonzeros / self.linear_elements if self.linear_elements else 0.0
 
     @property
-    def nominal(self) -> float:
+    def nominal(self) -> float | None:
         """See above."""
-        return FP32_BYTES * self.linear_elements / max(1, self.linear_value_bytes)
+        return _ratio(self.linear_elements, self.linear_value_bytes)
 
     @property
-    def with_index(self) -> float:
+    def with_index(self) -> float | None:
         """See above."""
-        return FP32_BYTES * self.linear_elements / self.linear_bytes
+        return _ratio(self.linear_elements, self.linear_bytes)
 
     @property
     def without_tables(self) -> float:
@@ -114,6 +114,10 @@ def _sum(header: Mapping[str, Any], sizes: Mapping[str, int], counts: Mapping[st
             total["table_elements"] += counts[name]
             total["table_bytes"] += taken
     return SparseSize(**total, elements=elements, file_bytes=file_bytes, formats=formats)
+
+
+def _ratio(elements: int, taken: int) -> float | None:
+    return FP32_BYTES * elements / taken if taken else None
 
 
 def _is_table(layer: str) -> bool:

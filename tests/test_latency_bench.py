@@ -31,7 +31,7 @@ from adasearch.latency_bench import (
     measure_architecture,
 )
 from adasearch.latency_target import check_targets, compare_prediction, compare_run, known_latency, miss, open_table, target_lengths
-from adasearch.pipeline import search
+from adasearch.pipeline import check, search
 from adasearch.progress import Progress
 from adasearch.shrink import build_student, random_architecture
 from adasearch.space import load_space
@@ -229,6 +229,12 @@ def test_a_search_meets_its_target_and_the_run_remembers_it(tmp_path: Path, caps
     with pytest.raises(ConfigError, match=r"asked for 9 to 9"):
         open_table(named, space, {9: 1.0}, tmp_path, Progress())
     assert compare_run(replace(named, latency_target_ms=None), None, found.parent.parent, Progress()) is None
+    # an architecture of another space whose price the random controls would ask for when the student has trained
+    (tmp_path / "given.json").write_text(json.dumps(replace(member, width=24).to_dict()))
+    given = replace(config, architecture=str(tmp_path / "given.json"), output_dir=str(tmp_path / "given"), search=without)
+    with pytest.raises(ConfigError, match="latency table: width 24 was not measured; measured: "):
+        check(replace(given, controls=["random_architecture"]))
+    check(replace(given, controls=[]))
 
 
 def test_lengths_are_the_settings_or_the_tasks() -> None:

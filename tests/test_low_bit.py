@@ -46,11 +46,12 @@ def gpt2(**changes: object) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**{**settings, **changes})).eval()
 
 
-def bart() -> BartForConditionalGeneration:
+def bart(**changes: object) -> BartForConditionalGeneration:
     """A tiny BART that scales its embeddings; heads and layers differ between encoder and decoder."""
     config = BartConfig(
         vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=28, decoder_ffn_dim=24, init_std=0.4,
         encoder_attention_heads=2, decoder_attention_heads=4, max_position_embeddings=80, scale_embedding=True,
+        **changes,
     )  # fmt: skip
     model = BartForConditionalGeneration(config).eval()
     model.final_logits_bias.normal_()
@@ -144,6 +145,15 @@ def test_an_untied_head_stays_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize(("bits", "width"), [("2-2-8", 2), ("2-32-8", 32)])
+def test_an_untied_bart_has_three_tables(bits: str, width: int, tmp_path: Path) -> None:
+    model = quantized(bart(tie_word_embeddings=False), bits)
+    pack_model(model).save_pretrained(tmp_path)
+    assert torch.equal(logits(load_low_bit(tmp_path)), logits(model))
+    tables = [row for row in size_table(tmp_path) if row.kind == "token embedding"]
+    assert [(row.bits, row.tensors, row.elements) for row in tables] == [(width, 3, 3 * VOCAB * 16)]
+
+
 def test_auto_classes_load_low_bit_models(tmp_path: Path) -> None:
     adasearch.register_low_bit()
     adasearch.register_low_bit()  # again does no harm
@@ -231,6 +241,13 @@ def test_sizes_are_those_of_the_file(tmp_path: Path) -> None:
     totals = size_totals(rows, file_size(tmp_path))
     assert totals["stored_bytes"] == len(file) - header
     assert totals["file_ratio"] == 4 * sum(p.numel() for p in gpt2().parameters()) / len(file)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_tied_table_of_32_bits_counts_once_in_memory_too(name: str, tmp_path: Path) -> None:
+    packed = pack_model(quantized(MODELS[name](), "2-32-8"))
+    packed.save_pretrained(tmp_path)
+    assert size_table(packed) == size_table(tmp_path)
 
 
 @pytest.mark.parametrize(

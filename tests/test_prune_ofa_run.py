@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from adasearch.prune_ofa_run import prune_once_for_all
 from adasearch.prune_ofa_source import Source, _lacks_head, open_source, pretraining_stages
 from adasearch.prune_ofa_systems import prune_ofa_recipes
 from adasearch.qdq_export import export_folder, zeros_of
+from adasearch.quantgpt_config import QuantGptConfig
+from adasearch.quantgpt_run import quantize_language_model
 from adasearch.quantize import quantize
 from adasearch.quantize_aware import stacked_layers
 from adasearch.quantize_config import QuantizeConfig
@@ -48,6 +51,8 @@ from adasearch.runtimes import load_runtime
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.sparse_files import SparseModel
 from adasearch.sparse_model import mean_sparsity, pattern_of, prune_once
+from adasearch.sparse_pretraining_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_run import pretrain_sparse
 from adasearch.speed_table import build_tables
 from adasearch.task_config import TransferConfig
 from adasearch.tasks import load_task
@@ -62,6 +67,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(run: Path) -> Report:
     return read_report(run)
+
+
+@pytest.mark.parametrize(
+    ("first", "call"),
+    [
+        ("prune_ofa_run.begin_encoders", lambda: prune_once_for_all(PruneOfaTaskConfig(task="sst2"))),
+        ("sparse_pretraining_run.check_begun", lambda: pretrain_sparse(SparsePretrainingConfig(corpora=["ptb"]))),
+        ("quantgpt_run.check_begun", lambda: quantize_language_model(QuantGptConfig(model="any"))),
+    ],
+)
+def test_what_is_trained_after_a_run_has_the_threads_it_had(first: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: Any, **__: Any) -> None:
+        torch.set_num_threads(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"adasearch.{first}", begin)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_the_pattern_survives_every_stage_exactly(run: Path) -> None:

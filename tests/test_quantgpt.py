@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from adasearch.fit import fit
 from adasearch.language import language_outputs
 from adasearch.methods.quantgpt import QuantGpt, _last_states, visits_again
 from adasearch.quantgpt_config import QuantGptConfig
+from adasearch.quantgpt_plots import token_similarity
 from adasearch.quantizers import WEIGHT_QUANTIZERS
 
 KINDS = ("gpt2", "bart")
@@ -160,6 +162,17 @@ def test_the_bank_by_position_has_a_row_for_every_token_that_is_taught(kind: str
     for number in (3, 7):
         expected_K[store.offsets[number] : store.offsets[number + 1]] = True
     assert known and torch.equal(method.bank.is_known_K, expected_K)
+
+
+def test_an_untied_bart_s_negatives_are_rows_of_the_table_that_its_decoder_reads() -> None:
+    """Its shared table, which nothing reads, may hold anything."""
+    teacher = tiny_model("bart", tie_word_embeddings=False)
+    student, examples = copy.deepcopy(teacher), tiny_examples("bart")
+    torch.nn.init.constant_(teacher.model.shared.weight, torch.nan)
+    method = QuantGpt(settings(negatives="vocabulary"), teacher, examples)
+    method.attach(student)
+    assert method.loss(student, examples.collate([0, 1]))["contrastive"].isfinite()
+    assert not np.isnan(token_similarity(teacher, torch.arange(4, 8), "embeddings")).any()
 
 
 def test_the_bank_by_token_knows_the_ids_that_were_read() -> None:

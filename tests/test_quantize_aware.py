@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_kinds import KINDS, a_model, inputs, logits
-from transformers import PreTrainedModel
+from tiny_masked import tiny_bert
+from transformers import BertForMaskedLM, PreTrainedModel
 
 from adasearch.config import FitConfig
 from adasearch.errors import ConfigError, ModelError
@@ -272,6 +273,18 @@ def test_unknown_settings_are_refused(settings: dict[str, object], says: str) ->
 def test_excluded_layers_stay_plain() -> None:
     found = attach_int8(a_model("bert"), exclude=["classifier", "layer.0."])
     assert found.weights and not any("classifier" in name or "layer.0." in name for name in found.weights)
+
+
+def test_a_layer_that_shares_the_word_table_stays_plain() -> None:
+    """A masked language model's decoder: baking it would round the table as well."""
+    model = tiny_bert(BertForMaskedLM).eval()
+    with pytest.raises(ModelError, match="the word table is cls.predictions.decoder's weight as well"):
+        attach_int8(model, embeddings=True)
+    found, ids_BL = attach_int8(model), torch.arange(5, 13)[None]
+    assert found.weights and not any("decoder" in name for name in (*found.weights, *found.inputs))
+    model.train()(ids_BL)
+    expected = model.eval()(ids_BL).logits
+    assert torch.equal(int8_twin(model)(ids_BL).logits, expected)
 
 
 def test_a_model_that_saw_nothing_has_no_twin() -> None:

@@ -184,6 +184,15 @@ def test_an_untied_head_stays_as_it_is() -> None:
     assert not parametrize.is_parametrized(model.lm_head)
 
 
+def test_the_tables_of_an_untied_bart_are_all_quantised() -> None:
+    model = a_model("bart", is_tied=False)
+    found = attach_quantizers(model, "32-2-32")
+    tables = ["model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"]
+    assert found.names == [f"{name}.weight" for name in tables] and not found.tied and not parametrize.is_parametrized(model.lm_head)
+    assert all(len(model.get_submodule(name).weight.unique()) <= 4 for name in tables)
+    assert len({id(quantizer) for quantizer in found.quantizers.values()}) == 3
+
+
 @every_quantizer
 def test_the_cache_changes_neither_values_nor_gradients(name: str, bits: int) -> None:
     model = a_model("bart").train()

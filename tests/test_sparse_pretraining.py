@@ -540,7 +540,7 @@ def test_a_sparse_model_goes_on_to_more_zeros_and_keeps_its_own(tmp_path: Path) 
     assert all(not layers[name].weight[~kept[name]].any() for name in layers) and "from " + str(tmp_path / "run") in (tmp_path / "more" / "report.md").read_text()
     save_masked(tmp_path / "wide", BertModel, hidden_size=32)
     for changes, says in (
-        ({"sparsity": 0.5}, "more than sparsity 0.5"), ({"start": str(tmp_path / "wide")}, "has other layers than"),
+        ({"sparsity": 0.5}, "has 60.01% zeros, more than sparsity 0.5; choices: 0.601 or more"), ({"start": str(tmp_path / "wide")}, "has other layers than"),
         ({"pattern": "4x1"}, "pattern: 4x1, but .*no such blocks"),
     ):  # fmt: skip
         with pytest.raises(AdasearchError, match=says):

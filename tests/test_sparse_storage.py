@@ -136,6 +136,13 @@ def test_the_four_ratios_are_counted_from_the_file(tmp_path: Path) -> None:
     assert size.nominal > size.with_index > size.without_tables
 
 
+def test_a_model_without_stacked_layers_has_no_ratios_of_them(tmp_path: Path) -> None:
+    model = make_model("bert", num_hidden_layers=0).eval()
+    found = sparse_size(save_sparse(model, tmp_path)).to_dict()
+    assert (found["sparsity"], found["ratios"]["nominal"], found["ratios"]["with_index"]) == (0, None, None)
+    assert 0 < found["ratios"]["whole"] < 1 and 0 < found["ratios"]["without_tables"] < 1  # names and header are in the file as well
+
+
 def test_what_is_tied_is_stored_and_counted_once(tmp_path: Path) -> None:
     """A masked language model's decoder is its word table."""
     model = tiny_bert(BertForMaskedLM).eval()

@@ -130,6 +130,13 @@ def test_unknown_patterns_are_refused(text: str, says: str) -> None:
         Pattern.parse(text)
 
 
+@pytest.mark.parametrize(("text", "most"), [("2:4", 0.5), ("4:5", 0.2), ("9:10", 0.1), ("1:3", 0.666666), ("4x1", 1)])
+def test_a_pattern_holds_the_zeros_that_it_says_it_does(text: str, most: float) -> None:
+    with pytest.raises(ConfigError, match=f"choices: 0 to {most:g} with pattern {text}"):
+        Pattern.parse(text).check(1.1)
+    Pattern.parse(text).check(most)
+
+
 @pytest.mark.parametrize("text", ["unstructured", "2:4", "1:16", "4x1", "16x16"])
 def test_patterns_are_written_as_they_are_read(text: str) -> None:
     assert str(Pattern.parse(text)) == text

@@ -22,7 +22,7 @@ from adasearch.language import Seq2SeqPairs, TokenBlocks, language_outputs
 from adasearch.language_objectives import UNSCORED, next_token_loss, shift_right, soft_cross_entropy
 from adasearch.methods.base import Batch, Group, Method, weight_groups
 from adasearch.quantgpt_config import QuantGptConfig
-from adasearch.quantize_model import Quantized, attach_quantizers, quantized_cache
+from adasearch.quantize_model import Quantized, attach_quantizers, quantized_cache, token_tables
 
 
 class QuantGpt(Method):
@@ -122,7 +122,7 @@ class QuantGpt(Method):
             states_BLD = states_BLD.float().masked_scatter(mask_BL[..., None], self.bank(keys_S, states_BLD[mask_BL]))
         return contrastive_loss(
             states_BLD, teacher_BLD, mask_BL, temperature=config.temperature, negatives=config.negatives,
-            negatives_count=config.negatives_count, table_VD=self.teacher.get_input_embeddings().weight,
+            negatives_count=config.negatives_count, table_VD=token_tables(self.teacher)[-1].weight,  # the decoder's, where a BART has several
         )  # fmt: skip
 
     def _keys(self, batch: Batch, mask_BL: Tensor) -> Tensor:
