@@ -252,11 +252,13 @@ def _is_file(source: str) -> bool:
     return Path(source).suffix.lower() in KINDS
 
 
-def join_blocks(parts: Sequence[MaskedBlocks]) -> MaskedBlocks:
-    """Blocks of several corpora in one; a single one stays on disk."""
+def join_blocks(parts: Sequence[MaskedBlocks], cache: Path | None = None) -> MaskedBlocks:
+    """Blocks of several corpora in one: in memory, or mapped from ``cache``, where they take their room once more. A single one stays as it is."""
     if len(parts) == 1:
         return parts[0]
-    return MaskedBlocks(TokenStore.concatenate([part.tokens for part in parts]), parts[0].wrap, parts[0].pad_token_id)
+    stores = [part.tokens for part in parts]
+    tokens = TokenStore.concatenate(stores) if cache is None else TokenStore.join(stores, cache)
+    return MaskedBlocks(tokens, parts[0].wrap, parts[0].pad_token_id)
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -49,7 +49,7 @@ def load_blocks(
                 cache=cache, name="masked-stream", progress=progress,
             )  # fmt: skip
         )
-    train = join_blocks(parts["train"])
+    train = join_blocks(parts["train"], cache if config.stream else None)  # a stream need not fit into memory
     if parts["validation"]:
         validation = join_blocks(parts["validation"])
         count = min(len(validation), config.validation_blocks)

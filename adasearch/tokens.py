@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adasearch.files import write_array
+from adasearch.files import fingerprint, write_array, write_atomically
 
 ARRAYS = ("labels", "teacher_logits", "probe_logits", "teacher_states")  # what an example may have beside its text
 BUCKET_BATCHES = 50  # so many batches are shuffled, then sorted by length, together: little padding, still random
@@ -40,9 +40,29 @@ class TokenStore:
     @classmethod
     def concatenate(cls, stores: Sequence[TokenStore]) -> TokenStore:
         """One store holding the texts of all, in order."""
+        return cls(np.concatenate([store.ids for store in stores]), cls._ends(stores))
+
+    @classmethod
+    def join(cls, stores: Sequence[TokenStore], folder: Path) -> TokenStore:
+        """The same, mapped from ``folder``, where it is written once: the ids never stand in memory together."""
+        name = f"joined-{fingerprint(*(array for store in stores for array in (store.ids, store.offsets)))}"
+
+        def write(partial: Path) -> None:
+            ids = np.lib.format.open_memmap(partial, "w+", np.int32, (sum(len(store.ids) for store in stores),))
+            np.concatenate([store.ids for store in stores], out=ids)
+            ids.flush()
+
+        if (found := cls.load(folder, name)) is None:
+            write_atomically(folder / f"{name}.ids.npy", write)
+            write_array(folder / f"{name}.offsets.npy", cls._ends(stores))
+            found = cls.load(folder, name)
+        return found
+
+    @staticmethod
+    def _ends(stores: Sequence[TokenStore]) -> np.ndarray:
+        """The offsets of all texts end to end."""
         starts = np.cumsum([0] + [len(store.ids) for store in stores])
-        offsets = [store.offsets[:-1] + start for store, start in zip(stores, starts)]
-        return cls(np.concatenate([store.ids for store in stores]), np.concatenate([*offsets, starts[-1:]]))
+        return np.concatenate([*(store.offsets[:-1] + start for store, start in zip(stores, starts)), starts[-1:]])
 
     def save(self, folder: Path, name: str) -> None:
         """Write ``<name>.ids.npy`` and ``<name>.offsets.npy`` (the offsets last: their presence says it is whole)."""

@@ -275,11 +275,18 @@ def test_a_checkpoint_without_a_head_gets_one(tmp_path: Path) -> None:
         load_masked_model(str(tmp_path / "absent"))
 
 
-def test_blocks_of_several_corpora_stand_after_each_other() -> None:
+def test_blocks_of_several_corpora_stand_after_each_other(tmp_path: Path) -> None:
     first, second = tiny_blocks(3), tiny_blocks(5)
-    joined = join_blocks([first, second])
+    joined, mapped = join_blocks([first, second]), join_blocks([first, second], tmp_path)
     assert len(joined) == 8 and stream_of(joined) == stream_of(first) + stream_of(second)
-    assert join_blocks([first]) is first
+    assert join_blocks([first]) is first and join_blocks([first], tmp_path) is first
+    assert isinstance(mapped.tokens.ids, np.memmap) and not isinstance(joined.tokens.ids, np.memmap)
+    for mine, theirs in ((joined.tokens.ids, mapped.tokens.ids), (joined.tokens.offsets, mapped.tokens.offsets)):
+        assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(written) == 2 and stream_of(join_blocks([first, second], tmp_path)) == stream_of(joined)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written, "written once"
+    assert stream_of(join_blocks([second, first], tmp_path)) == stream_of(second) + stream_of(first)
 
 
 def test_a_column_is_that_of_files_and_not_of_presets_or_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
