@@ -39,12 +39,10 @@ def soft_cross_entropy(student_BLV: Tensor, teacher_BLV: Tensor, mask_BL: Tensor
     """Mean over the tokens in ``mask_BL`` of the cross-entropy between teacher's and student's predictions, a scalar.
 
     -sum_v softmax(teacher)_v log softmax(student)_v. Its gradient is that of KL(teacher || student): the two differ by
-    the teacher's entropy. Every token predicts, so nothing is shifted; 0 when the mask is empty.
+    the teacher's entropy. Every token predicts, so nothing is shifted; 0 when the mask is empty. The teacher gets no gradient.
     """
     is_taught_BL = mask_BL.bool()
-    student_SV, teacher_SV = student_BLV[is_taught_BL].float(), teacher_BLV[is_taught_BL].float()
-    total = F.cross_entropy(student_SV, teacher_SV.softmax(-1), reduction="sum")
-    return total / is_taught_BL.sum().clamp(min=1)
+    return _Taught.apply(student_BLV[is_taught_BL], teacher_BLV[is_taught_BL].detach(), 1.0, False)
 
 
 def softened_kl(student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> Tensor:
@@ -53,14 +51,17 @@ def softened_kl(student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> T
     ``objectives.kl_loss`` for a vocabulary: the same value and gradient, a few rows at a time, where that one would hold
     eight tensors of the size of the logits. The teacher gets no gradient. Hinton et al. 2015, section 2.
     """
-    return _SoftenedKL.apply(student_SV, teacher_SV.detach(), temperature)
+    return _Taught.apply(student_SV, teacher_SV.detach(), temperature, True)
 
 
-class _SoftenedKL(torch.autograd.Function):
-    """Loss and gradient in one pass: d loss / d student = T (softmax(student / T) - softmax(teacher / T)) / S."""
+class _Taught(torch.autograd.Function):
+    """Loss and gradient in one pass: d loss / d student = T (softmax(student / T) - softmax(teacher / T)) / S.
+
+    The loss is a divergence, or with the teacher's entropy on top a cross-entropy.
+    """
 
     @staticmethod
-    def forward(ctx: Any, student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, student_SV: Tensor, teacher_SV: Tensor, temperature: float, is_divergence: bool) -> Tensor:
         # in float16 most of a small gradient would be 0 before the loss's scale could save it; bf16 has float32's range
         kept = torch.float32 if student_SV.dtype == torch.float16 else student_SV.dtype
         gradient_SV, total = torch.empty_like(student_SV, dtype=kept), student_SV.new_zeros((), dtype=torch.float32)
@@ -70,7 +71,7 @@ class _SoftenedKL(torch.autograd.Function):
             own_RV = (student_SV[rows].float() / temperature).log_softmax(-1)
             other_RV = (teacher_SV[rows].float() / temperature).log_softmax(-1)
             p_RV = other_RV.exp()
-            total += (p_RV * (other_RV - own_RV)).sum()
+            total += (p_RV * (other_RV - own_RV if is_divergence else -own_RV)).sum()
             gradient_SV[rows] = (own_RV.exp_() - p_RV).mul_(temperature / count)
         ctx.save_for_backward(gradient_SV)
         ctx.dtype = student_SV.dtype
@@ -78,9 +79,9 @@ class _SoftenedKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_SV,) = ctx.saved_tensors
-        return (gradient_SV * slope).to(ctx.dtype), None, None
+        return (gradient_SV * slope).to(ctx.dtype), None, None, None
 
 
 def shift_right(labels_BL: Tensor, start_token_id: int, pad_token_id: int) -> Tensor:

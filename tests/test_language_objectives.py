@@ -47,6 +47,16 @@ def test_soft_cross_entropy_has_the_gradient_of_the_divergence() -> None:
     torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-5)
 
 
+def test_soft_cross_entropy_is_torchs_over_more_tokens_than_are_taken_at_a_time() -> None:
+    generator = torch.Generator().manual_seed(3)
+    student_BLV = torch.randn(3, 30, 6, generator=generator, requires_grad=True)
+    teacher_BLV = torch.randn(3, 30, 6, generator=generator)
+    found = soft_cross_entropy(student_BLV, teacher_BLV, torch.ones(3, 30))
+    expected = torch.nn.functional.cross_entropy(student_BLV.flatten(0, 1), teacher_BLV.flatten(0, 1).softmax(-1))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student_BLV)[0] for loss in (found, expected)))
+
+
 def test_soft_cross_entropy_of_a_model_with_itself_is_its_entropy() -> None:
     logits_BLV = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(2))
     p = logits_BLV.softmax(-1)
