@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedModel
 
+from adasearch.accelerator import keeping_threads
 from adasearch.answers_file import SCHEMA, QuestionAnswerer, SpanAnswers, is_reader, question_columns
 from adasearch.cascade import Cascade, check_teacher
 from adasearch.chunks import CHUNK_ROWS, STANDARD_STREAM, Row, RowFile, Values, in_chunks
@@ -39,6 +40,7 @@ def load_student(path: str | Path) -> PreTrainedModel:
     return load_classifier(Path(path))
 
 
+@keeping_threads()
 def predict_file(
     student_dir: str | Path, input_file: str | Path, output_file: str | Path, text_column: str = "text",
     text_pair_column: str | None = None, batch_size: int = 32, runtime: str = "auto", progress: Progress | None = None,

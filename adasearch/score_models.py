@@ -15,6 +15,7 @@ import numpy as np
 from transformers import AutoConfig
 
 import adasearch
+from adasearch.accelerator import keeping_threads
 from adasearch.answers_file import QuestionAnswerer, is_reader, question_columns
 from adasearch.chunks import CHUNK_ROWS
 from adasearch.classifier import Tell, TextClassifier, check_pairs, check_settings
@@ -59,6 +60,7 @@ class Evaluation:
         return whole
 
 
+@keeping_threads()
 def score_models(
     models: Sequence[str | Path], input_file: str | Path | None = None, *, text_column: str = "text", text_pair_column: str | None = None,
     label_column: str = "label", data_dir: str | None = None, metric: str | None = None, runtime: str = "auto",

@@ -27,6 +27,7 @@ from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
 from adasearch.parts import write_stream
 from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
+from adasearch.score_models import score_models
 from adasearch.settings import cores_here
 
 PAIRS = ["bad", "the end", "a film", "good", "", "very", "the"]
@@ -96,6 +97,19 @@ def test_folders_and_files_may_be_named_by_strings(student: Path, tmp_path: Path
     source, target = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS})), tmp_path / "out.csv"
     assert predict_file(str(student), str(source), str(target), runtime="torch") == len(TEXTS) == len(read(target))
     assert TextClassifier(str(student), runtime="torch").labels == ["neg", "neu", "pos"]
+
+
+def test_what_is_trained_afterwards_has_the_threads_it_had(student: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS[:2], "label": ["neg", "pos"]}))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        predict_file(student, source, tmp_path / "out.csv", runtime="torch", threads=1)
+        assert torch.get_num_threads() == 3
+        score_models([student], source, runtime="torch", threads=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pairs_keep_their_segments_and_other_columns_stay(student: Path, tmp_path: Path) -> None:
