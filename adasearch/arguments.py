@@ -53,6 +53,9 @@ def parse_settings(
                 name = missing[1]
                 given = f"{prog} {name.upper()}, or --{name}" if name == positional else f"--{name}, or a --config file"
                 raise ConfigError(f"{prog}: {name}: none given; choices: {given}; {prog} --help says what it is") from ex
+            if unread := re.match(r'Parser key "([\w.]+)": Unable to load config (\S+)', flat):
+                choices = f"a YAML file of its settings; --{unread[1]}.KEY VALUE for one of them"
+                raise ConfigError(f"{prog}: {unread[1]}: {unread[2]} cannot be read; choices: {choices}") from ex
             found = re.search(r'Parser key "([\w.]+)".*(?:Got|Given) value: (.*)$', flat)
             if found is None:
                 raise ConfigError(f"{prog}: {flat}") from ex

@@ -110,6 +110,7 @@ def test_lists_switches_and_leading_arguments_are_written_as_people_write_them()
     ("arguments", "says"),
     [
         (["--search.stepz", "4"], "'search.stepz' (did you mean 'search.steps'?); choices: search.steps, search.b"),
+        (["--search", "no.yaml"], "search: 'no.yaml' cannot be read; choices: a YAML file of its settings; --search.KEY VALUE for one of them"),
         (["--teachr", "x"], "unknown setting 'teachr' (did you mean 'teacher'?); choices: task, data_dir"),
         (["--sea", "4"], "unknown setting 'sea'"),
         (["--search.steps", "many"], "adasearch run: search.steps: 'many' does not fit; expected int"),
