@@ -1,6 +1,7 @@
 """What an operation between two texts is worth by itself: one fixed cell with it and without it, at equal cost.
 
     python scripts/benchmark_pairs.py mrpc --data_dir DATA [--teacher FOLDER] [--steps 600] [--unlabeled_size 20000] [--seeds 1 2 3]
+    python scripts/benchmark_pairs.py rte --run runs/rte    # with the settings of a finished run, on what it prepared
 
 Nothing is searched. Every system is one cell of three nodes with two edges each, trained alike (same teacher, texts, steps,
 seeds). "two_inputs" is AdaBERT's way with pairs, "joint" the same convolutions on one sequence; in the others every
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from ablate_transfer import link_preparation, run_config
 
 from adasearch.accelerator import make_accelerator
 from adasearch.architecture import Architecture, Edge, Macro, Space
@@ -66,6 +69,7 @@ def at_cost(space: Space, operation: str, macro: Macro, target: float, problem: 
 def main() -> None:
     """Prepare, train what is missing, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="folder of a finished run of the task: its teacher, texts and training, instead of those named here")
     parser.add_argument("task", help="mrpc, rte, qnli, qqp, mnli, snli or another task of pairs")
     parser.add_argument("--data_dir")
     parser.add_argument("--teacher", default="demo")
@@ -88,6 +92,15 @@ def main() -> None:
         retrain=RetrainConfig(steps=arguments.steps, batch_size=arguments.batch_size),
     )  # fmt: skip
     free = ("seeds", "operations", "threads", "result", "data_dir")
+    if arguments.run is not None:
+        link_preparation(arguments.run, folder)
+        own = run_config(arguments.run)
+        config = dataclasses.replace(own, output_dir=str(folder), threads=arguments.threads, data_dir=arguments.data_dir or own.data_dir, warm_start=None)
+        if config.task != arguments.task:
+            raise ConfigError(f"run: {arguments.run} is of task {config.task}; choices: a run of {arguments.task}")
+        arguments.run, arguments.teacher = arguments.run.name, config.teacher
+        arguments.steps, arguments.batch_size = config.retrain.steps, config.retrain.batch_size
+        arguments.transfer, arguments.unlabeled_size = config.transfer.size, config.transfer.unlabeled_size
     settings = {key: value for key, value in vars(arguments).items() if key not in free}
     held = folder / "benchmark.json"
     if held.exists() and read_json(held) != settings:
