@@ -101,11 +101,11 @@ def frame_cost(config: AdasearchConfig, macro: Macro, nodes: int, width: int, le
 def cheapest_cost(space: Space, length: float, config: AdasearchConfig) -> Cost:
     """Parameters and MACs that no member of the space goes below, for one text of ``length`` tokens."""
     names = [name for name in space.operations if name not in space.never_derived]
-    costs = operation_costs(names, min(space.widths), space.macro, length)
     learned = learned_operations(space)
-    frame, cell = frame_cost(config, space.macro, space.nodes, min(space.widths), length)
 
-    def least(kind: str) -> float:
+    def least(kind: str, width: int) -> float:
+        costs = operation_costs(names, width, space.macro, length)
+        frame, cell = frame_cost(config, space.macro, space.nodes, width, length)
         every = min(float(getattr(cost, kind)) for cost in costs.values())
         learning = min((float(getattr(cost, kind)) for name, cost in costs.items() if name in learned), default=every)
         edges = [min(space.edges_per_node, node + 2) for node in range(space.nodes)]
@@ -113,7 +113,8 @@ def cheapest_cost(space: Space, length: float, config: AdasearchConfig) -> Cost:
         in_cell = sum(m * learning + (count - m) * every for m, count in zip(must, edges))
         return getattr(frame, kind) + space.cells[0] * (getattr(cell, kind) + in_cell)
 
-    return Cost(least("params"), least("macs"))
+    # not always of the smallest width: a layer of the teacher needs no projections at the teacher's own
+    return Cost(*(min(least(kind, width) for width in space.widths) for kind in ("params", "macs")))
 
 
 def architecture_cost(architecture: Architecture, length: float, config: AdasearchConfig | None = None) -> Cost:

@@ -124,7 +124,7 @@ def check_search(search: SearchConfig, longest: int) -> None:
         check_range(f"search.{name}", getattr(search, name), low, high)
     check_range("search.unroll_rate", search.unroll_rate or 0, 0, 10)
     for name in ("target_macs", "target_params"):
-        check_range(f"search.{name}", getattr(search, name) or 1, 1, math.inf)
+        check_range(f"search.{name}", 1 if getattr(search, name) is None else getattr(search, name), 1, math.inf)
     _check_latency(search, longest)
     if search.finalists > 1 and search.derive == "argmax":
         raise ConfigError(f"search.finalists: {search.finalists} need members that were compared; choices: 1, or search.derive evaluated")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -86,7 +87,8 @@ def controls_figure(groups: dict[str, list[float]], metric: str) -> Figure:
         colour = {"searched": SEARCHED, "bag_of_embeddings": BASE}.get(name, CONTROL)
         error = {"ecolor": INK, "elinewidth": 1.2}
         axes.bar(place, mean, width=0.6, color=colour, alpha=0.55, yerr=spread or None, capsize=5, error_kw=error)
-        axes.scatter([place + 0.12 * (index % 3 - 1) for index in range(len(scores))], scores, s=18, color=INK, zorder=4)
+        beside = np.linspace(-0.2, 0.2, len(scores)) if len(scores) > 1 else [0.0]  # equal scores do not hide each other
+        axes.scatter([place + shift for shift in beside], scores, s=14, color=INK, zorder=4)
     low, high = min(every), max(every)
     pad = max(0.5, 0.35 * (high - low))
     axes.set_ylim(max(0.0, low - pad), high + pad)

@@ -100,15 +100,14 @@ class CellGates(nn.Module):
         not foreseen.)
         """
         p_RN = self.operations.expected()
-        strength_R = None
-        if is_derived:
-            p_RN = p_RN.index_fill(1, self._banned.to(p_RN.device), 0.0)
-            strength_R = p_RN.amax(1)
-            p_RN = p_RN / p_RN.sum(1, keepdim=True)
+        strength_R = None  # its logarithm
+        if is_derived:  # in logarithms: where what is never derived is sure of itself the others' probabilities have no digits left
+            log_p_RN = self.operations.logits.log_softmax(-1).index_fill(1, self._banned.to(p_RN.device), -torch.inf)
+            p_RN, strength_R = log_p_RN.softmax(-1), log_p_RN.amax(1)
         if self.edges is not None:
             kept = [gate.expected() for gate in self.edges]
         elif strength_R is not None:
-            scores = strength_R.log().split([node + 2 for node in range(self.space.nodes)])
+            scores = strength_R.split([node + 2 for node in range(self.space.nodes)])
             kept = [inclusion(of_node, self.space.edges_per_node) for of_node in scores]
         else:
             return p_RN
@@ -150,7 +149,7 @@ class CellGates(nn.Module):
 
     def _allowed(self) -> Tensor:
         """Probability of each operation on each edge, (R, N), 0 for what is never derived; on the processor."""
-        return self.operations.expected().detach().cpu().index_fill(1, self._banned, 0.0)
+        return self.operations.logits.detach().cpu().double().softmax(-1).index_fill(1, self._banned, 0.0)
 
     def _node(self, picked: dict[int, int]) -> tuple[Edge, ...]:
         return tuple(Edge(self.pairs[row][1], self.space.operations[choice]) for row, choice in sorted(picked.items()))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from adasearch.errors import ConfigError
-from adasearch.files import fingerprint, write_json
+from adasearch.files import fingerprint, read_json, write_json
 from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
@@ -159,6 +159,10 @@ class Board:
         for run in runs:
             facts = {"task": run.config.task, "teacher": run.config.teacher, "budget": run.budget, "seed": run.config.seed}
             self.records[run.name] = {**facts, "prepared": run.prepared, "folder": run.config.output_dir, **empty}
+        path = config.folder / "sweep.json"
+        spent = read_json(path)["runs"] if path.exists() else {}  # by earlier calls, which this one goes on from
+        for name, record in self.records.items():
+            record |= {key: value for key, value in spent.get(name, {}).items() if key in ("lost", "seconds")}
 
     def perform(self, engine: Engine, jobs: Sequence[Job], width: int) -> None:
         """Do the jobs, at most ``width`` at a time, each after what it needs; what has failed is not tried again."""

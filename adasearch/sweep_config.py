@@ -104,7 +104,7 @@ def check_sweep(config: SweepConfig, cores: int) -> tuple[int, int]:
     check_range("retries", config.retries, 0, 100)
     check_seeds("seeds", config.seeds)
     for name in ("workers", "threads"):
-        check_range(name, getattr(config, name) or 1, 1, 1 << 16)
+        check_range(name, 1 if getattr(config, name) is None else getattr(config, name), 1, 1 << 16)
     if len(config.tasks) > 1 and (config.train_file or config.architecture):
         name = "train_file" if config.train_file else "architecture"
         raise ConfigError(f"tasks: {' '.join(config.tasks)}: {name} is one task's; choices: one task, or a {name} for each in `runs` of a --config file")

@@ -113,7 +113,9 @@ def run_search(
 
 
 def _read_search(supernet: Supernet, weights: Path, architecture: Path) -> tuple[Supernet, Architecture]:
-    """A finished search from its files."""
+    """A finished search from its files. Raises ``ModelError`` where the weights are gone."""
+    if not weights.exists():
+        raise ModelError(f"{weights}: is missing; choices: put it back, or another --output_dir with --architecture {architecture}")
     supernet.cpu().load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     return supernet.eval(), Architecture.load(architecture)
 

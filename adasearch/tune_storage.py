@@ -93,6 +93,11 @@ def create_study(
     path = config.folder / "study.json"
     if path.exists():
         _check_same(read_json(path), lasting, f"output_dir: {config.folder}", "another --output_dir, or delete it")
+    held = optuna.get_all_study_names(storage) if config.storage is None else []
+    if held and config.name not in held:  # a folder that was moved: a second study would write over the first one's trials
+        raise ConfigError(
+            f"study_name: {config.folder} holds the study {held[0]!r}, not {config.name!r}; choices: --study_name {held[0]}, or another --output_dir"
+        )
     study = optuna.create_study(storage=storage, study_name=config.name, directions=directions_of(config, metric), load_if_exists=True)
     known = study.user_attrs.get("settings")
     if known is not None:
@@ -178,9 +183,10 @@ class Worker:
         self._lock.acquire()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lock.release()
-        self._path.unlink(missing_ok=True)
+        if kind is None or issubclass(kind, Exception):  # after Ctrl-C the free lock says at once that the trial is lost
+            self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def beating(self, trial: Trial) -> Iterator[None]:

@@ -27,7 +27,7 @@ from adasearch.config import RunConfig
 from adasearch.errors import AdasearchError
 from adasearch.files import fingerprint, read_json, write_json, write_text
 from adasearch.latency_bench import deployment_here, runtime_of, time_runtimes
-from adasearch.latency_target import open_table, target_lengths
+from adasearch.latency_target import open_table, table_path, target_lengths
 from adasearch.member_cost import architecture_cost
 from adasearch.metrics import METRICS
 from adasearch.pipeline import inputs_of
@@ -139,10 +139,14 @@ def _with_table(study: Study, problem: Problem) -> StudySpace:
     if target is None or space.base.search.latency_table or space.base.architecture:
         return space
     widest = widest_space(space, is_pair=study.task.is_pair)
-    settings = dataclasses.replace(space.base.search, latency_target_ms=target)
+    settings, folder = dataclasses.replace(space.base.search, latency_target_ms=target), study.preparation / "search"
+    lengths = target_lengths(settings, problem.labelled)
     with FileLock(study.config.folder / PREPARING):
-        open_table(settings, widest, target_lengths(settings, problem.labelled), study.preparation / "search", study.progress)
-    settings = dataclasses.replace(space.base.search, latency_table=str(study.preparation / "search" / "latency.json"))
+        if settings.latency_lengths is None and not table_path(settings, folder).exists():
+            # another vocabulary, and the run on all training texts that follows, may have longer texts than these
+            lengths = {study.config.max_seq_length: 0.0, **lengths}
+        open_table(settings, widest, lengths, folder, study.progress)
+    settings = dataclasses.replace(space.base.search, latency_table=str(folder / "latency.json"))
     return dataclasses.replace(space, base=dataclasses.replace(space.base, search=settings))
 
 
@@ -193,6 +197,8 @@ class TrialRun:
             stop_trackers(self.study.accelerator)
             self._tidy()
         facts = {"score": float(np.mean(scores)), "scores": scores, **self.costs}
+        if not np.isfinite(facts["score"]):  # of a metric of the user's; Optuna would refuse it, and leave the trial running
+            raise Pruned(f"its score is {facts['score']}")
         for name, value in facts.items():
             self.trial.set_user_attr(name, value)
         return [facts[name] for name in self.tune.objectives]

@@ -92,6 +92,25 @@ def test_expected_cost_is_the_mean_over_all_members(changes: dict, sample_edges:
     assert expected.macs.item() == pytest.approx(macs, rel=1e-5)
 
 
+@pytest.mark.parametrize("sample_edges", [True, False])
+def test_what_is_never_derived_may_be_as_sure_of_itself_as_it_likes(sample_edges: bool) -> None:
+    """After a long search: the others' probabilities are no float32 numbers then, but members are still derived of them alone."""
+    space = tiny_space(operations=("none", "conv3", "skip"), never_derived=("none",), sample_edges=sample_edges)
+    supernet = Supernet(space, tiny_config())
+    (gates,) = supernet.cell_gates
+    found = []
+    for ahead in (0.0, 120.0):
+        with torch.no_grad():
+            gates.operations.logits.copy_(torch.tensor([ahead, 1.0, 0.0]).expand_as(gates.operations.logits))
+        supernet.zero_grad()
+        cost = supernet.expected_cost(LENGTH, is_derived=True).macs
+        cost.backward()
+        found.append((cost.detach(), gates.operations.logits.grad[:, 1:].clone()))
+        assert all(edge.operation == "conv3" for node in gates.decide() for edge in node)
+    assert found[1][0].item() == pytest.approx(found[0][0].item(), rel=1e-5)  # float32, as above
+    assert found[1][1].isfinite().all()
+
+
 MACROS = [
     {},
     {"norm": "layer", "pooling": "attention"},

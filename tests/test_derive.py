@@ -260,6 +260,14 @@ def test_cheapest_cost_is_the_least_of_all_members(learned_per_node: int) -> Non
     assert cheapest.params == min(cost.params for cost in found) and cheapest.macs == min(cost.macs for cost in found)
 
 
+def test_a_layer_of_the_teacher_may_cost_least_at_the_teacher_s_width() -> None:
+    """It needs no projections there, and its own size is the same at every width."""
+    macro = {"teacher_size": 16, "teacher_heads": 2, "teacher_neurons": 4}
+    space = tiny_space(macro, operations=("inherited_50",), widths=(8, 16), cells=(1, 1))
+    found = [architecture_cost(random_architecture(space, np.random.default_rng(seed)), 5.0, tiny_config()) for seed in range(50)]
+    assert cheapest_cost(space, 5.0, tiny_config()).macs == min(cost.macs for cost in found)
+
+
 def test_random_members_learn_in_every_node_too() -> None:
     space = tiny_space(learned_per_node=2)
     learned = learned_operations(space)

@@ -49,6 +49,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tiny_run(tmp_path_factory.mktemp("tiny"), seeds=[1, 2]))
 
 
+def test_a_search_whose_weights_are_gone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"supernet.pt: is missing; choices: put it back, or another --output_dir with --architecture"):
+        systems._read_search(None, tmp_path / "supernet.pt", tmp_path / "architecture.json")
+
+
 def test_the_run_folder_holds_what_was_promised(finished: Path) -> None:
     for name in (
         "config.yaml", "run.json", "teacher/model.safetensors", "search/architecture.json", "search/history.jsonl",

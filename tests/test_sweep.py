@@ -31,7 +31,7 @@ from adasearch.run_files import note_stage
 from adasearch.search_method import STRATEGIES
 from adasearch.settings import part_of
 from adasearch.speed_table import SpeedRow
-from adasearch.sweep import sweep
+from adasearch.sweep import Board, sweep
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override, plan, preparation_name
 from adasearch.sweep_engines import LocalEngine
 from adasearch.sweep_jobs import DEPENDS, Job, link_preparation, perform
@@ -284,6 +284,8 @@ def test_explicit_runs_stand_beside_the_product_and_are_not_multiplied() -> None
         ({"seeds": []}, "seeds: the list is empty"),
         ({"engine": "slurm"}, "engine: 'slurm' is not known; choices: local, ray"),
         ({"workers": 0, "retries": -1}, "retries: -1 is out of range"),
+        ({"task": "sst2", "workers": 0}, "workers: 0 is out of range; choices: 1 to"),
+        ({"task": "sst2", "threads": 0}, "threads: 0 is out of range; choices: 1 to"),
         ({"tasks": ["a", "b"], "train_file": "x.csv"}, "tasks: a b: train_file is one task's"),
     ],
 )
@@ -479,6 +481,15 @@ def test_ray_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else found(name, *rest))
     with pytest.raises(ConfigError, match=r"pip install 'adasearch\[ray\]', or --engine local"):
         sweep(settings(tmp_path, engine="ray"))
+
+
+def test_a_sweep_that_goes_on_keeps_what_was_spent_before(tmp_path: Path) -> None:
+    config = settings(tmp_path, tasks=["tiny"], beta=[4.0])
+    runs = plan(config)
+    spent = {"status": "done", "attempts": 0, "lost": 1, "seconds": 12.5, "error": None}
+    write_json(config.folder / "sweep.json", {"command": "", "commit": None, "runs": {runs[0].name: spent}})
+    record = Board(config, runs, Heard()).records[runs[0].name]
+    assert (record["status"], record["lost"], record["seconds"]) == ("waiting", 1, 12.5)
 
 
 def test_sweep_json_is_what_a_script_can_read(swept: tuple) -> None:

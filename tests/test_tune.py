@@ -28,7 +28,7 @@ from tiny import tiny_space
 from tiny_task import rows, tiny_run, write_csv, write_teacher
 
 from adasearch.arguments import parse_settings
-from adasearch import latency_bench, tune_study, tune_trial
+from adasearch import latency_bench, latency_target, tune_study, tune_trial
 from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
 from adasearch.latency import LatencyTable
@@ -38,6 +38,7 @@ from adasearch.settings import part_of
 from adasearch.space import load_space
 from adasearch.tasks import Task, load_task
 from adasearch.texts import Split
+from adasearch.tokens import Examples, TokenStore
 from adasearch.tune_check import check_request, widest_space
 from adasearch.tune_study import tune
 from adasearch.tune_config import TuneConfig, check_study
@@ -397,6 +398,21 @@ def test_all_trials_with_a_latency_target_read_one_table(tmp_path: Path, monkeyp
     assert not (tmp_path / "named" / "preparation" / "teacher").exists()
 
 
+def test_the_table_of_a_study_serves_texts_that_are_longer_than_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the run that follows, of which it holds some out, and of trials with another vocabulary."""
+    search = SearchConfig(latency_target_ms=1.0, latency_runtime="torch")
+    config = study_config(tmp_path, search=search, tune={"distill.gamma": [0.5, 0.8]}, max_seq_length=64)
+    labelled = Examples(TokenStore.from_lists([[2, 5, 3]] * 3 + [[2, 5, 6, 7, 3]] * 3), 0)
+    study = SimpleNamespace(
+        config=config, space=read_space(config), task=SimpleNamespace(is_pair=False), preparation=tmp_path / "preparation", progress=Progress()
+    )
+    config.folder.mkdir()
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(latency_target, "build_table", lambda space, knots, **_: asked.append(knots))
+    given = tune_trial._with_table(study, SimpleNamespace(labelled=labelled))
+    assert asked == [(4, 8, 16, 32, 64)] and given.base.search.latency_table == str(tmp_path / "preparation" / "search" / "latency.json")
+
+
 def test_the_example_of_the_documentation_works_with_a_latency_target(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "how-to-tune.md").read_text(encoding="utf-8")
     (tmp_path / "study.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
@@ -528,6 +544,27 @@ def test_there_are_as_many_trials_as_asked_for(queue: tuple[TuneConfig, optuna.S
     assert next_trial(found, config.n_trials) is None and next_trial(found, 4) is not None
 
 
+def test_a_study_that_was_moved_goes_on_under_its_name(queue: tuple[TuneConfig, optuna.Study], tmp_path: Path) -> None:
+    config, found = queue
+    found.tell(next_trial(found, 3), [0.5, 1.0])
+    moved = dataclasses.replace(config, output_dir=str(config.folder.rename(tmp_path / "moved")))
+    with pytest.raises(ConfigError, match="holds the study 'study', not 'moved'; choices: --study_name study"):
+        create_study(moved, open_storage(moved), "accuracy", {})
+    named = dataclasses.replace(moved, study_name="study")
+    assert len(create_study(named, open_storage(named), "accuracy", {}).trials) == 1
+
+
+def test_a_score_that_is_no_number_stops_its_trial(tmp_path: Path) -> None:
+    """As a metric of the user's may give it: Optuna takes none."""
+    study = SimpleNamespace(accelerator=SimpleNamespace(trackers=[]), inherits=False, problem=lambda config: None)
+    trial = SimpleNamespace(
+        config=study_config(tmp_path).base(), folder=tmp_path, study=study, costs={}, _search=lambda problem: (None, None),
+        _weigh=lambda *_: None, _train=lambda *_: [0.5, float("nan")], _tidy=lambda: None,
+    )  # fmt: skip
+    with pytest.raises(Pruned, match="its score is nan"):
+        TrialRun.run(trial)
+
+
 def test_a_trial_is_lost_when_its_worker_is_gone(queue: tuple[TuneConfig, optuna.Study]) -> None:
     config, found = queue
     storage = open_storage(config)
@@ -541,6 +578,15 @@ def test_a_trial_is_lost_when_its_worker_is_gone(queue: tuple[TuneConfig, optuna
     elsewhere = config.folder / "elsewhere"  # no lock is to be seen: the heart tells
     assert not is_lost(frozen, elsewhere, now=frozen.user_attrs["heartbeat"] + GRACE_SECONDS - 1)
     assert is_lost(frozen, elsewhere, now=frozen.user_attrs["heartbeat"] + GRACE_SECONDS + 1)
+
+
+def test_a_trial_is_lost_as_soon_as_its_worker_was_interrupted(queue: tuple[TuneConfig, optuna.Study]) -> None:
+    """By Ctrl-C: the same command, given again, does not wait for a heart that has just beaten."""
+    config, found = queue
+    with pytest.raises(KeyboardInterrupt), Worker(config.folder) as worker, worker.beating(next_trial(found, 3)):
+        raise KeyboardInterrupt
+    assert release_lost(found, open_storage(config), config) == [0]
+    assert not list((config.folder / "workers").iterdir())
 
 
 def hang(config: TuneConfig, at_work: Any) -> None:
