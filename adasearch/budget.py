@@ -116,12 +116,17 @@ def _closing_order(log_alpha: GateValues, importance: list[Tensor] | None) -> Te
 
 
 def _without_last(order: Tensor, like: GateValues) -> Tensor:
-    """The order without each layer's last neuron in it, which stays: neurons alone take no sublayer away."""
-    layers = [torch.full_like(neurons, n) for n, neurons in enumerate(like.neurons)]
-    layer = _flat(dataclasses.replace(like.map(lambda tensor: torch.full_like(tensor, -1)), neurons=layers))
+    """The order without each layer's last neuron and the last hidden dimension in it, which stay.
+
+    Neurons alone take no sublayer away, and without a dimension there is no encoder.
+    """
+    none = like.map(lambda tensor: torch.full_like(tensor, -1))
+    groups = [torch.full_like(neurons, n) for n, neurons in enumerate(like.neurons)]
+    hidden_D = None if like.hidden_D is None else torch.full_like(like.hidden_D, len(groups))
+    group = _flat(dataclasses.replace(none, neurons=groups, hidden_D=hidden_D))
     may = torch.ones_like(order, dtype=torch.bool)
-    for n in range(len(layers)):
-        may[(layer[order] == n).nonzero().flatten()[-1:]] = False
+    for n in range(len(groups) + 1):
+        may[(group[order] == n).nonzero().flatten()[-1:]] = False
     return order[may]
 
 

@@ -56,19 +56,33 @@ def check_budgets(config: CofiConfig, problem: EncoderProblem, targets: Sequence
 
 
 def budget_for(config: CofiConfig, axes: Axes, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
-    """What is to be saved of an encoder. Raises ``ConfigError`` for milliseconds that cannot be reached or need no pruning."""
+    """What is to be saved of an encoder. Raises ``ConfigError`` for what cannot be reached, and for milliseconds that need no pruning."""
+    least = _least(config, axes)
     if table is None:
-        return Budget(axes, target)
+        budget = Budget(axes, target)
+        if target > (most := float(budget.saved(least))):
+            raise ConfigError(
+                f"target_sparsity: {target:g}: of families {', '.join(config.families)} no more than {most:.3f} of the encoder's parameters are;"
+                " choices: a smaller target, or more families"
+            )
+        return budget
     latency = table.at(lengths)
     budget = Budget.of_time(axes, target, latency)
-    whole_ms = budget.milliseconds(GateValues())
-    least = axes.ones(config.families).map(torch.zeros_like)
-    if least.hidden_D is not None:
-        least.hidden_D[0] = 1.0
-    least_ms = float(budget.milliseconds(least))
-    if not least_ms < target < float(whole_ms):
+    whole_ms, least_ms = (float(budget.milliseconds(values)) for values in (GateValues(), least))
+    if not least_ms < target < whole_ms:
         raise ConfigError(
-            f"target_latency_ms: {target:g}: the dense encoder takes {float(whole_ms):.4g} ms a call, and nearly nothing of it"
+            f"target_latency_ms: {target:g}: the dense encoder takes {whole_ms:.4g} ms a call, and nearly nothing of it"
             f" {least_ms:.4g} ms ({table.deployment.describe()}); choices: between the two"
         )
     return budget
+
+
+def _least(config: CofiConfig, axes: Axes) -> GateValues:
+    """What stays whatever the gates say: a hidden dimension, and a neuron a layer where sublayers have no gate of their own (``fill_budget``)."""
+    least = axes.ones(config.families).map(torch.zeros_like)
+    if least.hidden_D is not None:
+        least.hidden_D[0] = 1.0
+    if least.ffn_N is None:
+        for neurons in least.neurons or []:
+            neurons[:1] = 1.0
+    return least

@@ -13,6 +13,7 @@ from adasearch.task_config import QUESTION_ANSWERING
 
 FAMILIES = ("heads", "neurons", "layers", "hidden")
 MATCHINGS = ("paper", "any", "ordered", "fixed")
+ASK_WHO_LIVES = ("paper", "ordered")  # the matchings that do
 DEFAULT_TARGET = 0.8  # of the sparsity, where no target is given
 PHASES = ("prefinetune", "prune", "finetune")
 
@@ -201,6 +202,7 @@ class CofiConfig(TaughtRunConfig):
             check_range(name, getattr(self, name), low, high)
         self._check_targets()
         self._check_lists()
+        self._check_read()
         if not self.layer_weight + self.prediction_weight + self.gold_weight:
             raise ConfigError("layer_weight, prediction_weight, gold_weight: all are 0, so nothing is learned; choices: one above 0")
 
@@ -230,6 +232,19 @@ class CofiConfig(TaughtRunConfig):
         layers = self.teacher_layers
         if layers is not None and (not layers or layers != sorted(set(layers)) or layers[0] < 0):
             raise ConfigError(f"teacher_layers: {layers}; choices: ascending numbers from 0, such as 2 5 8 11, or leave it out")
+
+    def _check_read(self) -> None:
+        """Settings that nothing would read are refused."""
+        if self.target_latency_ms is None and self.latency != (usual := LatencyTargetConfig()):
+            name = next(name for name, value in vars(self.latency).items() if value != getattr(usual, name))
+            raise ConfigError(
+                f"latency.{name}: {getattr(self.latency, name)!r} has no effect without target_latency_ms; choices: leave it out, or"
+                " --target_latency_ms"
+            )
+        if self.matching not in ASK_WHO_LIVES and self.alive != CofiConfig.alive:
+            raise ConfigError(
+                f"alive: {self.alive!r} has no effect with matching {self.matching}; choices: leave it out, or matching {' or '.join(ASK_WHO_LIVES)}"
+            )
 
 
 def target_name(kind: str, target: float) -> str:

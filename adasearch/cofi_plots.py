@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _draw_row(row: Sequence[Axes], title: str, records: Sequence[dict[str, Any]]
         if shares[0] is not None:
             opened.plot(steps, [100 * share for share in shares], color=colour, label=label)
     _finish(opened, "open on average, %")
-    for colour, layer in zip(LINE_COLOURS, records[0]["match"]):
+    for colour, layer in zip(cycle(LINE_COLOURS), records[0]["match"]):  # there may be more layers than colours
         pairs = [(record["step"], record["match"].get(layer)) for record in records]
         known = [(step, student) for step, student in pairs if student is not None]
         matched.plot([step for step, _ in known], [student for _, student in known], ".", color=colour, markersize=4, label=f"teacher's {layer}")

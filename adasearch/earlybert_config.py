@@ -11,6 +11,7 @@ from adasearch.settings import check_choice, check_range
 
 SCOPES = ("layerwise", "global")
 DRAWS = ("detector", "fixed")
+OF_DRAW = {"detector": ("check_every", "window", "threshold"), "fixed": ("draw_step",)}  # settings that one kind of drawing alone reads
 
 
 @dataclass
@@ -70,6 +71,12 @@ class TicketConfig:
             check_range(f"ticket.{name}", getattr(self, name), low, high)
         if self.check_every is not None:
             check_range("ticket.check_every", self.check_every, 1, 1e9)
+        (other,) = (draw for draw in DRAWS if draw != self.draw)
+        for name in OF_DRAW[other]:
+            if (value := getattr(self, name)) != getattr(TicketConfig, name):
+                raise ConfigError(
+                    f"ticket.{name}: {value!r} has no effect with ticket.draw {self.draw}; choices: leave it out, or --ticket.draw {other}"
+                )
         if not self.head_ratio and not self.neuron_ratio:
             raise ConfigError("ticket.head_ratio, ticket.neuron_ratio: both are 0, so nothing is pruned; choices: one above 0")
 

@@ -245,13 +245,16 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, progress: 
 
 
 def _check_room(config: QuestionConfig, tokenizer: PreTrainedTokenizerBase, frame: Frame) -> None:
-    check_questions(config)
-    if config.max_seq_length > tokenizer.model_max_length:
-        most = f"tokenizer {tokenizer.name_or_path!r} takes up to {tokenizer.model_max_length}"
-        raise ConfigError(f"max_seq_length: {config.max_seq_length} is too long; {most}")
+    """Settings are named as a run has them: its own ``max_seq_length`` is for other tasks."""
+    check_questions(config, "question.")
+    if config.max_seq_length > (most := tokenizer.model_max_length):
+        raise ConfigError(
+            f"question.max_seq_length: {config.max_seq_length} is too long: tokenizer {tokenizer.name_or_path!r} takes up to {most}; choices: up to that"
+        )
     room = config.max_seq_length - config.max_question_length - frame.size
     if room <= config.doc_stride:
         raise ConfigError(
-            f"max_seq_length: {config.max_seq_length} leaves {room} pieces for the context beside a question of max_question_length"
-            f" {config.max_question_length} and {frame.size} special tokens; expected: more than doc_stride {config.doc_stride}"
+            f"question.max_seq_length: {config.max_seq_length} leaves {room} pieces for the context beside a question of"
+            f" question.max_question_length {config.max_question_length} and {frame.size} special tokens; expected: more than"
+            f" question.doc_stride {config.doc_stride}"
         )

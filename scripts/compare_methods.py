@@ -72,8 +72,8 @@ def systems_of(run: Path, method: str) -> list[dict[str, Any]]:
         raise ConfigError(f"{run}: no finished run; choices: --tasks with those that have one, --adabert, --cofi")
     report = read_json(run / "report.json")
     dense = next(row for row in report["systems"] if row["kind"] == "teacher")
-    targets = {folder.name.rsplit("-", 1)[0] for folder in (run / "models").glob("cofi-sparsity-*")}
-    pruned = {target_name("sparsity", float(key.rsplit("-", 1)[1])): key for key in targets}
+    targets = {folder.name.rsplit("-", 1)[0] for folder in (run / "models").glob("cofi-*")}  # cofi-<kind>-<target>
+    pruned = {target_name(kind, float(target)): f"cofi-{kind}-{target}" for _, kind, target in (key.split("-", 2) for key in targets)}
     keys = pruned if method == "cofi" else {row["name"]: row["kind"] for row in report["systems"] if row["kind"] in COMPARED}
     found = []
     for row in report["systems"]:
@@ -121,7 +121,7 @@ def equal_latency(systems: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def picture(systems: list[dict[str, Any]]) -> Figure:
-    """A panel for each task: share of the dense model's score against latency, a dot a seed, CoFi's targets joined."""
+    """A panel for each task: score against latency, a dot a seed, CoFi's targets joined."""
     tasks = list(dict.fromkeys(system["task"] for system in systems))
     figure = Figure(figsize=(0.5 + 3.6 * len(tasks), 3.6), facecolor="white", layout="constrained")
     styles = {"cofi": ("CoFi", LINE_COLOURS[0], "o-"), "AdaBERT": ("AdaBERT", LINE_COLOURS[4], "D"), "random cell": ("random cell", LINE_COLOURS[6], "s")}
@@ -132,7 +132,7 @@ def picture(systems: list[dict[str, Any]]) -> Figure:
             for system in own:
                 ax.plot([system["latency_ms"]] * len(system["scores"]), [100 * score for score in system["scores"]], ".", color=colour, alpha=0.4)
                 if key == "cofi":
-                    ax.annotate(system["name"].split()[1], (system["latency_ms"], 100 * system["score_mean"]), (4, -11), textcoords="offset points", size=8)
+                    ax.annotate(system["name"].removeprefix("CoFi "), (system["latency_ms"], 100 * system["score_mean"]), (4, -11), textcoords="offset points", size=8)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
@@ -163,7 +163,7 @@ def main() -> None:
     })  # fmt: skip
     save_figure(picture(systems), args.results_dir / "figures" / args.name)
     for pair in pairs:
-        student = f"AdaBERT {100 * pair['adabert_score']:.1f} at {pair['adabert_latency_ms']:.2f} ms" if pair["adabert_score"] else "no student as fast"
+        student = f"AdaBERT {100 * pair['adabert_score']:.1f} at {pair['adabert_latency_ms']:.2f} ms" if pair["adabert_score"] is not None else "no student as fast"
         print(f"{pair['task']}  {pair['cofi']}: {100 * pair['score']:.1f} at {pair['latency_ms']:.2f} ms; {student}")
 
 

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from adasearch import cofi_run, encoder_training
 from adasearch import fit as fit_module
 from adasearch.budget import Budget, fill_budget, fill_neurons
-from adasearch.cofi_budget import open_table
+from adasearch.cofi_budget import budget_for, open_table
 from adasearch.cofi_config import CofiConfig, LatencyTargetConfig
 from adasearch.cofi_checks import check_chain
 from adasearch.cofi_run import Best, cofi_recipes, compress_cofi, train_cofi
@@ -205,6 +205,16 @@ def test_the_neuron_that_stays_is_one_that_is_there() -> None:
     assert all(neurons[0] == 0 and neurons.any() for neurons in before.neurons)
     after = fill_neurons(before, gates, Budget(axes_of(model), 0.99), 0.99, [torch.arange(NEURONS).flip(0).float()] * LAYERS)
     assert [int((neurons != 0).sum()) for neurons in after.neurons] == [1] * LAYERS
+
+
+def test_the_last_hidden_dimension_stays_whatever_is_short_of_the_target() -> None:
+    """Of equally certain gates hidden dimensions close before heads, and of a call's time all of them may save too little."""
+    model = make_encoder(intermediate_size=50)
+    most_of_it = {"head": 0.5, "head x hidden": 0.05, "neuron x hidden": 0.001}
+    latency = EncoderLatency(SHAPE, tuple(most_of_it.get(part, 0.0) for part in PARTS))
+    values = fill_budget(certain_gates(model), Budget(axes_of(model), 0.5, latency), 0.5)
+    assert int((values.hidden_D != 0).sum()) == 1
+    assert shrink_encoder(model, values).config.hidden_size == 1
 
 
 def test_a_doubtful_sublayer_goes_before_neurons_that_are_certain() -> None:
@@ -664,6 +674,8 @@ def test_a_target_that_gates_have_missed_is_a_note_of_the_report(changes: dict[s
     ({"warmup_epochs": 9.0, "prune_epochs": 4.0}, "warmup_epochs: 9.0 is out of range"),
     ({"layer_weight": 0.0, "prediction_weight": 0.0}, "so nothing is learned"),
     ({"target_latency_ms": [-1.0]}, r"target_latency_ms\[0\]"),
+    ({"latency": LatencyTargetConfig(threads=2)}, "latency.threads: 2 has no effect without target_latency_ms; choices: leave it out, or --target"),
+    ({"matching": "any", "alive": "either"}, "alive: 'either' has no effect with matching any; choices: leave it out, or matching paper or ordered"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_begins(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -713,6 +725,23 @@ def test_all_targets_are_looked_at_before_any_training(tmp_path: Path) -> None:
     latency = LatencyTargetConfig(table=str(tmp_path / "table.json"), runtime="torch", lengths=[8])
     said = refused(tmp_path, target_latency_ms=[10.0, 0.0001], target_sparsity=None, latency=latency)
     assert "target_latency_ms: 0.0001: the dense encoder takes" in said
+
+
+@pytest.mark.parametrize(("families", "target", "most"), [(["neurons"], 0.9, "0.8"), (["heads"], 0.5, "0.1")])
+def test_what_the_families_have_not_is_said_before_any_training(families: list[str], target: float, most: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, families=families, target_sparsity=[target], exact_target=False)
+    assert re.match(rf"target_sparsity: {target}: of families {families[0]} no more than {most}\d\d of the encoder's", said)
+
+
+def test_the_shortest_time_is_that_of_what_stays() -> None:
+    """Without a gate on sublayers a neuron a layer stays, and with it what a sublayer takes."""
+    parts = {part: [1.0 if part == "ffn" else 0.1] for part in PARTS}
+    table, axes = EncoderLatencyTable(deployment_here("torch", 1, 1), SHAPE, (8,), parts), axes_of(make_encoder())
+    for families, least in ((["neurons"], 4.8), (["neurons", "layers"], 0.2)):
+        config = CofiConfig(families=families)
+        with pytest.raises(ConfigError) as said:
+            budget_for(config, axes, 1e-3, table, {8: 1.0})
+        assert float(re.search(r"nearly nothing of it (\S+) ms", str(said.value))[1]) == pytest.approx(least), families
 
 
 def test_teacher_layers_are_counted_before_any_training(tmp_path: Path) -> None:

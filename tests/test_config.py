@@ -72,6 +72,8 @@ def test_an_unknown_choice_is_named_with_the_known_ones(path: str, choices: list
         ("distill.probe_weight", [0, 1], [-0.1, 1.1], "0"),
         ("distill.temperature", [0.001, 1000], [0, -1, 1001], "0.001"),
         ("search.beta", [0, 1e9], [-1e-9], "0"),
+        ("search.target_macs", [1, 1e9], [0, -1], "1"),
+        ("search.target_params", [1, 1e9], [0, 0.5], "1"),
         ("search.arch_warmup", [0, 1], [-0.1, 1.1], "0"),
         ("search.valid_share", [0.01, 0.5], [0.0, 0.6], "0.01"),
         ("search.temperature_end", [0.001, 1.0], [0.0, 1.1], "0.001"),  # no higher than where it starts

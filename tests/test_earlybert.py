@@ -206,6 +206,8 @@ def test_a_search_that_is_interrupted_draws_the_same_ticket(tmp_path: Path) -> N
         (EarlyBertConfig(ticket=TicketConfig(head_ratio=0, neuron_ratio=0)), "ticket.neuron_ratio"),
         (EarlyBertConfig(ticket=TicketConfig(draw="soon")), "ticket.draw"),
         (EarlyBertConfig(ticket=TicketConfig(window=1)), "ticket.window"),
+        (EarlyBertConfig(ticket=TicketConfig(draw_step=0.1)), "ticket.draw_step: 0.1 has no effect with ticket.draw detector"),
+        (EarlyBertConfig(ticket=TicketConfig(draw="fixed", window=3)), "ticket.window: 3 has no effect with ticket.draw fixed"),
         (EarlyBertConfig(ticket=TicketConfig(epochs=5.0)), "ticket.epochs"),
         (EarlyBertConfig(train=TrainConfig(start="again")), "train.start"),
         (EarlyBertConfig(seeds=[]), "seeds"),

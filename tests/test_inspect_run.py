@@ -11,6 +11,7 @@ from pictures import history, random_report
 from tiny import tiny_architecture, tiny_config
 
 from adasearch import inspect_run
+from adasearch.cofi_plots import prunings_figure
 from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.formats import format_count
@@ -84,3 +85,11 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=says) as caught:
             inspect_run.inspect(tmp_path / name, tmp_path / "out")
         assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_every_layer_that_teaches_is_drawn() -> None:
+    """Twelve of them, where there are seven colours."""
+    record = {"step": 1, "target": 0.5, "expected_saved": 0.4, "saved": 0.5, "open": {"heads": 0.9}, "multipliers": [0.0, 0.0]}
+    figure = prunings_figure({"cofi-sparsity-0.5-1": [{**record, "match": {str(layer): layer for layer in range(12)}}]})
+    _, _, matched, _ = figure.axes
+    assert [line.get_ydata()[0] for line in matched.get_lines()] == list(range(12))

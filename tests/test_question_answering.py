@@ -245,10 +245,10 @@ def test_a_spread_is_a_smaller_task_of_its_own() -> None:
 def test_what_leaves_no_room_is_said_before_work(tmp_path: Path) -> None:
     tokenizer, questions = tokenizer_with_limit(64), random_questions(2)
     for config, says in (
-        (QuestionConfig(), "max_seq_length: 384 is too long; .*up to 64"),
-        (QuestionConfig(32, 20, 10), "leaves 19 pieces .* more than doc_stride 20"),
-        (QuestionConfig(32, 8, 0), "max_question_length: 0 is out of range"),
-        (QuestionConfig(32, 8, 4, n_best=0), "n_best: 0 is out of range"),
+        (QuestionConfig(), "^question.max_seq_length: 384 is too long: .* up to 64; choices"),
+        (QuestionConfig(32, 20, 10), "^question.max_seq_length: 32 leaves 19 pieces .* more than question.doc_stride 20"),
+        (QuestionConfig(32, 8, 0), "^question.max_question_length: 0 is out of range"),
+        (QuestionConfig(32, 8, 4, n_best=0), "^question.n_best: 0 is out of range"),
     ):
         with pytest.raises(ConfigError, match=says):
             tokenize_questions(questions, tokenizer, config, cache=tmp_path, name="x")

@@ -164,3 +164,14 @@ def test_methods_are_compared_on_the_same_examples_or_not_at_all(split: str, tmp
         noted({**same, split: {**scored, name: value}}, same)
         with pytest.raises(ConfigError, match="--tasks: .*adabert/rte and .*cofi/rte were scored on other examples .*; choices: runs on the same"):
             module.main()
+
+
+def test_models_cut_for_a_latency_are_compared_as_well(tmp_path: Path) -> None:
+    module, run = load("compare_methods"), tmp_path / "mrpc"
+    row = {"scores": [0.8], "score_mean": 0.8, "params": 1, "macs": 1}
+    systems = [{**row, "name": name, "kind": kind} for name, kind in (("dense", "teacher"), ("CoFi 3 ms", "student"), ("CoFi 1.5 ms", "pruned"))]
+    write_json(run / "report.json", {"task": "mrpc", "metric": "f1", "seeds": [1], "systems": systems})
+    folders = [run / "models" / f"cofi-latency-{target}-1" for target in ("3", "1.5")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert [(one["name"], one["folders"]) for one in module.systems_of(run, "cofi")] == [("CoFi 3 ms", folders[:1]), ("CoFi 1.5 ms", folders[1:])]
