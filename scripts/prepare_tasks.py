@@ -35,7 +35,7 @@ from adasearch.console import make_progress, quiet_third_parties
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.encoder_run import About, open_encoders
 from adasearch.errors import ConfigError, DataError
-from adasearch.files import read_json, write_folder
+from adasearch.files import read_json, write_atomically, write_folder
 from adasearch.question_config import QuestionConfig
 from adasearch.sources import PRESETS
 
@@ -91,7 +91,7 @@ def split(source: Path, target: Path, task: str, seed: int) -> None:
     if more := more_texts(source, task):
         pq.write_table(more, target / "unlabeled.parquet")
     pq.write_table(test, target / "test.parquet")
-    pq.write_table(train, target / "train.parquet")
+    write_atomically(target / "train.parquet", lambda partial: pq.write_table(train, partial))  # last: it says that all is there
 
 
 def more_texts(source: Path, task: str) -> pa.Table | None:
