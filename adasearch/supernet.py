@@ -99,11 +99,12 @@ class CellGates(nn.Module):
         ``never_derived``, instead of in a step of the search. (Operations that ``learned_per_node`` puts in another's place are
         not foreseen.)
         """
-        p_RN = self.operations.expected()
-        strength_R = None  # its logarithm
         if is_derived:  # in logarithms: where what is never derived is sure of itself the others' probabilities have no digits left
-            log_p_RN = self.operations.logits.log_softmax(-1).index_fill(1, self._banned.to(p_RN.device), -torch.inf)
-            p_RN, strength_R = log_p_RN.softmax(-1), log_p_RN.amax(1)
+            logits_RN = self.operations.logits
+            log_p_RN = logits_RN.log_softmax(-1).index_fill(1, self._banned.to(logits_RN.device), -torch.inf)
+            p_RN, strength_R = log_p_RN.softmax(-1), log_p_RN.amax(1)  # the strengths as logarithms
+        else:
+            p_RN, strength_R = self.operations.expected(), None
         if self.edges is not None:
             kept = [gate.expected() for gate in self.edges]
         elif strength_R is not None:
