@@ -12,7 +12,7 @@ from adasearch.bench_config import BenchConfig, check_run_bench
 from adasearch.errors import ConfigError
 from adasearch.fit_config import DistillConfig, FinetuneConfig, FitConfig, RetrainConfig, check_distill, check_finetune, check_fit
 from adasearch.search_config import SearchConfig, check_search
-from adasearch.settings import PRECISIONS, check_choice, check_range, check_report_to, check_seeds, to_dict
+from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, check_report_to, check_seeds, to_dict
 from adasearch.task_config import PROBLEM_TYPES, TaskConfig, TransferConfig, VocabularyConfig, check_transfer, check_vocabulary
 
 __all__ = [
@@ -92,7 +92,7 @@ def check_shared(config: TaskConfig, problem_types: tuple[str, ...]) -> None:
     check_range("max_seq_length", config.max_seq_length, 4, 1 << 20)
     check_range("report_examples", config.report_examples, 0, 50)
     for name in ("max_steps", "max_train_examples"):
-        check_range(name, 1 if (value := getattr(config, name)) is None else value, 1, math.inf)
+        check_optional(name, getattr(config, name), 1, math.inf)
     check_range("checkpoint_seconds", config.checkpoint_seconds, 0, 1e9)
     for name, seeds in (("seed", [config.seed]), ("seeds", config.seeds)):
         check_seeds(name, seeds)

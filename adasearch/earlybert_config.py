@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig, check_fit
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_optional, check_range
 
 SCOPES = ("layerwise", "global")
 DRAWS = ("detector", "fixed")
@@ -69,8 +69,7 @@ class TicketConfig:
             ("draw_step", 1e-9, 1e9), ("window", 2, 1000), ("threshold", 0, 1), ("head_ratio", 0, 0.99), ("neuron_ratio", 0, 0.99),
         ):  # fmt: skip
             check_range(f"ticket.{name}", getattr(self, name), low, high)
-        if self.check_every is not None:
-            check_range("ticket.check_every", self.check_every, 1, 1e9)
+        check_optional("ticket.check_every", self.check_every, 1, 1e9)
         (other,) = (draw for draw in DRAWS if draw != self.draw)
         for name in OF_DRAW[other]:
             if (value := getattr(self, name)) != getattr(TicketConfig, name):

@@ -12,7 +12,7 @@ from adasearch.config import check_shared
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig
 from adasearch.question_config import QuestionConfig, check_questions
-from adasearch.settings import check_range
+from adasearch.settings import check_optional, check_range
 from adasearch.task_config import PROBLEM_TYPES, QUESTION_ANSWERING, TaskConfig, TransferConfig, check_transfer
 
 
@@ -74,7 +74,7 @@ class EncoderRunConfig(TaskConfig):
             )
         check_shared(self, (*PROBLEM_TYPES, QUESTION_ANSWERING))
         check_range("evaluate", self.evaluate, 0, 1e6)
-        check_range("threads", 1 if self.threads is None else self.threads, 1, 1024)
+        check_optional("threads", self.threads, 1, 1024)
         check_questions(self.question, "question.")
 
 

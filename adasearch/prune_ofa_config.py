@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from adasearch.encoder_config import TaughtRunConfig
 from adasearch.errors import ConfigError
 from adasearch.fit_config import check_fit
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_optional, check_range
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import check_rewound
 
@@ -166,10 +166,8 @@ class PruneOfaTaskConfig(TaughtRunConfig):
             ("teach.layer_weight", self.teach.layer_weight, 0, 1e3),
         ):  # fmt: skip
             check_range(name, value, low, high)
-        if self.direct_epochs is not None:
-            check_range("direct_epochs", self.direct_epochs, 1e-6, 1e6)
-        if self.teach.dropout is not None:
-            check_range("teach.dropout", self.teach.dropout, 0, 0.99)
+        check_optional("direct_epochs", self.direct_epochs, 1e-6, 1e6)
+        check_optional("teach.dropout", self.teach.dropout, 0, 0.99)
         check_range("direct_more_steps", self.direct_more_steps, 0, 1e9)
         if self.direct:
             check_rewound("lock.warmup", self.lock.warmup, DIRECT_FREE, "or direct false")

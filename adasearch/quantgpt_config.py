@@ -7,7 +7,7 @@ from typing import Any
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import PRECISIONS, check_choice, check_range, part_of
+from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, part_of
 
 NEGATIVES = ("teacher", "student", "vocabulary")
 BANKS = ("position", "token", "none")
@@ -163,8 +163,7 @@ class QuantGptConfig:
         ):  # fmt: skip
             check_range(name, getattr(self, name), low, high)
         for name, low, high in (("stride", 1, self.block_length), ("negatives_count", 1, 1 << 20), ("threads", 1, 1024)):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low, high)
+            check_optional(name, getattr(self, name), low, high)
         if self.data_dir and self.train_file:
             raise ConfigError(f"data_dir: {self.data_dir!r} and train_file: {self.train_file!r}; choices: one of the two")
 

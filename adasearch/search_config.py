@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig, check_fit
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_optional, check_range
 
 
 @dataclass
@@ -122,9 +122,9 @@ def check_search(search: SearchConfig, longest: int) -> None:
         ("latency_batch_size", 1, 1 << 20), ("finalists", 1, 1 << 10), ("finalist_share", 1e-6, 1), ("arch_learning_rate", 0, math.inf), ("arch_weight_decay", 0, math.inf),
     ):  # fmt: skip
         check_range(f"search.{name}", getattr(search, name), low, high)
-    check_range("search.unroll_rate", search.unroll_rate or 0, 0, 10)
+    check_optional("search.unroll_rate", search.unroll_rate, 0, 10)
     for name in ("target_macs", "target_params"):
-        check_range(f"search.{name}", 1 if getattr(search, name) is None else getattr(search, name), 1, math.inf)
+        check_optional(f"search.{name}", getattr(search, name), 1, math.inf)
     _check_latency(search, longest)
     if search.finalists > 1 and search.derive == "argmax":
         raise ConfigError(f"search.finalists: {search.finalists} need members that were compared; choices: 1, or search.derive evaluated")
@@ -135,8 +135,7 @@ def check_search(search: SearchConfig, longest: int) -> None:
 
 
 def _check_latency(search: SearchConfig, longest: int) -> None:
-    if search.latency_target_ms is not None:
-        check_range("search.latency_target_ms", search.latency_target_ms, 1e-6, 1e9)
+    check_optional("search.latency_target_ms", search.latency_target_ms, 1e-6, 1e9)
     for index, length in enumerate(search.latency_lengths or []):
         check_range(f"search.latency_lengths[{index}]", length, 1, longest)
     if search.latency_lengths == []:

@@ -27,6 +27,12 @@ def check_range(where: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{where}: {value!r} is out of range; choices: {low} to {high}")
 
 
+def check_optional(where: str, value: float | None, low: float, high: float) -> None:
+    """``check_range`` of a setting that may be left out (None)."""
+    if value is not None:
+        check_range(where, value, low, high)
+
+
 def check_seeds(where: str, seeds: list[int] | None) -> None:
     """Raise ``ConfigError`` unless ``seeds`` is left out or names one or more different ones that every generator takes."""
     if seeds is not None and not seeds:

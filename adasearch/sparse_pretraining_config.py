@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import PRECISIONS, check_choice, check_range, check_report_to, part_of
+from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, check_report_to, part_of
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import SparsitySchedule, check_rewound
 
@@ -158,8 +158,7 @@ class SparsePretrainingConfig:
         ):  # fmt: skip
             check_range(name, getattr(self, name), low, high)
         for name, low, high in (("dropout", 0, 0.99), ("threads", 1, 1024), ("head_warmup_steps", 0, self.teacher_steps)):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low, high)
+            check_optional(name, getattr(self, name), low, high)
         Pattern.parse(self.pattern).check(self.sparsity)
         free = 1 - (self.prune_end - self.prune_start)
         if self.rewind:

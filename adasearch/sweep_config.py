@@ -18,7 +18,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
 from adasearch.fit_config import DistillConfig, RetrainConfig
 from adasearch.search_config import SearchConfig, without_latency
-from adasearch.settings import check_choice, check_range, check_seeds, part_of, to_dict
+from adasearch.settings import check_choice, check_optional, check_range, check_seeds, part_of, to_dict
 
 ENGINES = ("local", "ray")
 BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``
@@ -104,7 +104,7 @@ def check_sweep(config: SweepConfig, cores: int) -> tuple[int, int]:
     check_range("retries", config.retries, 0, 100)
     check_seeds("seeds", config.seeds)
     for name in ("workers", "threads"):
-        check_range(name, 1 if getattr(config, name) is None else getattr(config, name), 1, 1 << 16)
+        check_optional(name, getattr(config, name), 1, 1 << 16)
     if len(config.tasks) > 1 and (config.train_file or config.architecture):
         name = "train_file" if config.train_file else "architecture"
         raise ConfigError(f"tasks: {' '.join(config.tasks)}: {name} is one task's; choices: one task, or a {name} for each in `runs` of a --config file")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adasearch.errors import ConfigError
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_optional, check_range
 
 PROBLEM_TYPES = ("single_label", "multi_label", "regression")  # of texts that are classified
 QUESTION_ANSWERING = "question_answering"  # the problem type that is another: spans are read
@@ -131,7 +131,7 @@ def check_transfer(transfer: TransferConfig) -> None:
 def check_vocabulary(vocabulary: VocabularyConfig) -> None:
     """Check kind and size of the vocabulary; raises ``ConfigError``."""
     check_choice("vocabulary.kind", vocabulary.kind, ("teacher", "pruned", "own"))
-    check_range("vocabulary.size", 1 if vocabulary.size is None else vocabulary.size, 1, 1 << 24)
+    check_optional("vocabulary.size", vocabulary.size, 1, 1 << 24)
     check_range("vocabulary.min_count", vocabulary.min_count, 0, math.inf)
     if vocabulary.kind == "own" and vocabulary.size is None:
         raise ConfigError("vocabulary.size: kind 'own' needs a size; choices: a number of rows, such as 8000")

@@ -8,7 +8,7 @@ from typing import Any
 
 from adasearch.config import RunConfig, validate
 from adasearch.errors import ConfigError
-from adasearch.settings import check_choice, check_range, cores_here, part_of, to_dict
+from adasearch.settings import check_choice, check_optional, check_range, cores_here, part_of, to_dict
 from adasearch.task_config import folder_name
 
 OBJECTIVES = ("score", "latency_ms", "macs", "params")
@@ -120,7 +120,7 @@ def check_study(config: TuneConfig) -> None:
     if not config.has_one_objective and config.pruner in ("median", "halving"):
         raise ConfigError(f"pruner: {config.pruner!r} needs a single objective (Optuna reports one value a step); choices: dominated, none")
     for setting in LIMITS.values():
-        check_range(setting, 1.0 if getattr(config, setting) is None else getattr(config, setting), 1e-9, float("inf"))
+        check_optional(setting, getattr(config, setting), 1e-9, float("inf"))
     if config.needs_latency and config.bench.runtime == "torch_compile":
         raise ConfigError("bench.runtime: 'torch_compile' takes minutes a network to get ready; choices: auto, onnxruntime, openvino, torch")
     _check_cores(config)
