@@ -73,6 +73,18 @@ def read(path: Path) -> pa.Table:
     return pq.read_table(path)
 
 
+def hold_out(train: pa.Table, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` random rows, and the others in random order. With contexts all questions on one go together: a few more rows."""
+    order = np.random.default_rng(seed).permutation(len(train))
+    if "context" not in train.column_names:
+        return order[:count], order[count:]
+    contexts = train["context"].combine_chunks().dictionary_encode().indices.to_numpy()
+    names, first, sizes = np.unique(contexts[order], return_index=True, return_counts=True)
+    drawn = np.argsort(first)  # the contexts as they come in that order
+    is_held = np.isin(contexts[order], names[drawn[: np.searchsorted(sizes[drawn].cumsum(), count) + 1]])
+    return order[is_held], order[~is_held]
+
+
 def split(source: Path, target: Path, task: str, seed: int) -> None:
     """Write the task's three splits."""
     train = read_train(source, task)
@@ -83,9 +95,9 @@ def split(source: Path, target: Path, task: str, seed: int) -> None:
         shutil.copyfile(source / task / "validation.parquet", target / "validation.parquet")
     else:
         drawn, count = DRAWN.get(task, {}), HELD_OUT[task]
-        order = np.random.default_rng(seed).permutation(len(train))
-        pq.write_table(train.take(np.sort(order[:count])), target / "validation.parquet")
-        train = train.take(np.sort(order[count:][: drawn.get("train")]))
+        held, others = hold_out(train, count, seed)
+        pq.write_table(train.take(np.sort(held)), target / "validation.parquet")
+        train = train.take(np.sort(others[: drawn.get("train")]))
         if "test" in drawn:
             test = test.take(np.sort(np.random.default_rng(seed).permutation(len(test))[: drawn["test"]]))
     if more := more_texts(source, task):
