@@ -58,8 +58,8 @@ def member_loss(student: AdasearchForSequenceClassification, method: SearchMetho
     distill = dataclasses.replace(method.distill, probe_weight=0.0)
     objective = Distillation(distill, method.problem_type, method.num_labels, 1, 1)
     total = 0.0
-    for start in range(0, len(texts), BATCH):
-        indices = np.arange(start, min(start + BATCH, len(texts)))
+    # parts of equal size: the statistics of a last batch of one text would say nothing of it
+    for indices in np.array_split(np.arange(len(texts)), max(1, round(len(texts) / BATCH))):
         batch = texts.collate(indices)
         terms = objective(student(batch["input_ids"], batch["attention_mask"]).logits, [], batch)
         total += float(sum(terms.values())) * len(indices)

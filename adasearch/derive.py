@@ -108,7 +108,8 @@ def finalists(derived: Derived, method: SearchMethod, measure: Measure | None = 
 
     @functools.cache
     def fits(member: Architecture) -> bool:
-        if config.is_constrained and method.budget_used(member) > 1:
+        # a latency that can be measured is not predicted: the prediction may be off for all of them
+        if config.is_constrained and method.budget_used(member, 1.0 if measure is None else 0.0) > 1:
             return False
         return not config.latency_target_ms or measure is None or measure(member) <= config.latency_target_ms
 

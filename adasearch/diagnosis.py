@@ -25,18 +25,22 @@ INTERVAL = 0.95
 Cell = tuple[tuple[Edge, ...], ...]
 
 
-def agreement(cells: Sequence[Cell]) -> dict[str, float] | None:
-    """How alike cells are, as means over all pairs; None of fewer than two.
+def agreement(networks: Sequence[Sequence[Cell]]) -> dict[str, float] | None:
+    """How alike the cells of networks are, as means over all pairs; None of fewer than two.
 
-    ``edges``: share of a cell's edges (from a source into a node) that the other has too; ``operations``: of the edges
-    that both have, the share with the same operation (None where no pair shares an edge); ``both``: share of the edges that
-    the other has with the same operation.
+    Of networks of different depths the cells that both have are compared. ``edges``: share of their edges (from a source into a node)
+    that the other has too; ``operations``: of the edges that both have, the share with the same operation (None where no pair shares an
+    edge); ``both``: share of the edges that the other has with the same operation.
     """
     edges, operations, both = [], [], []
-    for one, two in itertools.combinations(cells, 2):
+    for pair in itertools.combinations(networks, 2):
         first, second = (
-            {(node, edge.source): edge.operation for node, kept in enumerate(cell) for edge in kept} for cell in (one, two)
-        )
+            {
+                (index, node, edge.source): edge.operation
+                for index, cell in enumerate(cells[: min(map(len, pair))]) for node, kept in enumerate(cell) for edge in kept
+            }
+            for cells in pair
+        )  # fmt: skip
         shared = first.keys() & second.keys()
         alike = sum(first[place] == second[place] for place in shared)
         count = max(len(first), len(second))
@@ -52,7 +56,7 @@ def agreement(cells: Sequence[Cell]) -> dict[str, float] | None:
 def chance_agreement(space: Space, seed: int = 0) -> dict[str, float]:
     """The agreement of two members drawn at random from the space, as the mean over ``CHANCE_PAIRS`` pairs."""
     generator = np.random.default_rng((seed, 0xA6EE))
-    pairs = [agreement([random_architecture(space, generator).cells[0] for _ in range(2)]) for _ in range(CHANCE_PAIRS)]
+    pairs = [agreement([random_architecture(space, generator).cells for _ in range(2)]) for _ in range(CHANCE_PAIRS)]
     known = {name: [pair[name] for pair in pairs if pair[name] is not None] for name in pairs[0]}
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 

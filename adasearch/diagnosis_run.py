@@ -139,7 +139,7 @@ class Diagnosis:
         for seed in self.options.search_seeds:
             this = self.search(seed)
             first = first or this
-            cells.append(this.architecture.cells[0])
+            cells.append(this.architecture.cells)
             seeds.append(self.of_seed(this))
             controls["searched"].append(seeds[-1]["held_out"])
             controls["conv3_stack"].append(self.conv3_stack(this))

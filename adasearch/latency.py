@@ -129,11 +129,12 @@ class LatencyTable:
 
     @property
     def rebuild(self) -> str:
-        """The command that measures such a table."""
+        """The command that measures such a table; where a space's file lies no table knows."""
         lengths, where = " ".join(map(str, self.lengths)), self.deployment
         return (
             f"adasearch bench --build_lut --space {self.space} --lengths {lengths} --batch_size {where.batch_size}"
             f" --threads {where.threads} --runtime {where.runtime} --output FILE"
+            " (a space of your own: --space its YAML file)"
         )
 
     def knot_weights(self, lengths: Lengths) -> list[float]:

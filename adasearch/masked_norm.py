@@ -74,8 +74,10 @@ class ChannelLayerNorm(nn.Module):
             return F.layer_norm(x_BDL.mT, x_BDL.shape[1:2], self.weight, self.bias, self.eps).mT
         keep_D1 = context.keep_D[:, None]
         count = keep_D1.sum()
-        centred_BDL = (x_BDL - (x_BDL * keep_D1).sum(1, keepdim=True) / count) * keep_D1
-        normed_BDL = centred_BDL * (centred_BDL.square().sum(1, keepdim=True) / count + self.eps).rsqrt()
+        # dropped channels count for nothing here, and are zeroed by whoever normalises (``Context.clean``): done twice, a gate's slope
+        # would be that of its square, 0 where it is closed
+        centred_BDL = x_BDL - (x_BDL * keep_D1).sum(1, keepdim=True) / count
+        normed_BDL = centred_BDL * ((centred_BDL.square() * keep_D1).sum(1, keepdim=True) / count + self.eps).rsqrt()
         return normed_BDL if self.weight is None else normed_BDL * self.weight[:, None] + self.bias[:, None]
 
 

@@ -110,6 +110,9 @@ class Lesson(LightningModule):
         step = self.round_of_steps[batch_idx // 2 if self.method.learns_architecture else batch_idx]
         terms = self.method.terms(self.model(batch["input_ids"], batch["attention_mask"]), batch)
         if is_arch:
+            self.method.is_warm = True
+            begin = self.ends[warm_up(self)]
+            self.method.learned = (step - begin) / max(1, self.config.steps - begin)  # a target falls with it
             terms["efficiency"] = self.method.price(self.profiler)
         else:
             self.optimizer.schedule(step, self.config)

@@ -76,6 +76,8 @@ class SearchMethod(Method):
         name = config.strategy
         if config.mode not in cls.modes:
             raise ConfigError(f"search.mode: {config.mode!r} does not work with search.strategy {name!r}; choices: {', '.join(cls.modes)}")
+        if cls.learns_architecture and config.arch_warmup == 1:
+            raise ConfigError("search.arch_warmup: 1.0 leaves the architecture no step to learn in; choices: below 1, or a search.strategy such as random")
         for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY)):
             if (value := getattr(config, setting)) != (usual := getattr(SearchConfig, setting)):
                 why = "" if setting in cls.ignores else ", whose architecture does not learn by gradients"

@@ -91,7 +91,7 @@ def controls_figure(groups: dict[str, list[float]], metric: str) -> Figure:
         axes.scatter([place + shift for shift in beside], scores, s=14, color=INK, zorder=4)
     low, high = min(every), max(every)
     pad = max(0.5, 0.35 * (high - low))
-    axes.set_ylim(max(0.0, low - pad), high + pad)
+    axes.set_ylim(low - pad if low < 0 else max(0.0, low - pad), high + pad)  # correlations may be below 0
     axes.set_xticks(range(len(known)), [f"{SYSTEM_NAMES.get(name, name)}\n(n = {len(scores)})" for name, scores in known.items()])
     axes.set_ylabel(f"{metric}, points (axis does not begin at 0)", size=9, color=INK)
     axes.grid(False, axis="x")

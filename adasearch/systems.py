@@ -78,7 +78,9 @@ def run_search(
         table = open_table(settings, space, lengths, folder, progress)
     latency = None if table is None else table.at(lengths)
     check_targets(settings, space, problem.length, problem.student_config, latency)
-    parts = problem.search_splits(settings.valid_share, config.seed, is_bilevel := settings.mode == "bilevel")
+    # a choice that learns nothing reads no texts of its own: all that are kept are for comparing members
+    is_bilevel = settings.mode == "bilevel" and strategy.learns_architecture
+    parts = problem.search_splits(settings.valid_share, config.seed, is_bilevel)
     if not len(parts.train):
         count = len(problem.labelled)
         raise DataError(f"search: of {count} labelled texts none is left to learn from beside those to compare members on; more are needed")

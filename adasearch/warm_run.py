@@ -142,7 +142,8 @@ def texts_of(config: WarmConfig) -> Iterator[tuple[str, str | None]]:
             raise DataError(f"unlabeled_file: {file.path}: {file.unit} {row.number}: {row.problem}")
         text = row.values[config.text_column]
         if pair:
-            yield text, row.values[pair]
+            if text.strip() or row.values[pair].strip():
+                yield text, row.values[pair]
         elif config.split_sentences:
             yield from ((sentence, None) for sentence in split_sentences([text]))
         elif text.strip():

@@ -83,6 +83,11 @@ def test_finalists_are_the_chosen_and_the_best_others_within_the_target() -> Non
 
     found = finalists(derived, method, measure)
     assert slow not in found and all(method.budget_used(member) <= 1 for member in found) and len(found) <= 4
+    generator = np.random.default_rng(0)
+    late = next(member for member in iter(lambda: random_architecture(supernet.space, generator), None) if method.budget_used(member) > 1)
+    derived.losses[late] = -1.0
+    assert late not in finalists(derived, method), "its prediction is all that is known"
+    assert late in finalists(derived, method, lambda member: 1.9), "measured within the target, whatever was predicted"
 
 
 def test_argmax_is_the_decided_member() -> None:

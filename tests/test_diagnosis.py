@@ -41,12 +41,14 @@ def cell(*nodes: list[tuple[int, str]]) -> tuple[tuple[Edge, ...], ...]:
 def test_agreement_counts_equal_edges_and_operations() -> None:
     one = cell([(0, "a"), (1, "b")], [(1, "a"), (2, "c")])
     two = cell([(0, "a"), (1, "c")], [(0, "a"), (2, "c")])
-    assert agreement([one, two]) == pytest.approx({"edges": 3 / 4, "operations": 2 / 3, "both": 2 / 4})
-    assert agreement([one, one]) == {"edges": 1, "operations": 1, "both": 1} and agreement([one]) is None
-    apart = agreement([cell([(0, "a")]), cell([(1, "a")])])
+    assert agreement([[one], [two]]) == pytest.approx({"edges": 3 / 4, "operations": 2 / 3, "both": 2 / 4})
+    assert agreement([[one], [one]]) == {"edges": 1, "operations": 1, "both": 1} and agreement([[one]]) is None
+    apart = agreement([[cell([(0, "a")])], [cell([(1, "a")])]])
     assert apart == {"edges": 0, "operations": None, "both": 0}
-    three = agreement([one, two, one])
+    three = agreement([[one], [two], [one]])
     assert three["both"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert agreement([[one, one], [one, two]])["both"] == pytest.approx(3 / 4), "cells that choose for themselves"
+    assert agreement([[one, two], [one]])["both"] == 1, "those that both have"
 
 
 def test_the_chance_level_is_that_of_independent_draws() -> None:
@@ -259,6 +261,8 @@ def test_figures_show_what_was_found() -> None:
     assert "Spearman none" in ranking_figure(members, rank_correlation([1, 1, 1], [1, 2, 3]), "accuracy").axes[0].get_title(loc="left")
     bars = controls_figure({"searched": [0.8, 0.9], "random": [0.7], "conv3_stack": []}, "accuracy").axes[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([85, 70])
+    low, _ = controls_figure({"searched": [0.1], "random": [-0.2, 0.05]}, "Matthews correlation").axes[0].get_ylim()
+    assert low < -20, "a correlation below 0 is seen"
     front = retrained_front_figure([*reversed(members)], rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 5, 4]), "accuracy").axes[0]
     retrained, before = (line.get_xydata() for line in front.get_lines()[:2])
     np.testing.assert_allclose(retrained, [[m["macs"], 100 * m["retrained_score"]] for m in members])

@@ -152,7 +152,7 @@ def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: P
         assert history[-1]["multiplier"] > history[3]["multiplier"] > 0 == history[1]["multiplier"]
         assert history[-1]["params"] < history[1]["params"]
     gates = whole[0].cell_gates[0].operations.expected().detach()
-    assert float(gates[0, 0]) == pytest.approx(whole[1].learned.probabilities["cell.node0.from0"][0] if moved else 1 / 4, rel=1e-3)
+    assert float(gates[0, 0]) == pytest.approx(whole[1].outcome.probabilities["cell.node0.from0"][0] if moved else 1 / 4, rel=1e-3)
 
 
 def test_seeds_reproduce_and_differ(tmp_path: Path) -> None:

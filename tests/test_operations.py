@@ -156,6 +156,27 @@ def test_layer_norm_sees_only_kept_channels(affine: bool) -> None:
     assert torch.allclose(kept_BDL.mT, F.layer_norm(x_BDL[:, :8].mT, (8,), *slices), **CLOSE)
 
 
+def test_a_width_gate_is_applied_once_where_layer_norm_stands_before_it() -> None:
+    """A channel that is half kept gives half of what it would give, and a closed gate's slope says what opening it would give."""
+    norm, context = ChannelLayerNorm(12), context_of(LENGTHS)
+    x_BDL = torch.randn(len(LENGTHS), 12, 9)
+    keep_D = (torch.arange(12) < 8).float().requires_grad_()
+
+    def cleaned(values_D: Tensor) -> Tensor:
+        gated = Context(context.mask_B1L, context.second_BL, values_D)
+        return gated.clean(norm(x_BDL, gated))
+
+    half_D = torch.full((12,), 0.5)
+    assert torch.allclose(cleaned(half_D), 0.5 * context.clean(norm(x_BDL, context)), **CLOSE)
+    weights_BDL = torch.randn_like(x_BDL)
+    (slope_D,) = torch.autograd.grad((cleaned(keep_D) * weights_BDL).sum(), keep_D)
+    step = 1e-3
+    for channel in (2, 10):
+        moved_D = torch.eye(12)[channel] * step
+        higher, lower = ((cleaned(keep_D + sign * moved_D) * weights_BDL).sum() for sign in (1, -1))
+        assert float(slope_D[channel]) == pytest.approx(float((higher - lower) / (2 * step)), rel=0.02, abs=0.02)
+
+
 def naive_convolution(x_DL: Tensor, kernel_DDK: Tensor, dilation: int) -> Tensor:
     """Sum over the taps of a centred kernel, zero beyond the ends; (D, D, K) full or (D, 1, K) one filter a channel."""
     y_DL, taps = torch.zeros_like(x_DL), kernel_DDK.shape[-1]

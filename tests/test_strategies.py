@@ -525,6 +525,7 @@ def test_the_front_of_one_shot_says_what_its_members_cost(target: str | None) ->
         ({"strategy": "gumbel", "population": 8}, "search.population: 8 has no effect with search.strategy 'gumbel'; choices: 32, or another"),
         ({"strategy": "random", "generations": 3}, "search.generations: 3 has no effect with search.strategy 'random'; choices: 12, or another"),
         ({"strategy": "gumbel", "unroll_rate": 0.1}, "search.unroll_rate: 0.1 has no effect with .*'gumbel'; choices: leave it out, or"),
+        ({"strategy": "gumbel", "arch_warmup": 1.0}, "search.arch_warmup: 1.0 leaves the architecture no step to learn in"),
         ({"strategy": "darts", "mode": "bilevel", "fair_sampling": True}, "search.fair_sampling: True has no effect .*'darts'; choices: False"),
     ],
 )

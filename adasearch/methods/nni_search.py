@@ -95,7 +95,7 @@ class NniSearch(SearchMethod):
                 checkpoint_seconds=checkpoint_seconds,
             )  # fmt: skip
         with torch.no_grad():
-            self.learned = Learned(self.choices, {label: p.cpu().double().numpy() for label, p in self.probabilities().items()})
+            self.outcome = Learned(self.choices, {label: p.cpu().double().numpy() for label, p in self.probabilities().items()})
         self._tell_gates(student)
 
     def probabilities(self) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class NniSearch(SearchMethod):
     def derive(
         self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
     ) -> Derived:
-        return derive(Drawn(student, self.learned), self, examples, seed, progress, measure)
+        return derive(Drawn(student, self.outcome), self, examples, seed, progress, measure)
 
 
 class NniDifferentiable(NniSearch):
@@ -199,7 +199,7 @@ class NniRandomOneShot(NniSearch):
         self, student: Supernet, examples: Examples, seed: int, progress: Progress, measure: Measure | None = None
     ) -> Derived:
         if self.config.derive == "argmax" and not self.config.is_constrained:  # nothing is most probable: NNI exports a random sample
-            return Derived(self.learned.sample(np.random.default_rng((seed, 0xDE21)), seed))
+            return Derived(self.outcome.sample(np.random.default_rng((seed, 0xDE21)), seed))
         return super().derive(student, examples, seed, progress, measure)
 
 
