@@ -127,7 +127,7 @@ class TfidfBaseline:
 
             return call
 
-        make.runtime = self.runtime  # type: ignore[attr-defined]
+        make.runtime, make.threads = self.runtime, 1  # type: ignore[attr-defined]
         return make
 
 

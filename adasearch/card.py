@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adasearch.formats import front_matter
-from adasearch.markdown import plain_table, scores_table
+from adasearch.markdown import how_measured, plain_table, scores_table
 from adasearch.report import Report
 from adasearch.sparse_tables import SIZES_NOTE, sizes_table
 from adasearch.verdict import verdict, warnings
@@ -73,9 +73,11 @@ def _section(snippet: Snippet) -> str:
 
 def model_card(report: Report, student_name: str, license: str = "other") -> str:
     """README.md of the student's folder for the Hugging Face hub: front matter, use, scores, limits."""
-    student, method = report.find("student"), report.method
+    method = report.method
+    has_teacher = method or report.find("teacher")
+    taught = "taught by a transformer" if has_teacher else "taught by soft labels"
     origin = (
-        f"A small, fast text classifier for {report.task}, found by architecture search and taught by a transformer\n"
+        f"A small, fast text classifier for {report.task}, found by architecture search and {taught}\n"
         "([AdaBERT](https://arxiv.org/abs/2001.04246)) with `adasearch`."
     )
     if method:
@@ -89,15 +91,13 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
     }  # fmt: skip
     limits = [
         f"It knows one task, {report.task}, and texts like those it was trained on; elsewhere do not trust it.",
-        "What the teacher gets wrong or is biased in, the student has learned.",
-        "The licences of the teacher and of the data apply; they are not known here.",
+        f"What {'the teacher gets' if has_teacher else 'its soft labels get'} wrong or {'is' if has_teacher else 'are'} biased in, the student has learned.",
+        f"The licences of {'the teacher and of ' if has_teacher else ''}the data apply; they are not known here.",
         *warnings(report),
     ]
     sizes = f"\n{plain_table(found)}\n\n{SIZES_NOTE}\n" if (found := sizes_table(report)) else ""
     files = f"\n{method['files']}\n" if method.get("files") else ""
-    precision = "" if student is None or student.precision is None else f" ({student.precision})"
     shown = ", ".join(map(str, report.seeds))
-    seeds = f"Of one seed, {shown}" if len(report.seeds) == 1 else f"Mean ± standard deviation over the seeds {shown}"
     return f"""{front_matter(front)}
 
 # {student_name}
@@ -111,7 +111,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
 
 {scores_table(report)}
 {sizes}
-{seeds}; latencies as measured{precision}.
+Seed{"s" if len(report.seeds) > 1 else ""} {shown}. {how_measured(report)}
 
 ## Limits
 

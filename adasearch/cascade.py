@@ -19,6 +19,8 @@ from adasearch.errors import ConfigError, ModelError
 from adasearch.known_labels import places_of
 from adasearch.metrics import METRICS, is_known, score
 
+ALWAYS = float(np.nextafter(np.float32(1), np.float32(2)))  # a threshold that no confidence reaches: the teacher answers all
+
 
 def cascade_curve(
     student_logits_NC: np.ndarray, teacher_logits_NC: np.ndarray, labels_N: np.ndarray, metric: str, *,
@@ -155,22 +157,28 @@ class Cascade:
         return unsure_N
 
 
-def check_cascade(threshold: float | None, share: float | None) -> None:
-    """Raise ``ConfigError`` unless exactly one of the two is given, and within 0 to 1."""
+def check_cascade(threshold: float | None, share: float | None, has_share: bool = True) -> None:
+    """Raise ``ConfigError`` unless exactly one of the two is given, and within 0 to 1. ``has_share``: the caller knows the second."""
+    by_confidence = "--cascade_threshold 0.9 (confidence below which it is asked)"
+    if threshold is None and not has_share:
+        raise ConfigError(f"cascade_threshold: none given, and a teacher needs one; choices: {by_confidence}")
     if (threshold is None) == (share is None):
         raise ConfigError(
             f"cascade_threshold: {threshold}, cascade_share: {share}: a teacher needs one of the two; choices: "
-            "--cascade_threshold 0.9 (confidence below which it is asked), --cascade_share 0.1 (of the texts)"
+            f"{by_confidence}, --cascade_share 0.1 (of the texts)"
         )
-    name, value = ("cascade_threshold", threshold) if threshold is not None else ("cascade_share", share)
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: {value} is out of range; choices: 0 to 1")
+    if share is not None and not 0 <= share <= 1:
+        raise ConfigError(f"cascade_share: {share} is out of range; choices: 0 to 1")
+    if threshold is not None and not 0 <= threshold <= ALWAYS:
+        raise ConfigError(f"cascade_threshold: {threshold} is out of range; choices: 0 to 1")
 
 
-def check_teacher(teacher_dir: Path | None, threshold: float | None, share: float | None, batch_size: int) -> None:
+def check_teacher(
+    teacher_dir: Path | None, threshold: float | None, share: float | None, batch_size: int, has_share: bool = True
+) -> None:
     """Before anything is loaded, raise ``ConfigError`` unless a teacher's folder is given with when to ask it, or neither."""
     if teacher_dir is not None:
-        check_cascade(threshold, share)
+        check_cascade(threshold, share, has_share)
         check_settings(teacher_dir, "auto", batch_size, "cascade_teacher")
     elif threshold is not None or share is not None:
         raise ConfigError("cascade_teacher: none given, so there is nobody to ask; choices: a model's folder")

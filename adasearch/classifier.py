@@ -23,7 +23,7 @@ from adasearch.known_labels import labels_of
 from adasearch.model_inputs import pads_left, positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head, require_model
-from adasearch.runtimes import RUNTIMES, Runtime, choose_runtime, load_runtime
+from adasearch.runtimes import ONNX_FILES, RUNTIMES, Runtime, choose_runtime, load_runtime
 from adasearch.settings import check_threads
 
 Arrays = dict[str, np.ndarray]
@@ -214,8 +214,12 @@ def open_runtime(
             precision = chosen.precision
         if precision in offered:
             runtime = chosen.runtime
-    threads = threads or (chosen.threads if chosen else torch.get_num_threads())
-    return load_runtime(choose_runtime(runtime), model_dir, threads, precision or "fp32")
+    threads, name = threads or (chosen.threads if chosen else torch.get_num_threads()), choose_runtime(runtime)
+    precision = precision or "fp32"
+    is_there = precision in RUNTIMES[name].offers() and (Path(model_dir) / "onnx" / ONNX_FILES.get(precision, "")).is_file()
+    if runtime == "auto" and not is_there and precision in RUNTIMES["torch"].offers():
+        name = "torch"  # as ``load_deployed`` where nothing was exported
+    return load_runtime(name, model_dir, threads, precision)
 
 
 def shortest(values: np.ndarray) -> list[float]:

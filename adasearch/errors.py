@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 
 class AdasearchError(Exception):
     """Base class of the errors that are the user's to mend."""
@@ -35,6 +37,9 @@ def one_line(error: BaseException, most: int | None = None) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)  # what Hugging Face raises of files that are not as they should be
+
+
 @contextmanager
 def loading(what: str, choices: str = "", most: int | None = 300) -> Iterator[None]:
     """Around calls of Hugging Face that load something: where they fail, raise ``ModelError`` "<what> (<reason>); choices: <choices>".
@@ -43,6 +48,6 @@ def loading(what: str, choices: str = "", most: int | None = 300) -> Iterator[No
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         advice = f"; choices: {choices}" if choices else ""
         raise ModelError(f"{what} ({one_line(error, most)}){advice}") from error

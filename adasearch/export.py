@@ -189,6 +189,7 @@ def save_student(
             write_text(partial / "README.md", card)
         for file in partial.rglob("*"):
             if file.is_file():
+                shutil.copymode(partial / "config.json", file)  # safetensors are written for their owner alone; another user may serve them
                 sync(file)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():

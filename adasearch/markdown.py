@@ -73,7 +73,9 @@ def how_measured(report: Report) -> str:
         others = [s for s in report.systems if s.runtime == first.runtime and s.precision not in (first.precision, None)]
         named = "; ".join(f"{s.name} in {s.precision}" for s in others)
         how = f"{first.runtime} {first.precision or ''}".rstrip() + (f" ({named})" if named else "")
-        text += f" Latency at {shape}, {how}, all systems interleaved."
+        text += f" Latency at {shape}, {how}, all systems interleaved; from word pieces to logits, without the tokenizer."
+    if raw := [s.name for s in report.systems if s.latency_ms_p50 is not None and not s.seq_len]:
+        text += f" {', '.join(raw)}: from raw texts of their own lengths to the score, whatever a column says; such times compare with no other's."
     if report.majority.get("is_skewed"):
         text += "\n\nOne class is much more frequent than the others: read every metric against the constant answer."
     return text
@@ -131,7 +133,7 @@ def price_note(report: Report) -> str:
         return ""
     return (
         f"Cost per million texts assumes {format_usd(report.price_per_hour)} for one core and hour (`bench.price_per_hour`),"
-        " fully busy with texts of the task's own lengths; set it to what yours costs."
+        " fully busy with texts of the task's own lengths, the tokenizer not counted; set it to what yours costs."
     )
 
 

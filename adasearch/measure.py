@@ -94,7 +94,7 @@ def time_systems(
     """Time every system at every shape (batch size, length), interleaved; the timings come in the order of ``shapes``.
 
     A system is a runtime, fed with random ids, or a function (batch size, length) -> call, for what reads raw texts:
-    its rows carry its function's ``runtime`` attribute, or "python", ``threads`` and length 0.
+    its rows carry its function's attributes ``runtime`` and ``threads``, else "python" and the given ``threads``, and length 0.
     """
     progress = progress or Progress()
     results: dict[str, list[Timing]] = {name: [] for name in systems}
@@ -111,7 +111,7 @@ def time_systems(
                         seconds[name],
                         batch_size=batch,
                         seq_len=length if is_runtime else 0,
-                        threads=system.threads if is_runtime else threads,
+                        threads=getattr(system, "threads", threads),
                         runtime=system.name if is_runtime else getattr(system, "runtime", "python"),
                         precision=system.precision if is_runtime else "fp64",
                     )  # fmt: skip

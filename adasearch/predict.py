@@ -86,10 +86,10 @@ def predict_file(
     parts = None
     if output_file != STANDARD_STREAM:
         begun_with = {
-            "input": _fingerprint(input_file), "model": _fingerprint(student_dir), "runtime": student.runtime.name,
+            "input": _fingerprint(input_file), "model": _fingerprint(student_dir, output_file), "runtime": student.runtime.name,
             "precision": student.runtime.precision, "text_column": text_column, "text_pair_column": text_pair_column,
             "skip_bad_rows": skip_bad_rows, "calibrated": calibrated, "chunk_rows": CHUNK_ROWS,
-            "cascade_teacher": _fingerprint(cascade_teacher) if cascade_teacher else None,
+            "cascade_teacher": _fingerprint(cascade_teacher, output_file) if cascade_teacher else None,
             "cascade_threshold": cascade_threshold, "cascade_share": cascade_share,
         }  # fmt: skip
         parts = Parts(output_file, schema, begun_with)
@@ -203,11 +203,18 @@ def _with_answers(schema: pa.Schema, answerer: TextClassifier | Cascade | Questi
     return pa.schema([*schema, *(pa.field(name, kind) for name, kind in new)])
 
 
-def _fingerprint(path: Path) -> str | None:
-    """Of a file's content, or of all files of a model's folder that change an answer."""
+def _fingerprint(path: Path, output_file: Path | None = None) -> str | None:
+    """Of a file's content, or of all files of a model's folder that change an answer; the output may lie among them."""
     if path == STANDARD_STREAM:
         return None
     if path.is_file():
         return fingerprint(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file() and NOT_THE_MODEL.isdisjoint(file.relative_to(path).parts))
+    name = "" if output_file is None else output_file.name
+
+    def is_read(file: Path) -> bool:
+        parts = file.relative_to(path).parts
+        is_written = name and any(part == name or part.startswith(f".{name}.") for part in parts)
+        return file.is_file() and NOT_THE_MODEL.isdisjoint(parts) and not is_written
+
+    files = sorted(file for file in path.rglob("*") if is_read(file))
     return fingerprint(*(part for file in files for part in (str(file.relative_to(path)), file)))

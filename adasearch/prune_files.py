@@ -48,7 +48,8 @@ def prune_student(
     ``ConfigError`` when what is needed is neither given nor found.
     """
     student_dir, run = find_run(Path(path))
-    output_dir = student_dir.with_name(f"{student_dir.name}_pruned") if output_dir is None else output_dir
+    if output_dir is None:
+        output_dir = student_dir.with_name(f"{student_dir.resolve().name}_pruned") if student_dir.name else Path("..") / f"{student_dir.resolve().name}_pruned"
     progress = progress or Progress()
     if refit_steps < 0 or (refit_steps and run is None):
         raise ConfigError(

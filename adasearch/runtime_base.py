@@ -18,7 +18,7 @@ from transformers import (
 )  # fmt: skip
 
 import adasearch
-from adasearch.errors import ConfigError, ModelError, one_line
+from adasearch.errors import LOAD_ERRORS, ConfigError, ModelError, one_line
 from adasearch.files import read_json
 from adasearch.registry import Registry
 from adasearch.settings import is_installed
@@ -105,7 +105,7 @@ def require_runtime(name: str) -> None:
 def load_classifier(model_dir: Path) -> PreTrainedModel:
     """A sequence classifier from a folder, in float32 and eval mode. Nothing is downloaded, no foreign code is run.
 
-    A folder of a question answering model gives that one. Raises ``ModelError`` when neither can be loaded.
+    A folder of a question answering model gives that one. Raises ``ModelError`` when neither can be loaded, or weights are missing.
     """
     if not (Path(model_dir) / "config.json").is_file():
         raise ModelError(f"{model_dir}: no model folder (config.json is missing)")
@@ -113,18 +113,21 @@ def load_classifier(model_dir: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
         auto = AutoModelForQuestionAnswering if answers_questions(config) else AutoModelForSequenceClassification
-        model = auto.from_pretrained(
-            model_dir, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        model, report = auto.from_pretrained(
+            model_dir, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model_dir}: no sequence classifier can be loaded ({one_line(error)})") from error
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{model_dir}: no sequence classifier can be loaded ({one_line(error, 300)})") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"{model_dir}: its weights lack {', '.join(missing[:3])}, which would be random; choices: the whole folder, copied anew")
     return model.eval()
 
 
 def require_model(folder: Path, setting: str) -> None:
     """Raise ``ConfigError``, which names the setting, for a folder that holds no model."""
     if not (Path(folder) / "config.json").is_file():
-        choices = f"runs/<name> of a finished run, a model's folder{_teacher_given(Path(folder))}"
+        models = [str(Path(folder) / part) for part in ("student", "teacher") if (Path(folder) / part / "config.json").is_file()]
+        choices = " or ".join(models) or f"runs/<name> of a finished run, a model's folder{_teacher_given(Path(folder))}"
         raise ConfigError(f"{setting}: {folder} is no model folder (no config.json); choices: {choices}")
 
 

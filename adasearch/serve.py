@@ -36,7 +36,7 @@ def serve(
 
     limits = Limits(max_texts, max_characters)
     check_settings(student_dir, runtime, batch_size, threads=threads)
-    check_teacher(cascade_teacher, cascade_threshold, None, batch_size)
+    check_teacher(cascade_teacher, cascade_threshold, None, batch_size, has_share=False)
     listener = listen(host, port)  # before the model is loaded: a taken port should not cost seconds
     with listener:
         student = TextClassifier(

@@ -242,7 +242,7 @@ def _score_in(row: SpeedRow | None, rows: Sequence[SpeedRow], task: str) -> str:
 
 def _notes(rows: Sequence[SpeedRow]) -> tuple[str, ...]:
     """What must be known to read the tables."""
-    ways = dict.fromkeys(row.how for row in rows if row.how and "raw" not in row.how)
+    ways = dict.fromkeys(row.how for row in rows if row.how)
     counts = sorted({row.seeds for row in rows if row.source == MEASURED and row.seeds})
     spread = "of one seed" if counts == [1] else f"mean ± standard deviation over {' or '.join(map(str, counts)) or 'no'} seeds"
     notes = [

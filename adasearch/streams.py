@@ -101,7 +101,7 @@ def time_streams(
                         batch_size, is_sorted, texts, float(drawn_N.mean()) if is_runtime else None,
                         1 - int(drawn_N.sum()) / tokens if is_runtime else None,
                         system.name if is_runtime else getattr(system, "runtime", "python"),
-                        system.precision if is_runtime else "fp64", system.threads if is_runtime else threads,
+                        system.precision if is_runtime else "fp64", getattr(system, "threads", threads),
                         float(np.median(rates)), float(np.std(rates) / np.mean(rates)), len(rates),
                     )  # fmt: skip
                 )

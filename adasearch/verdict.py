@@ -92,6 +92,7 @@ def verdict(report: Report) -> str:
         verb = "keeps" if ratio["score"] <= 1 else "reaches"
         sentence = f"The student {verb} {100 * ratio['score']:.1f}% of the teacher's {metric} ({scored} of {against})"
         if ratio.get("speed") is not None:
+            how += "" if student.precision == teacher.precision else f", {student.precision} against {teacher.precision}"
             sentence += f" at {ratio['speed']:.1f}x its speed ({how})"
     else:
         sentence = f"The student reaches {scored} {metric}"

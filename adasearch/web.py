@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import Body, FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from adasearch.cascade import Cascade
 from adasearch.classifier import Answers, TextClassifier, check_pairs, shortest
@@ -120,6 +121,14 @@ class Batcher:
                 job.answers.set_result(answers.part(part))
 
 
+class Asked(BaseModel):
+    """The body of a request. A misspelt ``pairs`` is refused: the first texts alone would be answered."""
+
+    model_config = ConfigDict(extra="forbid")
+    texts: list[str] = Field(description="The texts, or the first texts of pairs.")
+    pairs: list[str] | None = Field(None, description="The second texts of pairs, one a text.")
+
+
 def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits: Limits | None = None) -> FastAPI:
     """The application. ``facts`` is what /health tells of the model."""
     limits = limits or Limits()
@@ -143,12 +152,9 @@ def create_app(answerer: TextClassifier | Cascade, facts: dict[str, Any], limits
         return JSONResponse({"detail": f"{'; '.join(problems)}; {expected}"}, 422)
 
     @app.post("/predict")
-    async def predict(
-        request: Request,
-        texts: Annotated[list[str], Body(description="The texts, or the first texts of pairs.")],
-        pairs: Annotated[list[str] | None, Body(description="The second texts of pairs, one a text.")] = None,
-    ) -> dict[str, Any]:
+    async def predict(request: Request, asked: Asked) -> dict[str, Any]:
         """A prediction for each text, with the probabilities of its labels, in the order of the texts."""
+        texts, pairs = asked.texts, asked.pairs
         _check(texts, pairs, limits)
         try:
             check_pairs(answerer.is_pair, pairs is not None)

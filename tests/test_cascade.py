@@ -87,6 +87,16 @@ def test_one_rule_is_needed(threshold: float | None, share: float | None, says: 
         check_cascade(threshold, share)
 
 
+def test_every_threshold_of_a_curve_can_be_asked_for() -> None:
+    """Of a student that is wholly sure of a text the one that sends all away is above 1."""
+    logits, teacher = np.array([[200.0, 0], [0, 1]]), np.array([[0, 200.0], [1, 0]])
+    curve = cascade_curve(logits, teacher, np.array([1, 0]), "accuracy", points=3)
+    assert (threshold := choose_threshold(curve, 1.0)) > 1
+    check_cascade(threshold, None)
+    with pytest.raises(ConfigError, match="^cascade_threshold: none given, and a teacher needs one; choices: --cascade_threshold 0.9 [^,]*$"):
+        check_cascade(None, None, has_share=False)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextClassifier, TextClassifier]:
     """A student, and a teacher whose classes stand in another order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import stat
 import subprocess
 import sys
 import textwrap
@@ -361,6 +362,8 @@ def test_a_saved_student_loads_bit_equal_with_and_without_adasearch(
     assert type(again) is AdasearchForSequenceClassification and torch.equal(again(ids).logits, expected)
     assert AutoTokenizer.from_pretrained(folder)("word4 word55")["input_ids"] == [8, 59]
     assert (folder / "README.md").read_text() == "# A card\n" and (folder / "model.safetensors").exists()
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir() if file.is_file()}
+    assert len(modes) == 1, "weights for their owner alone could be served by nobody else"
 
     path = export.export_student(folder)
     assert path == folder / "onnx" / "model.onnx" and (path.parent / "tokenizer.json").exists()

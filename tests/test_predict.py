@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hearing import Heard, KillAt, Killed
+from safetensors.torch import load_file, save_file
 from tiny_classifier import TEXTS, make_classifier
 from tokenizers import processors
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
@@ -22,7 +23,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from adasearch import chunks, predict
 from adasearch.calibration import Calibration
 from adasearch.cascade import Cascade
-from adasearch.classifier import TextClassifier
+from adasearch.classifier import TextClassifier, open_runtime
 from adasearch.errors import ConfigError, DataError, ModelError, TrainingError
 from adasearch.parts import write_stream
 from adasearch.predict import load_student, predict_file
@@ -254,6 +255,36 @@ def test_a_damaged_student_is_an_error_about_the_student(student: Path) -> None:
     (student / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no sequence classifier can be loaded"):
         load_student(student)
+
+
+def test_weights_that_are_cut_or_missing_are_an_error_and_no_answer(student: Path) -> None:
+    path = student / "model.safetensors"
+    whole = path.read_bytes()
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not of the file, which is written over
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="no sequence classifier can be loaded"):
+        load_student(student)
+    save_file({name: tensor for name, tensor in weights.items() if "classifier.weight" not in name}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="its weights lack .*classifier.weight, which would be random"):
+        load_student(student)
+    save_file({name: tensor[:1] if "classifier.weight" in name else tensor for name, tensor in weights.items()}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="no sequence classifier can be loaded"):
+        load_student(student)
+
+
+def test_a_model_that_was_not_exported_answers_in_the_precisions_of_torch(student: Path) -> None:
+    runtimes = [open_runtime(student, "auto", precision, 1) for precision in (None, "fp32", "bf16")]
+    assert [(runtime.name, runtime.precision) for runtime in runtimes] == [("torch", "fp32"), ("torch", "fp32"), ("torch", "bf16")]
+
+
+def test_answers_may_lie_in_the_models_own_folder(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no part of the model: what was begun goes on, and is found whole."""
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
+    source, target = write(tmp_path / "in.csv", pd.DataFrame({"text": TEXTS})), student / "out.csv"
+    with pytest.raises(Killed):
+        predict_file(student, source, target, batch_size=1, runtime="torch", progress=KillAt(4))
+    for _ in range(2):
+        assert predict_file(student, source, target, batch_size=1, runtime="torch") == 7
 
 
 @pytest.fixture()

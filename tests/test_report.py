@@ -128,7 +128,7 @@ def test_a_teacher_that_has_learned_nothing_is_told() -> None:
     assert verdict.warnings(make_report(bad, student)) == [expected]
     assert verdict.warnings(make_report(system("teacher", (0.51,)), student)) == []
     assert "Scores on the held-out examples: of one seed." in markdown.markdown(make_report(seeds=[7]))
-    assert "Of one seed, 7; latencies" in model_card(make_report(seeds=[7]), "s")
+    assert "Seed 7. Scores on the held-out examples: of one seed." in model_card(make_report(seeds=[7]), "s")
     assert verdict.warnings(make_report(student, max_steps=5)) == ["max_steps 5: a quick look, not a result."]
 
 
@@ -412,6 +412,23 @@ def test_the_cards_numbers_are_the_reports() -> None:
     report = make_report()
     card = model_card(report, "sst2")
     assert verdict.verdict(report) in card and markdown.scores_table(report) in card and "trust_remote_code=True" in card
+
+
+def test_a_card_names_a_teacher_only_where_there_was_one() -> None:
+    report = make_report()
+    alone = dataclasses.replace(report, systems=[s for s in report.systems if s.kind != "teacher"])
+    assert "taught by a transformer" in model_card(report, "s") and "What the teacher gets wrong" in model_card(report, "s")
+    card = model_card(alone, "s")
+    assert "taught by soft labels" in card and "teacher" not in card.partition("## Limits")[2] and "by a transformer" not in card
+
+
+def test_times_of_raw_texts_are_told_apart() -> None:
+    """TF-IDF reads texts of their own lengths, whatever the column says, and no other system's tokenizer is timed."""
+    report = make_report()
+    assert "raw texts" not in markdown.how_measured(report)
+    raw = dataclasses.replace(report.systems[-1], name="words", seq_len=0, latency_ms_p50=1.0)
+    found = markdown.how_measured(dataclasses.replace(report, systems=[*report.systems, raw]))
+    assert "words: from raw texts of their own lengths to the score" in found and "without the tokenizer" in found
 
 
 def test_the_cards_code_runs_on_a_students_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
