@@ -151,6 +151,8 @@ def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: P
     if settings:
         assert history[-1]["multiplier"] > history[3]["multiplier"] > 0 == history[1]["multiplier"]
         assert history[-1]["params"] < history[1]["params"]
+        prices = [record["terms"]["efficiency"] for record in history[2:]]
+        assert prices[0] == pytest.approx(0.0, abs=1e-6) and prices[1] > 0, "a target falls from what the architecture costs when it begins to learn"
     gates = whole[0].cell_gates[0].operations.expected().detach()
     assert float(gates[0, 0]) == pytest.approx(whole[1].outcome.probabilities["cell.node0.from0"][0] if moved else 1 / 4, rel=1e-3)
 
