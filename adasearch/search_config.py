@@ -128,10 +128,6 @@ def check_search(search: SearchConfig, longest: int) -> None:
     _check_latency(search, longest)
     if search.finalists > 1 and search.derive == "argmax":
         raise ConfigError(f"search.finalists: {search.finalists} need members that were compared; choices: 1, or search.derive evaluated")
-    if search.finalists == 1 and search.finalist_share != SearchConfig.finalist_share:
-        raise ConfigError(f"search.finalist_share: {search.finalist_share} is of a play-off, and one finalist has none; choices: search.finalists 2 or more")
-    if search.derive == "argmax" and not search.is_constrained and search.candidates != SearchConfig.candidates:
-        raise ConfigError(f"search.candidates: {search.candidates}: derive argmax compares none without a target; choices: search.derive evaluated")
     if search.efficiency == "constraint" and not (search.target_macs or search.target_params or search.latency_target_ms):
         raise ConfigError(
             "search.efficiency: 'constraint' needs a target; choices: search.latency_target_ms, search.target_macs, search.target_params"

@@ -269,7 +269,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(tmp_path: Path, monke
             ({"threads": 0}, "threads: 0 on "),
             ({"runtime": "tpu"}, "runtime: 'tpu' is not known"),
             ({"cascade_threshold": 0.9}, "cascade_teacher: none given"),
-            ({"cascade_teacher": tmp_path}, "a teacher needs one of the two"),
+            ({"cascade_teacher": tmp_path}, "cascade_threshold: none given, and a teacher needs one; choices: --cascade_threshold 0.9"),
             ({"cascade_teacher": tmp_path / "absent", "cascade_threshold": 0.5}, "cascade_teacher: .*absent is no model"),
         ):
             with pytest.raises(ConfigError, match=says):
