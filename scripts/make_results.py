@@ -29,7 +29,7 @@ given length on one thread, all systems of a table timed in turns in one process
 are worth more than the milliseconds, which depend on the machine and on what else it does.
 A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large reads a file of
 settings that was changed later; LOG.md says which tables are older than which fix: of searched students all but sst2,
-ablation_sst2, diagnosis_sst2, mrpc, qnli, diagnosis_qnli, demo, rte, snli, diagnosis_snli_members, pairs_rte and pairs_snli were taught by probes that were wrong at the lower layers, and all but
+ablation_sst2, diagnosis_sst2, mrpc, qnli, diagnosis_qnli, demo, rte, snli, diagnosis_snli_members, pairs_qnli, pairs_rte and pairs_snli were taught by probes that were wrong at the lower layers, and all but
 sst2, ablation_sst2, diagnosis_sst2, mrpc, qnli, demo, rte, snli and diagnosis_snli_members began with the supernet's weights; every search but those of rte, snli, mrpc and diagnosis_snli_members
 was made before the mends of 2026-11-23, and these before the width's gate was mended on the same day; of CoFi's tables
 all but cofi_sst2 were made by a rule of cutting that left neurons that do nothing, and its speeds are of the first seed's model).
