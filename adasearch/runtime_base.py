@@ -105,7 +105,8 @@ def require_runtime(name: str) -> None:
 def load_classifier(model_dir: Path) -> PreTrainedModel:
     """A sequence classifier from a folder, in float32 and eval mode. Nothing is downloaded, no foreign code is run.
 
-    A folder of a question answering model gives that one. Raises ``ModelError`` when neither can be loaded, or weights are missing.
+    A folder of a question answering model gives that one. Raises ``ModelError`` when neither can be loaded, or weights are
+    missing that it should have; a bare encoder gets a random head, to be timed (``require_head`` stands before whoever answers).
     """
     if not (Path(model_dir) / "config.json").is_file():
         raise ModelError(f"{model_dir}: no model folder (config.json is missing)")
@@ -118,7 +119,7 @@ def load_classifier(model_dir: Path) -> PreTrainedModel:
         )
     except LOAD_ERRORS as error:
         raise ModelError(f"{model_dir}: no sequence classifier can be loaded ({one_line(error, 300)})") from error
-    if missing := sorted(report["missing_keys"]):
+    if (missing := sorted(report["missing_keys"])) and not _is_headless(config.architectures):
         raise ModelError(f"{model_dir}: its weights lack {', '.join(missing[:3])}, which would be random; choices: the whole folder, copied anew")
     return model.eval()
 
@@ -147,12 +148,17 @@ def _teacher_given(folder: Path) -> str:
 
 def require_head(model_dir: Path) -> None:
     """Raise ``ModelError`` where a folder's model was saved without a head for classes or answers: one would be made at random."""
-    names = _read_config(model_dir).get("architectures") or []
-    if names and not any(head in name for name in names for head in HEADS):
+    names = _read_config(model_dir).get("architectures")
+    if _is_headless(names):
         raise ModelError(
             f"{model_dir}: its {names[0]} has no head for a task, so it has nothing to say of a text; choices: a model that was"
             f" fine-tuned on one (a sparse model: adasearch compress prune-ofa TASK --sparse_model {model_dir})"
         )
+
+
+def _is_headless(architectures: list[str] | None) -> bool:
+    """Whether a model of these classes was saved without a head for classes or answers; of one that names none it is not known: no."""
+    return bool(architectures) and not any(head in name for name in architectures for head in HEADS)
 
 
 def trained_on_pairs(model_dir: Path) -> bool | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from adasearch.errors import ConfigError, ModelError
 from adasearch.export import export_onnx, export_student
@@ -252,5 +252,5 @@ def test_errors_of_folders(folder: Path, tmp_path: Path) -> None:
 
 
 def test_half_precision_checkpoints_are_run_in_float32(tmp_path: Path) -> None:
-    BertForSequenceClassification(BertConfig(**TINY)).half().save_pretrained(tmp_path)
+    BertForMaskedLM(BertConfig(**TINY)).half().save_pretrained(tmp_path)
     assert load_classifier(tmp_path).dtype == torch.float32
