@@ -89,10 +89,18 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
         "library_name": "transformers", "pipeline_tag": method.get("pipeline_tag", "text-classification"), "license": license,
         "tags": ["adasearch", *about, method.get("pipeline_tag", "text-classification")], "metrics": list(report.metrics),
     }  # fmt: skip
+    taught_limits = [
+        "What the teacher gets wrong or is biased in, the student has learned.",
+        "The licences of the teacher and of the data apply; they are not known here.",
+    ]
+    if not has_teacher:
+        taught_limits = [
+            "What its soft labels get wrong or are biased in, the student has learned.",
+            "The licences of the data apply; they are not known here.",
+        ]
     limits = [
         f"It knows one task, {report.task}, and texts like those it was trained on; elsewhere do not trust it.",
-        f"What {'the teacher gets' if has_teacher else 'its soft labels get'} wrong or {'is' if has_teacher else 'are'} biased in, the student has learned.",
-        f"The licences of {'the teacher and of ' if has_teacher else ''}the data apply; they are not known here.",
+        *taught_limits,
         *warnings(report),
     ]
     sizes = f"\n{plain_table(found)}\n\n{SIZES_NOTE}\n" if (found := sizes_table(report)) else ""

@@ -98,6 +98,12 @@ def load_deployment(model_dir: Path) -> Deployment | None:
     return deployment
 
 
+def runtime_here(model_dir: Path, precision: str) -> str:
+    """What ``auto`` means for a model: onnxruntime where it is installed and has the precision's graph, else torch, if that offers it."""
+    has_graph = precision in ONNX_FILES and (Path(model_dir) / "onnx" / ONNX_FILES[precision]).is_file()
+    return choose_runtime("auto") if has_graph or precision not in RUNTIMES["torch"].offers() else "torch"
+
+
 def load_deployed(model_dir: Path, threads: int | None = None, progress: Progress | None = None) -> Runtime:
     """The model in the runtime and precision that were chosen for it, else in what ``auto`` means today.
 
@@ -108,10 +114,7 @@ def load_deployed(model_dir: Path, threads: int | None = None, progress: Progres
     model_dir, progress = Path(model_dir), progress or Progress()
     chosen = load_deployment(model_dir)
     if chosen is None:
-        name = choose_runtime("auto")
-        if not (model_dir / "onnx" / ONNX_FILES["fp32"]).is_file():
-            name = "torch"
-        return load_runtime(name, model_dir, threads or torch.get_num_threads())
+        return load_runtime(runtime_here(model_dir, "fp32"), model_dir, threads or torch.get_num_threads())
     made_on, here = chosen.hardware.get("cpu"), hardware()["cpu"]
     if made_on is not None and made_on != here:
         progress.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +49,9 @@ def prune_student(
     ``ConfigError`` when what is needed is neither given nor found.
     """
     student_dir, run = find_run(Path(path))
-    if output_dir is None:
-        output_dir = student_dir.with_name(f"{student_dir.resolve().name}_pruned") if student_dir.name else Path("..") / f"{student_dir.resolve().name}_pruned"
+    if output_dir is None:  # "." has no name of its own
+        own_name = Path(os.path.abspath(student_dir)).name
+        output_dir = Path(os.path.normpath(student_dir / ".." / f"{own_name}_pruned"))
     progress = progress or Progress()
     if refit_steps < 0 or (refit_steps and run is None):
         raise ConfigError(

@@ -119,10 +119,8 @@ class ServeSettings(StudentSettings):
 def do_predict(settings: PredictSettings, progress: Progress) -> str:
     """How many texts went where; nothing where they went to standard output."""
     from adasearch.predict import predict_file
-    from adasearch.run_files import model_in, refuse_run
+    from adasearch.run_files import model_in
 
-    if settings.cascade_teacher:
-        refuse_run("cascade_teacher", settings.cascade_teacher)
     count = predict_file(
         Path(model_in(settings.student)), Path(settings.input_file), Path(settings.output_file), settings.text_column,
         settings.text_pair_column, settings.batch_size, settings.runtime, progress,
@@ -145,11 +143,9 @@ def do_score(settings: ScoreSettings, progress: Progress) -> str:
 
 def do_serve(settings: ServeSettings, progress: Progress) -> str:
     """Nothing, when it is stopped."""
-    from adasearch.run_files import model_in, refuse_run
+    from adasearch.run_files import model_in
     from adasearch.serve import serve
 
-    if settings.cascade_teacher:
-        refuse_run("cascade_teacher", settings.cascade_teacher)
     keys = {key.name: getattr(settings, key.name) for key in dataclasses.fields(settings)}
     student, teacher = Path(model_in(keys.pop("student"))), keys.pop("cascade_teacher")
     del keys["quiet"]
