@@ -1,4 +1,4 @@
-"""A sweep's settings, and the runs they mean: tasks x teachers x budgets x seeds, or runs written out one by one."""
+"""A sweep's settings, and the runs they mean: tasks x teachers x budgets x strategies x seeds, or runs written out one by one."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class SweepConfig(RunConfig):
         target_macs: a run for each, with this search.target_macs.
         target_params: a run for each, with this search.target_params.
         beta: a run for each, with this search.beta.
+        strategies: search strategies, each as in ``search.strategy``; that one alone when empty.
         seeds: a run for each, search and student alike; ``seed`` alone when absent.
         runs: runs written out, each a mapping of settings of `adasearch run` that differ, and ``name``; alone, or beside the
             product of the lists above where ``tasks`` has any. The lists do not multiply them.
@@ -60,6 +61,7 @@ class SweepConfig(RunConfig):
     target_macs: list[float] = field(default_factory=list)
     target_params: list[float] = field(default_factory=list)
     beta: list[float] = field(default_factory=list)
+    strategies: list[str] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     workers: int | None = None
     retries: int = 2
@@ -145,14 +147,15 @@ def plan(config: SweepConfig) -> list[SweepRun]:
 def _check_lists(config: SweepConfig) -> None:
     """Lists are of a product, and there is none where runs are written out and no ``tasks`` are: better refused than ignored.
 
-    So is a budget where the architecture is given.
+    So is what a search may spend, and how it searches, where the architecture is given.
     """
-    if config.architecture and (given := [name for name in BUDGETS if getattr(config, name)]):
-        raise ConfigError(f"{', '.join(given)}: nothing is searched with an --architecture, so no budget is kept; choices: one of the two")
+    if config.architecture and (given := [name for name in (*BUDGETS, "strategies") if getattr(config, name)]):
+        raise ConfigError(f"{', '.join(given)}: nothing is searched with an --architecture; choices: one of the two")
     if config.tasks or not config.runs:
         return
-    if given := [name for name in ("teachers", *BUDGETS, "seeds") if getattr(config, name)]:
-        single = [{"teachers": "teacher", "seeds": "seed"}.get(name, f"search.{name}") for name in given]
+    if given := [name for name in ("teachers", *BUDGETS, "strategies", "seeds") if getattr(config, name)]:
+        names = {"teachers": "teacher", "seeds": "seed", "strategies": "search.strategy"}
+        single = [names.get(name, f"search.{name}") for name in given]
         raise ConfigError(
             f"{', '.join(given)}: `runs` alone has no product for {'it' if len(given) == 1 else 'them'};"
             f" choices: --tasks for a product beside `runs`, or {', '.join(single)} in each of `runs`"
@@ -160,13 +163,14 @@ def _check_lists(config: SweepConfig) -> None:
 
 
 def _product(config: SweepConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Tasks x teachers x budgets x seeds, named after them."""
+    """Tasks x teachers x budgets x strategies x seeds, named after them."""
     budgets = [(kind, value) for kind in BUDGETS for value in getattr(config, kind)] or [(None, None)]
     seeds = [config.seed] if config.seeds is None else config.seeds
-    for task, teacher, (kind, value), seed in itertools.product(
-        config.tasks or [config.task], config.teachers or [config.teacher], budgets, seeds
+    strategies = config.strategies or [None]
+    for task, teacher, (kind, value), strategy, seed in itertools.product(
+        config.tasks or [config.task], config.teachers or [config.teacher], budgets, strategies, seeds
     ):
-        search = config.search
+        search = config.search if strategy is None else dataclasses.replace(config.search, strategy=strategy)
         if kind == "beta":  # a weight is a budget where no target is one
             search = dataclasses.replace(search, target_macs=None, target_params=None, latency_target_ms=None)
         if config.latency_target_ms and kind != "latency_target_ms" and search.latency_target_ms is None:
@@ -175,7 +179,8 @@ def _product(config: SweepConfig) -> Iterator[tuple[str, RunConfig]]:
             efficiency = {"target_macs": "constraint", "target_params": "constraint", "beta": "penalty"}
             search = dataclasses.replace(search, **{kind: value, "efficiency": efficiency.get(kind, search.efficiency)})
         budget = [] if kind is None else [f"{kind.removeprefix('target_').removesuffix('_target_ms')}{_short(value)}"]
-        name = "-".join([_slug(task), _slug(teacher), *budget, f"seed{seed}"])
+        how = [] if strategy is None else [strategy]
+        name = "-".join([_slug(task), _slug(teacher), *budget, *how, f"seed{seed}"])
         yield name, dataclasses.replace(config.base, task=task, teacher=teacher, search=search, seed=seed)
 
 

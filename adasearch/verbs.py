@@ -45,7 +45,7 @@ VERBS: dict[str, Verb] = {
     "search": Verb("only the search: writes architecture.json", RunConfig, do_search, "task"),
     "retrain": Verb("train the student of an architecture found before", RunConfig, do_retrain, "task"),
     "tune": Verb("look for the best settings of a run by many trials", TuneConfig, do_tune, "task"),
-    "sweep": Verb("tasks x teachers x budgets x seeds, and one table", SweepConfig, do_sweep, "tasks"),
+    "sweep": Verb("tasks x teachers x budgets x strategies x seeds, and one table", SweepConfig, do_sweep, "tasks"),
     "warm": Verb("teach a space's supernet on unlabelled texts once, for searches to start from", WarmConfig, do_warm),
     "export": Verb("write and check the ONNX model of a student", StudentSettings, do_export, "student"),
     "bench": Verb("time models side by side", BenchSettings, do_bench, "models"),

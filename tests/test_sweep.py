@@ -257,6 +257,14 @@ def test_plan_is_the_product_and_names_every_run() -> None:
     assert config.search == SearchConfig() and first.config.seeds is None
 
 
+def test_strategies_multiply_the_runs_and_are_variants_of_the_table() -> None:
+    runs = plan(SweepConfig(tasks=["rte"], target_macs=[3e6], beta=[0.5], strategies=["gumbel", "nni.tpe"], seeds=[1, 2]))
+    assert len(runs) == 8 and len({run.prepared for run in runs}) == 1
+    found = {run.name: run.config for run in runs}["rte-demo-macs3e6-nni.tpe-seed2"]
+    assert (found.search.strategy, found.search.target_macs, found.seed) == ("nni.tpe", 3e6, 2)
+    assert variants(runs)["rte-demo-beta0.5-gumbel-seed1"] == "search.strategy gumbel"
+
+
 def test_runs_share_a_preparation_only_where_it_is_the_same() -> None:
     base = SweepConfig(tasks=["sst2"]).base
     name = preparation_name(base)
@@ -308,6 +316,8 @@ def test_bad_settings_are_refused(changes: dict, says: str) -> None:
         ({"runs": [{"name": "a"}], "task": "sst2", "seeds": [1, 2]}, "seeds: `runs` alone has no product for it; choices: --tasks for a product beside"),
         ({"runs": [{"name": "a"}], "teachers": ["a/b"], "beta": [1.0]}, "teachers, beta: `runs` alone has no product for them; choices: --tasks for"),
         ({"runs": [{"name": "a"}], "target_macs": [3e6]}, "or search.target_macs in each of `runs`"),
+        ({"runs": [{"name": "a"}], "strategies": ["gdas"]}, "strategies: `runs` alone has no product for it; choices: --tasks for a product beside `runs`, or search.strategy in"),
+        ({"tasks": ["sst2"], "architecture": "a.json", "strategies": ["gdas"]}, "strategies: nothing is searched with an --architecture"),
     ],
 )
 def test_bad_runs_are_refused(changes: dict, says: str) -> None:
