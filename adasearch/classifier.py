@@ -17,14 +17,15 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import adasearch
 from adasearch.calibration import load_calibration, probabilities
-from adasearch.deploy import load_deployed, load_deployment
+from adasearch.deploy import load_deployed, load_deployment, runtime_here
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.known_labels import labels_of
 from adasearch.model_inputs import pads_left, positions_of, segment_ids, uses_token_types
 from adasearch.progress import Progress
 from adasearch.runtime_base import answers_questions, require_head, require_model
-from adasearch.runtimes import ONNX_FILES, RUNTIMES, Runtime, choose_runtime, load_runtime
+from adasearch.runtimes import RUNTIMES, Runtime, choose_runtime, load_runtime
 from adasearch.settings import check_threads
+from adasearch.texts import served_pieces
 
 Arrays = dict[str, np.ndarray]
 Tell = Callable[[int], None]  # hears how many texts are done
@@ -136,21 +137,7 @@ class TextClassifier:
 
     def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[Sequence[int]], np.ndarray]:
         """Word pieces of every text, and which texts were cut."""
-        if not len(texts):
-            return [], np.zeros(0, dtype=bool)
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:  # a tokenizer written in Python
-            second = list(pairs) if pairs is not None else None
-            ids = self.tokenizer(list(texts), second, truncation=True, max_length=self.limit)["input_ids"]
-            is_cut = [len(row) >= self.limit for row in ids]  # it does not say; one that fits exactly is counted, too
-        else:  # what the call above does too, without offsets and lists nobody asks for: in 2/5 of the time
-            backend.no_padding()
-            backend.no_truncation() if self.limit > 2**31 else backend.enable_truncation(
-                self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
-            )
-            found = backend.encode_batch_fast(list(texts) if pairs is None else list(zip(texts, pairs)))
-            ids, is_cut = [encoding.ids for encoding in found], [bool(encoding.overflowing) for encoding in found]
-        return ids, np.array(is_cut)
+        return served_pieces(self.tokenizer, texts, pairs, self.limit)
 
     def _batches(self, ids: list[Sequence[int]], is_pair: bool) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""
@@ -214,11 +201,8 @@ def open_runtime(
             precision = chosen.precision
         if precision in offered:
             runtime = chosen.runtime
-    threads, name = threads or (chosen.threads if chosen else torch.get_num_threads()), choose_runtime(runtime)
-    precision = precision or "fp32"
-    is_there = precision in RUNTIMES[name].offers() and (Path(model_dir) / "onnx" / ONNX_FILES.get(precision, "")).is_file()
-    if runtime == "auto" and not is_there and precision in RUNTIMES["torch"].offers():
-        name = "torch"  # as ``load_deployed`` where nothing was exported
+    threads, precision = threads or (chosen.threads if chosen else torch.get_num_threads()), precision or "fp32"
+    name = runtime_here(model_dir, precision) if runtime == "auto" else choose_runtime(runtime)
     return load_runtime(name, model_dir, threads, precision)
 
 

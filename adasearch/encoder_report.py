@@ -33,6 +33,7 @@ from adasearch.report_files import write_html, write_report
 from adasearch.runtimes import choose_runtime, load_runtime
 from adasearch.sparse_model import sparsity_of
 from adasearch.sparsity_plots import write_zeros
+from adasearch.streams import tokenizer_rates
 from adasearch.structure_plots import structure_of, write_structures
 from adasearch.teacher import Teacher
 from adasearch.tokens import Examples
@@ -130,7 +131,10 @@ def _systems(
         graph = problem.cache / ("reference" if name == "bert_base" else name) / "model.onnx"
         made[name] = model_row(run, reference_label(name), "reference", make_reference(name), graph, None, length)
         run.progress.step(len(made))
-    systems = measure_rows(run, problem.held_out, lengths, made, scores, problem.task.metric)
+    reading: dict[str, float] = {}
+    if bench.stream_texts and not problem.is_asked:  # a question's windows are cut another way
+        reading = tokenizer_rates(dict.fromkeys(made, problem.tokenizer), problem.task.held_out, problem.longest, texts=bench.stream_texts)
+    systems = measure_rows(run, problem.held_out, lengths, made, scores, problem.task.metric, reading)
     if not run.about.every_runtime:
         return systems
     elsewhere = time_elsewhere(graphs, dense.config.vocab_size, bench, lengths, run.progress)

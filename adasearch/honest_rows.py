@@ -30,7 +30,7 @@ from adasearch.prepare import Problem
 from adasearch.references import make_reference, reference_label
 from adasearch.report import System
 from adasearch.runtimes import Runtime, choose_runtime, load_classifier
-from adasearch.streams import StreamTiming, time_streams
+from adasearch.streams import StreamTiming, time_streams, tokenizer_rates
 from adasearch.systems import Trained
 from adasearch.tokens import Examples
 
@@ -72,7 +72,15 @@ def timed_systems(
     lengths = bench_lengths(run.config.bench, run.config.max_seq_length)
     rows = _rows(run, problem, first, tfidf, lengths[0])
     own = {name: scores.get(row.kind, []) for name, row in rows.items()}
-    return measure_rows(run, problem.held_out, lengths, rows, own, problem.task.metric)
+    return measure_rows(run, problem.held_out, lengths, rows, own, problem.task.metric, _reading(run, problem, rows))
+
+
+def _reading(run: Run, problem: Problem, rows: Mapping[str, Row]) -> dict[str, float]:
+    """Texts a second of the rows' tokenizers; of those that read raw texts none."""
+    teacher = problem.tokenizer if problem.teacher is None else problem.teacher.tokenizer
+    own = {name: teacher if row.kind in ("teacher", "reference") else problem.tokenizer for name, row in rows.items() if isinstance(row.call, Runtime)}
+    count = run.config.bench.stream_texts
+    return tokenizer_rates(own, problem.task.held_out, run.config.max_seq_length, texts=count) if count else {}
 
 
 def bench_lengths(bench: BenchConfig, longest: int) -> list[int]:
@@ -82,11 +90,12 @@ def bench_lengths(bench: BenchConfig, longest: int) -> list[int]:
 
 def measure_rows(
     run: Run | EncoderRun, held_out: Examples, lengths: Sequence[int], rows: dict[str, Row],
-    scores: Mapping[str, list[dict[str, float]]], metric: str,
+    scores: Mapping[str, list[dict[str, float]]], metric: str, reading: Mapping[str, float],
 ) -> list[System]:
     """Time what the rows hold at those lengths, in turns.
 
-    ``scores`` are the metrics of every seed by the rows' keys, ``metric`` the one that counts.
+    ``scores`` are the metrics of every seed by the rows' keys, ``metric`` the one that counts, ``reading`` texts a second of the
+    rows' tokenizers, where they are known.
     """
     bench = run.config.bench
     shapes = [(batch, length) for length in lengths for batch in bench.batch_sizes]
@@ -108,7 +117,7 @@ def measure_rows(
         first_shapes = [(batch, lengths[0]) for batch in sorted(bench.batch_sizes)]
         starts = cold_starts(deployed, first_shapes, starts=bench.cold_starts, progress=run.progress)
     return [
-        _system(row, timings[name], streams.get(name, []), starts.get(name), scores.get(name, []), metric)
+        _system(row, timings[name], streams.get(name, []), reading.get(name), starts.get(name), scores.get(name, []), metric)
         for name, row in rows.items()
     ]
 
@@ -184,8 +193,9 @@ def mean_if_known(values: Sequence[float | None]) -> float | None:
 
 
 def _system(
-    row: Row, timings: list[Timing], streams: list[StreamTiming], start: ColdStart | None, scores: list[dict[str, float]], metric: str
-) -> System:
+    row: Row, timings: list[Timing], streams: list[StreamTiming], reading: float | None, start: ColdStart | None,
+    scores: list[dict[str, float]], metric: str,
+) -> System:  # fmt: skip
     spread = {
         name: {"mean": float(np.mean([s[name] for s in scores])), "sd": _sd([s[name] for s in scores])}
         for name in (scores[0] if scores else {})
@@ -200,6 +210,7 @@ def _system(
         timings=[dataclasses.asdict(timing) for timing in timings],
         streams=[dataclasses.asdict(stream) for stream in streams],
         task_texts_per_s=max((stream.texts_per_s for stream in streams), default=None),
+        tokenizer_texts_per_s=reading,
         **cold_fields(start),
         **{name: getattr(timings[0], name) for name in TIMED_FIELDS},
         **row.facts,

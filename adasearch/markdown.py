@@ -24,6 +24,8 @@ from adasearch.verdict import (
     disagreement_sentence,
     latency_sentence,
     quotient,
+    served_texts_per_s,
+    tokenizer_note,
     usd_per_million,
     verdict,
     warnings,
@@ -74,6 +76,8 @@ def how_measured(report: Report) -> str:
         named = "; ".join(f"{s.name} in {s.precision}" for s in others)
         how = f"{first.runtime} {first.precision or ''}".rstrip() + (f" ({named})" if named else "")
         text += f" Latency at {shape}, {how}, all systems interleaved; from word pieces to logits, without the tokenizer."
+    if rates := sorted({round(s.tokenizer_texts_per_s) for s in report.systems if s.tokenizer_texts_per_s}):
+        text += f" Rates at the task's own lengths have it in them: one thread of it reads {' to '.join(f'{rate:,}' for rate in (rates[0], rates[-1])[: len(rates)])} texts a second."
     if raw := [s.name for s in report.systems if s.latency_ms_p50 is not None and not s.seq_len]:
         text += f" {', '.join(raw)}: from raw texts of their own lengths to the score, whatever a column says; such times compare with no other's."
     if report.majority.get("is_skewed"):
@@ -133,7 +137,7 @@ def price_note(report: Report) -> str:
         return ""
     return (
         f"Cost per million texts assumes {format_usd(report.price_per_hour)} for one core and hour (`bench.price_per_hour`),"
-        " fully busy with texts of the task's own lengths, the tokenizer not counted; set it to what yours costs."
+        f" fully busy with texts of the task's own lengths, {tokenizer_note(report)}; set it to what yours costs."
     )
 
 
@@ -147,7 +151,8 @@ def scores_table(report: Report) -> str:
     pruning = ["encoder sparsity"] * any(gone) + ["training s"] * any(trained)
     rows = []
     for s in report.systems:
-        extra = ["-" if s.task_texts_per_s is None else f"{s.task_texts_per_s:,.0f}", format_usd(usd_per_million(s, report.price_per_hour))]
+        served = served_texts_per_s(s)
+        extra = ["-" if served is None else f"{served:,.0f}", format_usd(usd_per_million(s, report.price_per_hour))]
         sparsity = "-" if s.encoder_sparsity is None else f"{100 * s.encoder_sparsity:.1f}%"
         pruned = [sparsity] * any(gone) + ["-" if s.train_seconds is None else f"{s.train_seconds:,.0f}"] * any(trained)
         share = None if s.params_embedding is None else quotient(s.params_embedding, s.params)

@@ -33,7 +33,7 @@ KINDS = {  # kind of a system -> what it is called in a sentence
     "dense_int8": "the dense model in int8",
 }
 MEASUREMENTS = ("params", "params_embedding", "macs", "size_bytes", "latency_ms_p50", "latency_ms_p90", "texts_per_s",
-                "task_texts_per_s", "sparse_bytes", "agreement")  # fmt: skip
+                "task_texts_per_s", "tokenizer_texts_per_s", "sparse_bytes", "agreement")  # fmt: skip
 FIGURES = {  # figure -> (what it is drawn from, any of these patterns; its caption)
     "structure": (("structure.json",), "What is left in each layer"),
     "zeros": (("zeros.json",), "Zeros in the weights of each layer, %"),
@@ -52,7 +52,8 @@ class System:
     """One row of the honest table. ``scores`` are the seeds' values of the task's metric, ``metrics`` every metric's
     ``{"mean", "sd"}``; ``timings`` the same fields at every shape timed, of which the row carries the first.
     ``seq_len`` is in word pieces, 0 where a system reads raw texts. ``task_texts_per_s`` is the rate over a stream of
-    texts as long as the task's own, ``streams`` the fields of ``streams.StreamTiming`` for each way of batching them;
+    texts as long as the task's own, from word pieces to logits, ``tokenizer_texts_per_s`` that of its tokenizer on one thread over such
+    texts, ``streams`` the fields of ``streams.StreamTiming`` for each way of batching them;
     ``import_s`` to ``peak_rss_bytes`` are those of ``cold.ColdStart``. ``encoder_sparsity`` is the share of the dense model's
     prunable encoder parameters that is gone (where weights are 0: of its weights), ``train_seconds`` and ``train_cpu_seconds``
     the mean over the seeds of what the whole way from the pre-trained checkpoint took, scoring left out; of a searched student its
@@ -82,6 +83,7 @@ class System:
     timings: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
     task_texts_per_s: float | None = None
+    tokenizer_texts_per_s: float | None = None
     streams: list[dict[str, Any]] = field(default_factory=list)
     import_s: float | None = None
     load_s: float | None = None

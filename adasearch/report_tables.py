@@ -18,7 +18,7 @@ from adasearch.formats import (
     metric_name,
 )
 from adasearch.report import Report, System
-from adasearch.verdict import are_timed_alike, quotient, usd_per_million
+from adasearch.verdict import are_timed_alike, quotient, served_texts_per_s, tokenizer_note, usd_per_million
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ def honest_table(report: Report) -> Table:
         (Column("latency", "p50, ms", "median of one call"), _plain("latency_ms_p50", format_ms)),
         (Column("latency", "p90, ms", "90th percentile"), _plain("latency_ms_p90", format_ms)),
         (Column("rate", "texts/s", "at the shape the latency is measured at"), _plain("texts_per_s", _rate)),
-        (Column("own lengths", "texts/s", "texts as long as the task's own, in the best batch size"), _plain("task_texts_per_s", _rate)),
+        (
+            Column("own lengths", "texts/s", f"texts as long as the task's own, in the best batch size, {tokenizer_note(report)}"),
+            lambda system: known_number(served_texts_per_s(system), _rate),
+        ),
         (Column("cost", "USD / million", "an assumption: see below the table"), _cost(report)),
         (Column("parameters", "", "all of them"), _plain("params", format_count)),
         (Column("embeddings", "% of parameters"), _embedding),

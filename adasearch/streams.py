@@ -6,16 +6,21 @@ Dimensions: N texts, B batch, L tokens of the longest text in a batch.
 
 from __future__ import annotations
 
+import copy
+import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json
@@ -23,6 +28,7 @@ from adasearch.measure import Factory, collector_off
 from adasearch.progress import Progress
 from adasearch.prune import REPORT, load_student_and_tokenizer
 from adasearch.runtimes import Runtime
+from adasearch.texts import Split, served_pieces
 from adasearch.tokens import TokenStore
 from adasearch.vocabulary import retokenise
 
@@ -50,11 +56,16 @@ class StreamTiming:
     passes: int
 
 
-def draw_lengths(lengths: Sequence[int], count: int) -> np.ndarray:
-    """``count`` lengths (N,) that have the given ones' distribution: evenly spaced quantiles, in random order."""
-    ordered = np.sort(np.asarray(lengths, dtype=np.int64))
+def draw_rows(lengths: Sequence[int], count: int) -> np.ndarray:
+    """``count`` rows (N,) whose lengths have the given ones' distribution: evenly spaced quantiles, in random order."""
+    ordered = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
     places = ((np.arange(count) + 0.5) / count * len(ordered)).astype(np.int64)
     return np.random.default_rng(SEED).permutation(ordered[places])
+
+
+def draw_lengths(lengths: Sequence[int], count: int) -> np.ndarray:
+    """The lengths (N,) of rows that ``draw_rows`` draws."""
+    return np.asarray(lengths, dtype=np.int64)[draw_rows(lengths, count)]
 
 
 def split_batches(lengths_N: np.ndarray, batch_size: int, is_sorted: bool) -> list[np.ndarray]:
@@ -107,6 +118,40 @@ def time_streams(
                 )
             progress.step(done)
     return results
+
+
+def tokenizer_rates(
+    tokenizers: Mapping[str, PreTrainedTokenizerBase], split: Split, longest: int, *, texts: int = 128,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:  # fmt: skip
+    """Texts a second that each tokenizer turns into word pieces, cut to ``longest``, on one thread and as in service.
+
+    ``texts`` of the split are read, of lengths as frequent as they are there; median over passes. One tokenizer under several names is
+    timed once. Raises ``ConfigError`` when there is nothing to read.
+    """
+    if not len(split) or texts < 1:
+        raise ConfigError(f"texts: {len(split)} texts, {texts} to draw; choices: 1 or more of each")
+    columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
+    drawn = split.select(draw_rows([sum(map(len, row)) for row in zip(*columns, strict=True)], texts))
+    different = {id(tokenizer): copy.deepcopy(tokenizer) for tokenizer in tokenizers.values()}  # reading leaves a limit in a tokenizer
+    calls = {str(key): [partial(served_pieces, own, drawn.texts, drawn.pairs, longest)] for key, own in different.items()}
+    with _one_tokenizer_thread():
+        spent = _passes(calls, clock)
+    return {name: float(texts / np.median(spent[str(id(tokenizer))])) for name, tokenizer in tokenizers.items()}
+
+
+@contextmanager
+def _one_tokenizer_thread() -> Iterator[None]:
+    """Fast tokenizers share a batch out to as many threads as there are cores, unless the environment forbids it."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _calls(system: Runtime | Factory, batches: Sequence[np.ndarray]) -> list[Callable[[], Any]]:

@@ -70,11 +70,27 @@ def _pool(first: Sequence[float], second: Sequence[float]) -> tuple[float | None
     return pooled, pooled * math.sqrt(1 / len(first) + 1 / len(second))
 
 
+def served_texts_per_s(system: System) -> float | None:
+    """Texts of the task's own lengths a second, the tokenizer's time first and the model's behind it; of a report that does not know
+    the tokenizer's, the model's alone."""
+    if not system.task_texts_per_s or not system.tokenizer_texts_per_s:
+        return system.task_texts_per_s
+    return 1 / (1 / system.tokenizer_texts_per_s + 1 / system.task_texts_per_s)
+
+
+def tokenizer_note(report: Report) -> str:
+    """Whether rates at the task's own lengths, and what they cost, have the tokenizer in them."""
+    reading = [system for system in report.systems if system.task_texts_per_s and system.seq_len]  # the others read raw texts
+    is_counted = reading and all(system.tokenizer_texts_per_s for system in reading)
+    return "the tokenizer included" if is_counted else "the tokenizer not counted"
+
+
 def usd_per_million(system: System, price_per_hour: float | None) -> float | None:
-    """US dollars for a million texts of the task's own lengths, at a price of one core for an hour."""
-    if price_per_hour is None or not system.task_texts_per_s or not system.threads:
+    """US dollars for a million texts of the task's own lengths, at a price of one core for an hour; see ``served_texts_per_s``."""
+    rate = served_texts_per_s(system)
+    if price_per_hour is None or not rate or not system.threads:
         return None
-    return price_per_hour * system.threads * 1e6 / system.task_texts_per_s / 3600
+    return price_per_hour * system.threads * 1e6 / rate / 3600
 
 
 def verdict(report: Report) -> str:

@@ -116,6 +116,8 @@ def test_the_report_counts_the_held_out_examples_one_by_one(finished: Path) -> N
     ends = [point["score"] for point in report["cascade"]["curve"]]
     assert (ends[0], ends[-1]) == pytest.approx((student["scores"][0], teacher["scores"][0])) and report["cascade"]["fitted_on"] == 40
     assert all(system["task_texts_per_s"] > 0 for system in report["systems"]) and report["price_per_hour"] == 0.04
+    assert all((system["tokenizer_texts_per_s"] or 0) > 0 for system in report["systems"] if system["seq_len"])
+    assert all(system["tokenizer_texts_per_s"] is None for system in report["systems"] if not system["seq_len"])
 
 
 def test_the_table_has_every_system_once_with_all_its_numbers(finished: Path) -> None:

@@ -197,6 +197,8 @@ def test_cost_is_the_price_of_the_cores_that_a_million_texts_keep_busy() -> None
     assert verdict.usd_per_million(row, 0.09) == pytest.approx(0.05)
     assert verdict.usd_per_million(dataclasses.replace(row, threads=2), 0.09) == pytest.approx(0.10)
     assert verdict.usd_per_million(row, None) is verdict.usd_per_million(system("student"), 0.09) is None
+    read = dataclasses.replace(row, tokenizer_texts_per_s=1000.0)  # a millisecond to read a text, two to score it
+    assert verdict.served_texts_per_s(read) == pytest.approx(1000 / 3) and verdict.usd_per_million(read, 0.09) == pytest.approx(0.075)
     report = make_report(row, system("teacher", (0.9,), 10, 30.0), price_per_hour=0.09)
     rows = cells(markdown.scores_table(report))
     assert rows["system"][-2:] == ["texts/s, own lengths", "USD per million"]
@@ -420,6 +422,18 @@ def test_a_card_names_a_teacher_only_where_there_was_one() -> None:
     assert "taught by a transformer" in model_card(report, "s") and "What the teacher gets wrong" in model_card(report, "s")
     card = model_card(alone, "s")
     assert "taught by soft labels" in card and "teacher" not in card.partition("## Limits")[2] and "by a transformer" not in card
+
+
+def test_reports_say_whether_the_tokenizer_is_in_the_rates() -> None:
+    old = [system(kind, (0.9,), 10, 2.0, task_texts_per_s=500.0) for kind in ("teacher", "student")]
+    raw = dataclasses.replace(system("tfidf", (0.8,), 10, 2.0, task_texts_per_s=900.0), seq_len=0)
+    new = [dataclasses.replace(item, tokenizer_texts_per_s=rate) for item, rate in zip(old, (4000.0, 2000.0), strict=True)]
+    for systems, note, rate in (([*old, raw], "the tokenizer not counted", "| 500 |"), ([*new, raw], "the tokenizer included", "| 444 |")):
+        report = make_report(*systems, price_per_hour=0.04)
+        assert note in markdown.price_note(report) and note in {column.tip for column in honest_table(report).columns if column.label == "own lengths"}.pop()
+        assert rate in markdown.scores_table(report)
+    assert "one thread of it reads 2,000 to 4,000 texts a second" in markdown.how_measured(report)
+    assert verdict.tokenizer_note(make_report(old[0], new[1])) == "the tokenizer not counted"
 
 
 def test_times_of_raw_texts_are_told_apart() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from adasearch import streams
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import write_json
 from adasearch.progress import Progress
 from adasearch.runtimes import Runtime
-from adasearch.streams import draw_lengths, lengths_of_task, own_lengths, read_lengths, split_batches, time_streams
+from adasearch.streams import draw_lengths, lengths_of_task, own_lengths, read_lengths, split_batches, time_streams, tokenizer_rates
+from adasearch.texts import Split
 from adasearch.tokens import TokenStore
 
 LENGTHS = [4] * 50 + [6] * 30 + [20] * 20
@@ -149,3 +153,46 @@ def test_files_without_lengths_are_refused(tmp_path: Path, content: str | None, 
         read_lengths(path)
     with pytest.raises(DataError, match="no lengths .* choices: a run's folder"):
         read_lengths(tmp_path)
+
+
+class Reader:
+    """A tokenizer written in Python: a millisecond a letter, on a clock of its own making."""
+
+    def __init__(self, clock: list[float]):
+        self.clock, self.read, self.parallel = clock, [], None
+
+    def __deepcopy__(self, memo: dict) -> Reader:
+        return self
+
+    def __call__(self, texts: list[str], pairs: list[str] | None, truncation: bool, max_length: int) -> dict[str, list[list[int]]]:
+        self.read, self.parallel = [*zip(texts, pairs or [""] * len(texts))], os.environ.get("TOKENIZERS_PARALLELISM")
+        self.clock[0] += 1e-3 * sum(len(first) + len(second) for first, second in self.read)
+        return {"input_ids": [[1] * min(max_length, len(text)) for text in texts]}
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_a_tokenizer_s_rate_is_of_texts_as_long_as_the_task_s_on_one_thread(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+    clock = [0.0]
+    one, other = Reader(clock), Reader(clock)
+    split = Split(["a" * length for length in LENGTHS], pairs=["b" * 2] * len(LENGTHS))
+    found = tokenizer_rates({"student": one, "bag": one, "teacher": other}, split, 5, texts=10, clock=lambda: clock[0])
+    assert sorted(len(first) for first, _ in one.read) == [4] * 5 + [6] * 3 + [20] * 2
+    seconds = 1e-3 * (sum(len(first) for first, _ in one.read) + 2 * 10)
+    assert found == pytest.approx(dict.fromkeys(("student", "bag", "teacher"), 10 / seconds))
+    assert one.parallel == "false" and os.environ.get("TOKENIZERS_PARALLELISM") == before
+
+
+def test_a_tokenizer_that_is_timed_stays_as_it_was() -> None:
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    assert tokenizer_rates({"it": tokenizer}, Split(["a a a", "b"]), 2, texts=3)["it"] > 0
+    assert tokenizer.backend_tokenizer.truncation is None and tokenizer("a b a")["input_ids"] == [1, 0, 1]
+
+
+def test_a_tokenizer_without_texts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="texts: 0 texts, 128 to draw"):
+        tokenizer_rates({}, Split([]), 5)
