@@ -47,7 +47,7 @@ import adasearch  # makes the model known to transformers
 from transformers import pipeline
 
 classify = pipeline("text-classification", {folder})
-print(classify("..."))  # of a pair: classify({{"text": "...", "text_pair": "..."}})
+print(classify("...", truncation=True))  # of a pair: classify({{"text": "...", "text_pair": "..."}}, truncation=True)
 """),
         Snippet("Without it, the modelling file that lies in this folder is used; read it first", "python", f"""
 from transformers import pipeline

@@ -48,7 +48,8 @@ def check_chain(config: CofiConfig, folder: Path) -> None:
         _check_begun(config, folder, seed)
         for (_, before), (kind, target) in zip(config.targets, config.targets[1:]):
             is_done, could_go_on = (_is_done(folder, kind, one, seed) for one in (target, before))
-            is_kept = any(state_file(folder / "cache", kind, one, seed).exists() for one in (target, before))  # its own: pruned already
+            is_pruned = (folder / "work" / f"{model_key(kind, target)}-{seed}" / "prune-model" / "config.json").exists()
+            is_kept = is_pruned or state_file(folder / "cache", kind, before, seed).exists()
             if could_go_on and not is_done and not is_kept:
                 raise ConfigError(
                     f"target_{kind}: {target:g} would go on from the pruning at {before:g}, which is gone: another target has gone on from"

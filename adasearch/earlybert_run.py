@@ -89,6 +89,8 @@ def _search(config: EarlyBertConfig, place: Workplace) -> EncoderPreTrainedModel
             f"{place.title}: the ticket had not settled within {settings.epochs:g} epochs ({steps} steps) and is drawn as it is;"
             " choices: more ticket.epochs, a smaller ticket.check_every, a larger ticket.threshold, ticket.draw fixed"
         )
+    if settings.draw == "fixed" and method.fixed_step > method.last_step:
+        problem.progress.warning(f"{place.title}: the search ended after {steps} steps, before ticket.draw_step; choices: more ticket.epochs, a smaller draw_step")
     ticket = method.draw().map(lambda mask: mask.cpu())
     distances = {family: mask_distances(method.seen(family).cpu()).tolist() for family in FAMILIES if int(method.checks) > 1}
     if distances:

@@ -17,8 +17,7 @@ from adasearch.lesson import lesson_rows, soft_label_logits
 from adasearch.metrics import with_unknown
 from adasearch.run_files import DATA_FILES, check_same_data, model_in
 from adasearch.settings import part_of
-from adasearch.tables import SUFFIXES
-from adasearch.task_config import TaskConfig
+from adasearch.task_config import QUESTION_SUFFIXES, TaskConfig
 from adasearch.tasks import Task, load_task
 from adasearch.tokens import Examples, TokenStore
 
@@ -49,7 +48,7 @@ class FinishedRun:
 
     def _task(self, data_dir: str | None) -> Task:
         saved = part_of(TaskConfig, self.config)
-        is_file = Path(saved.task).suffix.lower() in SUFFIXES
+        is_file = Path(saved.task).suffix.lower() in QUESTION_SUFFIXES
         places = (*DATA_FILES, "data_dir", *(("task",) if is_file else ()))
         found = {name: self._found(getattr(saved, name)) for name in places if getattr(saved, name)}
         settings = dataclasses.replace(saved, **{**found, "unlabeled_file": None, **({} if data_dir is None else {"data_dir": data_dir})})

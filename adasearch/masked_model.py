@@ -87,7 +87,8 @@ def logits_and_states(
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=with_states)
     finally:
         handle.remove()
-    return output.logits, tuple(output.hidden_states[1:]) if with_states else ()
+    logits = output.logits if output.logits.ndim == 2 else output.logits[chosen_BL]  # MobileBERT's head reads its decoder's weight alone
+    return logits, tuple(output.hidden_states[1:]) if with_states else ()
 
 
 def masked_loss(logits_SV: Tensor, labels_S: Tensor) -> Tensor:

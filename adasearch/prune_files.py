@@ -15,6 +15,7 @@ import adasearch
 from adasearch.calibration import calibrate, load_calibration, may_calibrate
 from adasearch.classifier import check_pairs
 from adasearch.errors import ConfigError
+from adasearch.files import read_json
 from adasearch.finished import FinishedRun, find_run
 from adasearch.fit import fit
 from adasearch.fit_config import DistillConfig, FitConfig
@@ -22,7 +23,7 @@ from adasearch.known_labels import Columns, labels_of, read_examples, read_texts
 from adasearch.methods.distill import Distill
 from adasearch.metrics import choose_metrics
 from adasearch.progress import Progress
-from adasearch.prune import Pruned, Refit, load_student_and_tokenizer, logits_of, prune_vocabulary, scorer
+from adasearch.prune import REPORT, Pruned, Refit, load_student_and_tokenizer, logits_of, prune_vocabulary, scorer
 from adasearch.runtime_base import trained_on_pairs
 from adasearch.settings import part_of
 from adasearch.tasks import Task
@@ -56,6 +57,12 @@ def prune_student(
     if refit_steps < 0 or (refit_steps and run is None):
         raise ConfigError(
             f"refit_steps: {refit_steps} needs the run that {student_dir} comes from; choices: 0, or a run's folder"
+        )
+    if run is not None and (refit_steps or texts_file is None) and (student_dir / REPORT).is_file():
+        whole = read_json(student_dir / REPORT)["source"]  # its word pieces are those of the run's texts
+        raise ConfigError(
+            f"student: {student_dir} was cut before, the texts of its run are not in its word pieces; choices: {whole}, or --texts_file FILE"
+            " without refit_steps"
         )
     if texts_file is None and run is None:
         raise ConfigError(f"texts_file: {student_dir} lies in no run's folder; choices: --texts_file FILE, or a run's folder")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from adasearch.architecture import Architecture
 from adasearch.demo_assets import model_path
@@ -83,7 +82,7 @@ class Source:
                 f"sparse_model: {config.sparse_model} has no linear layer or convolution in its layers, so none of its weights can be 0;"
                 " choices: another student, or an encoder"
             )
-        if not self.is_student and hasattr(model, "head") and _lacks_head(Path(self.path)):
+        if not self.is_student and hasattr(model, "head") and _lacks_head(self.path):
             dense = self.problem.pretrained(seed).head.dense
             if dense.weight.shape == model.head.dense.weight.shape:
                 model.head.dense.load_state_dict(dense.state_dict())
@@ -254,14 +253,12 @@ def add_task_vector(model: PreTrainedModel, pretrained: PreTrainedModel, tuned: 
         model.get_submodule(name).weight *= kept
 
 
-def _lacks_head(folder: Path) -> bool:
-    """Whether the first layer of a classifier's head is not in a folder's file of weights, by the name that its family gives it."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        return False
-    base, *_, (dense, _) = FAMILIES.get(AutoConfig.from_pretrained(folder).model_type, ("encoder", ("head.dense", "")))
-    with safe_open(path, "pt") as file:  # a model without any head is saved without its base's name
-        return not {f"{dense}.weight", f"{dense.removeprefix(f'{base}.')}.weight"} & set(file.keys())
+def _lacks_head(path: str) -> bool:
+    """Whether the first layer of a classifier's head, by the name that its family gives it, is not among a checkpoint's weights."""
+    with torch.random.fork_rng(devices=[]):  # what is missing is drawn
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, ignore_mismatched_sizes=True, output_loading_info=True)
+    *_, (dense, _) = FAMILIES.get(model.config.model_type, ("encoder", ("head.dense", "")))
+    return f"{dense}.weight" in report["missing_keys"]
 
 
 def _is_as_deep_and_wide(model: PreTrainedModel, other: PreTrainedModel) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, part_of
+from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, check_seeds, part_of
 
 NEGATIVES = ("teacher", "student", "vocabulary")
 BANKS = ("position", "token", "none")
@@ -142,6 +142,7 @@ class QuantGptConfig:
         """Raise ``ConfigError`` for whatever is wrong without looking at model or data (bits and quantiser: see there)."""
         if not self.model:
             raise ConfigError("model: none given; choices: a folder or a hub id of a GPT-2 or BART")
+        check_seeds("seed", [self.seed])
         check_choice("per", self.per, ("tensor", "row"))
         if self.embedding_per is not None:
             check_choice("embedding_per", self.embedding_per, ("tensor", "row"))

@@ -18,12 +18,11 @@ from adasearch.errors import ConfigError, DataError
 from adasearch.sources import find_preset, find_source
 from adasearch.squad_metrics import METRICS_OF_QUESTIONS
 from adasearch.tables import SUFFIXES, Table, check_file, read_table, read_text
-from adasearch.task_config import QUESTION_ANSWERING, TaskConfig
+from adasearch.task_config import QUESTION_ANSWERING, QUESTION_SUFFIXES, TaskConfig
 from adasearch.texts import Split
 
 HELD_OUT_SHARE = 0.1  # of the contexts, when there is no validation split
 COLUMNS = {"text_column": "question", "text_pair_column": "context", "label_column": "answers"}
-FILES = (*SUFFIXES, ".json")
 ANSWER_SHAPE = "expected: {'text': [...], 'answer_start': [...]} or [{'text': ..., 'answer_start': ...}, ...]"
 
 
@@ -152,7 +151,7 @@ def read_squad_json(path: Path) -> Table:
 
 def read_question_table(path: Path, setting: str) -> Table:
     """A file of questions: SQuAD's own JSON, or a table. ``setting`` is the flag that named it. Raises as ``read_table``."""
-    return read_squad_json(path) if check_file(path, setting, FILES) == ".json" else read_table(path, setting)
+    return read_squad_json(path) if check_file(path, setting, QUESTION_SUFFIXES) == ".json" else read_table(path, setting)
 
 
 def _squad_rows(articles: list[Any]) -> Iterator[dict[str, Any]]:
@@ -176,7 +175,7 @@ def _tables(config: TaskConfig) -> tuple[str, dict[str, Table], bool]:
     """Name, tables by split, and whether they are published (then their users cannot mend them)."""
     files = {split: getattr(config, f"{split}_file") for split in ("train", "validation", "test")}
     name = config.task
-    if Path(name).suffix.lower() in FILES and not files["train"]:
+    if Path(name).suffix.lower() in QUESTION_SUFFIXES and not files["train"]:
         files["train"], name = name, Path(name).stem
     if not files["train"]:
         source = find_source(config)

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -51,7 +52,7 @@ class SparseModel:
         header, tensors = read_sparse(folder)
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            model = getattr(transformers, header["auto_class"]).from_config(config)
+            model = getattr(transformers, header["auto_class"]).from_config(config, dtype=torch.float32)  # whatever it was made of
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(f"{folder}: no model can be made of its config ({one_line(error, 300)})") from error
         state = {name: tensor for name, tensor in tensors.items() if ":" not in name}
@@ -103,6 +104,7 @@ def save_sparse(model: PreTrainedModel, folder: Path | str, *, format: str = "sm
         header["tensors"][name] = asdict(stored)
         tensors |= {f"{name}:{part}": data for part, data in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    plain.config.dtype = torch.float32  # a model that was loaded in halves and widened still has "half" there
     plain.config.save_pretrained(folder)
     save_file(tensors, folder / FILE, metadata={HEADER: json.dumps(header)})
     return folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig
-from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, check_report_to, part_of
+from adasearch.settings import PRECISIONS, check_choice, check_optional, check_range, check_report_to, check_seeds, part_of
 from adasearch.sparse_pattern import SCOPES, Pattern
 from adasearch.sparsity_schedule import SparsitySchedule, check_rewound
 
@@ -144,6 +144,7 @@ class SparsePretrainingConfig:
             raise ConfigError(f"data_dir: {self.data_dir!r} without corpora; choices: the folders in it that are to be read")
         if self.validation_file and not self.train_file:
             raise ConfigError(f"validation_file: {self.validation_file!r} without train_file; choices: give both, or leave it out")
+        check_seeds("seed", [self.seed])
         check_choice("scope", self.scope, SCOPES)
         check_choice("mixed_precision", self.mixed_precision, ("auto", *PRECISIONS))
         check_report_to(self.report_to)

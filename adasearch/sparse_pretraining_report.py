@@ -24,17 +24,23 @@ def scores_table(report: Mapping[str, Any]) -> str:
 
     A head that never learned has nothing to say of words; its guesses are left out.
     """
-    can_guess, distances = report.get("can_guess", True), report.get("layer_distances")
-    titles = ["loss (nats)", "perplexity", "accuracy"] * can_guess + ["layers' distance"] * bool(distances) + ["zeros in encoder layers"]
+    guessers, distances = _guessers(report), report.get("layer_distances")
+    forms = {"loss": "{:.3f}", "perplexity": "{:.2f}", "accuracy": "{:.1%}"} if guessers else {}
+    titles = ["loss (nats)", "perplexity", "accuracy"] * bool(guessers) + ["layers' distance"] * bool(distances) + ["zeros in encoder layers"]
     lines = []
     for key, title in SYSTEMS.items():
         found = report["scores"].get(key)
-        if found and (can_guess or key != "model"):
-            forms = {"loss": "{:.3f}", "perplexity": "{:.2f}", "accuracy": "{:.1%}"}
-            guesses = [form.format(found[f"mlm_{name}"]) for name, form in forms.items()] * can_guess
+        if found and (key in guessers or key != "model"):
+            guesses = [form.format(found[f"mlm_{name}"]) if key in guessers else "" for name, form in forms.items()]
             distance = [f"{100 * mean(distances):.1f}%" if key == "sparse" else ""] * bool(distances)
             lines.append([title, *guesses, *distance, f"{100 * report['sparsity']:.2f}%" if key == "sparse" else ""])
     return markdown_table(["", *titles], lines)
+
+
+def _guessers(report: Mapping[str, Any]) -> list[str]:
+    """The systems whose head has learned to guess; reports of before say it of all together."""
+    known = report.get("can_guess", True)
+    return [key for key in SYSTEMS if (known[key] if isinstance(known, Mapping) else known)]
 
 
 def report_text(report: Mapping[str, Any], folder: Path) -> str:
@@ -66,7 +72,7 @@ large as before.
 
 
 def _scored_on(report: Mapping[str, Any]) -> str:
-    what = "Hidden tokens of" if report.get("can_guess", True) else "Texts of"
+    what = "Hidden tokens of" if _guessers(report) else "Texts of"
     text = f"{what} {report['validation_blocks']:,} blocks that nothing learned from."
     if distances := report.get("layer_distances"):
         shares = ", ".join(f"{100 * distance:.1f}%" for distance in distances)
@@ -85,7 +91,8 @@ def _stage(report: Mapping[str, Any], name: str) -> str:
 def model_card(report: Mapping[str, Any]) -> str:
     """README.md of the sparse model's folder."""
     tags = ["adasearch", "sparse", "prune-once-for-all"]
-    front = {"library_name": "transformers", "pipeline_tag": "fill-mask", "license": "other", "tags": tags}
+    can_guess = "sparse" in _guessers(report)
+    front = {"library_name": "transformers", **({"pipeline_tag": "fill-mask"} if can_guess else {}), "license": "other", "tags": tags}
     return f"""{front_matter(front)}
 
 # {Path(report["model"]).name}, {100 * report["sparsity"]:.0f}% sparse
@@ -97,7 +104,7 @@ locked: `adasearch compress prune-ofa TASK --sparse_model path/to/sparse`.
 ```python
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-model = AutoModelForMaskedLM.from_pretrained("path/to/sparse")
+model = AutoModelForMaskedLM.from_pretrained("path/to/sparse"){"" if can_guess else "  # its head is random: only its layers were taught"}
 model = AutoModelForSequenceClassification.from_pretrained("path/to/sparse", num_labels=2)  # its head, and a pooler, are new
 
 from adasearch.sparse_model import bake_masks, lock_pattern

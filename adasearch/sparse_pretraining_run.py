@@ -275,6 +275,8 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         scores[name] = this.score(models[name].to(this.accelerator.device))
     sparse = models[SPARSE]
     head = state["stages"].get(TEACHER, {})
+    has_head = head.get("head") != "new"
+    learned = has_head or bool(head.get("steps"))
     initial = state["stages"].get(SPARSE, {}).get("initial_sparsity", config.initial_sparsity)
     weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
     layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
@@ -284,7 +286,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
         "sparsity_by_layer": sparsity_of(sparse), "layers": layers,
         "params": sum(p.numel() for p in sparse.parameters()), "params_encoder_linear": sum(layer["weights"] for layer in layers.values()),
         "scores": {"model": head.get("validation_before"), **scores}, "layer_distances": this.distances(sparse, models[TEACHER]),
-        "can_guess": head.get("head") != "new" or bool(head.get("steps")),
+        "can_guess": {"model": has_head, TEACHER: learned, SPARSE: learned or config.task_weight > 0},
         "train_tokens": int(this.train.tokens.offsets[-1]), "train_blocks": len(this.train), "validation_blocks": len(this.validation),
         "stages": state["stages"], "schedule": {**vars(config.schedule), "initial": initial},
         "config": state["config"], "precision": state["precision"],

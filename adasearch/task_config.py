@@ -12,11 +12,12 @@ from adasearch.settings import check_choice, check_optional, check_range
 PROBLEM_TYPES = ("single_label", "multi_label", "regression")  # of texts that are classified
 QUESTION_ANSWERING = "question_answering"  # the problem type that is another: spans are read
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # of files of examples
+QUESTION_SUFFIXES = (*SUFFIXES, ".json")  # of questions: as SQuAD is published, too
 
 
 def folder_name(task: str) -> str:
     """A task's name as that of a folder: a hub's id without its slash and colon, a file's name without its suffix."""
-    if Path(task).suffix.lower() in SUFFIXES:
+    if Path(task).suffix.lower() in QUESTION_SUFFIXES:
         return Path(task).stem
     return task.replace("/", "--").replace(":", "-")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FitConfig, check_fit
-from adasearch.settings import check_choice, check_range
+from adasearch.settings import check_choice, check_range, check_seeds
 
 
 @dataclass
@@ -76,6 +76,7 @@ class WarmConfig:
         """Raise ``ConfigError`` for what is wrong on its own."""
         if not self.unlabeled_file:
             raise ConfigError("unlabeled_file: no texts; choices: a .txt, .csv, .tsv, .jsonl or .parquet file")
+        check_seeds("seed", [self.seed])
         check_choice("pooling", self.pooling, ("mean", "first"))
         for name, value, low, high in (
             ("level_weight", self.level_weight, 0, 1), ("cosine_weight", self.cosine_weight, 0, 1),

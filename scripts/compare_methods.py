@@ -36,6 +36,7 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.measure import hardware
 from adasearch.run_files import commit, script_command
+from adasearch.verdict import quotient
 
 COMPARED = {"student": "AdaBERT", "random_architecture": "random cell"}  # of a search's run, its rows that are shown
 
@@ -83,7 +84,7 @@ def systems_of(run: Path, method: str) -> list[dict[str, Any]]:
         found.append({
             "task": report["task"], "metric": report["metric"], "method": method, "folders": folders,
             "name": row["name"] if method == "cofi" else COMPARED[row["kind"]],
-            "scores": row["scores"], "score_mean": row["score_mean"], "score_to_dense": row["score_mean"] / dense["score_mean"],
+            "scores": row["scores"], "score_mean": row["score_mean"], "score_to_dense": quotient(row["score_mean"], dense["score_mean"]),
             "params": row["params"], "macs": row["macs"],
         })  # fmt: skip
     return found

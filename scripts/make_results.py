@@ -248,7 +248,7 @@ def cofi_table(found: dict[str, Any]) -> list[str]:
     said = ["", f"Milliseconds of a call at the task's own lengths, measured for asked, seed by seed: {', '.join(met)}."] if met else []
     lines = table_lines(["model", found["metric"], "of the dense model's", "encoder parameters gone", speed, "× dense", "training s"], [
         [
-            row["name"], spread(row["score_mean"], row["score_sd"]), f"{100 * row['score_to_dense']:.1f}%", f"{100 * row['encoder_sparsity']:.1f}%",
+            row["name"], spread(row["score_mean"], row["score_sd"]), number(row["score_to_dense"], ".1f", 100, "%"), f"{100 * row['encoder_sparsity']:.1f}%",
             f"{row['latency_ms_p50']:.2f}", f"{row['speed_to_dense']:.1f}", number(row["train_seconds"], ".0f"),
         ]
         for row in found["rows"]

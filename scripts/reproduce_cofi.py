@@ -32,6 +32,7 @@ from adasearch.cofi_run import compress_cofi, met_by_gates
 from adasearch.console import make_progress, quiet_third_parties
 from adasearch.files import read_json, write_json
 from adasearch.run_files import script_command
+from adasearch.verdict import quotient
 
 TASKS = ("sst2", "mrpc", "rte", "qnli")
 TARGETS, SEEDS, THREADS = [0.6, 0.8, 0.9, 0.95], [1, 2, 3], 1  # where neither flags nor --config name any
@@ -88,7 +89,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
     for system in report["systems"]:
         if system["kind"] in ("teacher", "student", "pruned"):
             row = {field: system[field] for field in FIELDS}
-            rows.append({**row, "speed_to_dense": dense["latency_ms_p50"] / row["latency_ms_p50"], "score_to_dense": row["score_mean"] / dense["score_mean"]})
+            rows.append({**row, "speed_to_dense": dense["latency_ms_p50"] / row["latency_ms_p50"], "score_to_dense": quotient(row["score_mean"], dense["score_mean"])})
         if system["kind"] in ("student", "pruned"):
             of_target = {name: one for name, one in facts.items() if _target(one) == system["name"]}
             own = [one for seed in report["seeds"] for name, one in of_target.items() if name.endswith(f"-{seed}")]

@@ -64,9 +64,11 @@ def command(args: argparse.Namespace, task: str) -> list[str]:
     """The command of one task's run."""
     teacher = Path(args.teachers) / task if args.teachers else None
     settings = args.configs / f"{task}.yaml" if args.configs else None
+    if settings and not settings.is_file():
+        raise ConfigError(f"configs: {settings} is no file; choices: a folder with <task>.yaml for each of --tasks")
     spent = pretraining_stages(args.sparse_model)["sparse"]["steps"] if args.equal_total_steps else 0
     flags = {
-        "config": settings if settings and settings.is_file() else None,
+        "config": settings,
         "sparse_model": args.sparse_model,
         "data_dir": args.data_dir,
         "seeds": f"[{','.join(map(str, args.seeds))}]",

@@ -602,7 +602,10 @@ def test_a_target_between_those_that_are_done_is_refused(tmp_path: Path) -> None
     touch("models/cofi-sparsity-0.4-5/scores.json")
     with pytest.raises(ConfigError, match="target_sparsity: 0.6 would go on from the pruning at 0.4, which is gone"):
         check_chain(config, tmp_path)
-    touch("cache/cofi-pruning-sparsity-0.6-5.pt")  # killed while 0.6 was fine-tuned
+    touch("cache/cofi-pruning-sparsity-0.6-5.pt")
+    with pytest.raises(ConfigError, match="0.6 would go on"):
+        check_chain(config, tmp_path)  # its finished model was deleted; what it was pruned from has been gone since
+    touch("work/cofi-sparsity-0.6-5/prune-model/config.json")  # killed while 0.6 was fine-tuned
     check_chain(config, tmp_path)
     touch("models/cofi-sparsity-0.6-5/scores.json")
     check_chain(config, tmp_path)  # 0.8 is next

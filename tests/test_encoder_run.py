@@ -343,6 +343,11 @@ def test_a_ticket_of_a_fixed_step_has_not_failed_to_settle(tmp_path: Path) -> No
     assert trained.facts["is_settled"] is None and "tickets that had settled" not in ABOUT.facts([trained])
     seen = [dataclasses.replace(trained, facts={**trained.facts, "is_settled": is_settled}) for is_settled in (True, False)]
     assert ABOUT.facts(seen)["tickets that had settled"] == "1 of 2"
+    late = dataclasses.replace(config, ticket=dataclasses.replace(config.ticket, draw_step=50))
+    for early_or_late, said in ((config, 0), (late, 1)):
+        heard = Heard()
+        train_recipe(earlybert_recipes(early_or_late)[0], dataclasses.replace(problem, folder=tmp_path / f"late{said}", progress=heard), early_or_late, 1)
+        assert sum("before ticket.draw_step" in warning for warning in heard.warnings) == said
 
 
 def test_side_by_side_trainings_end_as_alone_and_count_their_own_time(finished: Path, tmp_path: Path) -> None:

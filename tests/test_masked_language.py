@@ -19,7 +19,8 @@ from tiny_masked import CLS, MASK, PAD, SEP, VOCABULARY, save_lines, save_masked
 from tiny_words import tokenizer_of
 from torch import Tensor
 from transformers import (
-    BertForMaskedLM, BertModel, DistilBertConfig, DistilBertForMaskedLM, PreTrainedModel, RobertaConfig, RobertaForMaskedLM,
+    BertForMaskedLM, BertModel, DistilBertConfig, DistilBertForMaskedLM, MobileBertConfig, MobileBertForMaskedLM, PreTrainedModel, RobertaConfig,
+    RobertaForMaskedLM,
 )  # fmt: skip
 
 from adasearch.corpora import Corpus
@@ -212,7 +213,8 @@ def _models() -> list[PreTrainedModel]:
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     distil = DistilBertConfig(vocab_size=VOCABULARY, n_layers=2, n_heads=2, dim=16, hidden_dim=32, max_position_embeddings=16)
     roberta = RobertaConfig(**sizes, max_position_embeddings=20, pad_token_id=0)
-    return [tiny_bert(BertForMaskedLM), DistilBertForMaskedLM(distil), RobertaForMaskedLM(roberta)]
+    mobile = MobileBertConfig(**sizes, embedding_size=16, intra_bottleneck_size=16, max_position_embeddings=16, num_feedforward_networks=1)
+    return [tiny_bert(BertForMaskedLM), DistilBertForMaskedLM(distil), RobertaForMaskedLM(roberta), MobileBertForMaskedLM(mobile)]
 
 
 @pytest.mark.parametrize("model", _models(), ids=lambda model: type(model).__name__)

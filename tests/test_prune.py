@@ -326,6 +326,21 @@ def test_what_a_pruned_student_serves_is_divided_by_its_own_temperature(ran: tup
     assert error == pytest.approx(expected, abs=1e-3) and abs(other - expected) > 0.01
 
 
+def test_a_student_that_was_cut_is_not_cut_again_by_texts_in_other_pieces(ran: tuple[Path, Problem], tmp_path: Path) -> None:
+    """Its run's texts are kept in the pieces of the whole student."""
+    folder, _ = ran
+    small = prune_student(folder, folder / "smaller", size=REQUIRED + 5).folder
+    try:
+        for settings in ({}, {"refit_steps": 5}):
+            with pytest.raises(ConfigError, match=rf"student: .*smaller was cut before, .*; choices: {folder}/student, or --texts_file FILE"):
+                prune_student(small, tmp_path / "x", size=REQUIRED + 2, **settings)
+        texts = tmp_path / "texts.txt"
+        texts.write_text("the film was good\n", encoding="utf-8")
+        assert prune_student(small, tmp_path / "x", texts_file=texts, size=REQUIRED + 2).after.rows == REQUIRED + 2
+    finally:
+        shutil.rmtree(small)
+
+
 def test_a_student_from_elsewhere_needs_the_users_files(ran: tuple[Path, Problem], student: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="texts_file: .*lies in no run's folder; choices: --texts_file"):
         prune_student(student)

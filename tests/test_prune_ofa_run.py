@@ -331,7 +331,10 @@ def test_a_trained_head_s_first_layer_is_found_in_every_family(family: str, tmp_
         ("language", AutoModelForMaskedLM.from_config(model.config), True),
     ):  # fmt: skip
         saved.save_pretrained(tmp_path / name)
-        assert _lacks_head(tmp_path / name) == lacks, name
+        assert _lacks_head(str(tmp_path / name)) == lacks, name
+        saved.save_pretrained(tmp_path / "parts", max_shard_size="10KB")
+        assert list((tmp_path / "parts").glob("model-00002-*")) and _lacks_head(str(tmp_path / "parts")) == lacks, name
+        shutil.rmtree(tmp_path / "parts")
 
 
 def test_the_graph_is_served_whatever_the_table_is_timed_in(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def test_a_run_leaves_a_packed_model_and_says_how_good_and_how_small_it_is(tmp_p
         *(f"model/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "README.md", "tokenizer.json", "tokenizer_config.json")),
     }  # fmt: skip
     assert "logits are those of the trained one, bit by bit" in (run / "report.md").read_text()
+
+
+def test_texts_without_blanks_have_no_perplexity_of_words_and_a_report(tmp_path: Path) -> None:
+    """In Chinese or Thai what stands between two blanks may be a whole line, and e to the power of its loss beyond every float."""
+    config = settings("gpt2", tmp_path, figures=False)
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text(".".join(f"w{number % 30}" for number in range(400)), encoding="utf-8")
+    report = quantize_language_model(config)
+    assert report["scores_full_precision"]["word_perplexity"] == math.inf and math.isfinite(report["score_full_precision"])
+    assert (tmp_path / "run" / "report.md").exists()
 
 
 def test_scores_are_those_of_the_models_in_the_folders(tmp_path: Path) -> None:
@@ -108,6 +119,7 @@ def test_a_kill_after_the_model_was_written_leaves_no_checkpoint_for_good(tmp_pa
     ("changes", "says"),
     [
         ({"bits": "2-2"}, "2-2"),
+        ({"seed": -1}, "seed: -1 is out of range"),
         ({"bits": "32-32-8"}, "bits: 32-32-8 quantises no weights"),
         ({"quantizer": "best"}, "quantizer 'best'; known: dynamic_scale"),
         ({"quantizer": "twn", "bits": "4-4-8"}, "twn: 4 bits"),

@@ -122,6 +122,9 @@ def test_steps_of_earlier_runs_are_found_from_where_the_run_was_begun_or_asked_f
     monkeypatch.chdir(tmp_path / "moved")
     assert pretraining_stages(tmp_path / "sparse") == found, "runs that were moved are looked for from here"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*typed, "--configs", "nowhere", "--list"])
+    with pytest.raises(ConfigError, match=r"configs: nowhere/.*\.yaml is no file; choices: "):
+        script.main()
     monkeypatch.setattr(sys, "argv", [*typed, "--equal_total_steps", "4", "--list"])
     with pytest.raises(ConfigError, match="equal_total_steps: .*sparse: how many steps it took is not known, .*; choices: "):
         script.main()

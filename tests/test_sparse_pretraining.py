@@ -50,6 +50,7 @@ from adasearch.report_files import rebuild_report
 from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, lock_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_config import SparsePretrainingConfig
+from adasearch.sparse_pretraining_report import model_card, scores_table
 from adasearch.sparse_pretraining_run import _prepare_teacher, _prune, pretrain_sparse
 from adasearch.sparsity import dropped_count
 from adasearch.sparsity_schedule import SparsitySchedule, rewinding_factor
@@ -488,7 +489,25 @@ def test_layers_alone_teach_without_a_head(tmp_path: Path) -> None:
     text = (run / "report.md").read_text()
     history = [json.loads(line) for line in (run / "work" / "sparse" / "history.jsonl").read_text().splitlines()]
     assert history[-1]["validation"]["layers"] == pytest.approx((errors / squares).mean(), rel=1e-3)
-    assert not report["can_guess"] and "perplexity" not in text and "layers' distance" in text
+    assert not any(report["can_guess"].values()) and "perplexity" not in text and "layers' distance" in text
+    card = (run / "sparse" / "README.md").read_text()
+    assert "fill-mask" not in card and "its head is random" in card
+    taught = {**report, "can_guess": {"model": False, "teacher": False, "sparse": True}}
+    rows = [line.split("|")[1:] for line in scores_table(taught).splitlines()[2:]]
+    assert [(row[0].strip(), bool(row[2].strip())) for row in rows] == [("dense teacher", False), ("sparse", True)]
+    assert "fill-mask" in model_card(taught) and "random" not in model_card(taught) and "fill-mask" in model_card({**report, "can_guess": True})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_head_that_learns_beside_the_zeros_is_asked(tmp_path: Path) -> None:
+    report = pretrain_sparse(settings(tmp_path, kd_weight=0.0, layer_weight=1.0, teacher_steps=0, head_warmup_steps=None))
+    assert report["can_guess"] == {"model": False, "teacher": False, "sparse": True}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_no_generator_takes_are_refused(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(ConfigError, match="seed: "):
+        settings(tmp_path, seed=seed).check()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -167,3 +167,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     tensors = load_file(folder / FILE)
     assert all(name.rpartition(":")[2] in ("bitmap", "values", "counts", "columns", "gaps") for name in tensors if ":" in name)
     assert np.prod(tensors["classifier.weight:values"].shape) > 0
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_model_that_was_kept_in_halves_and_widened_is_read_back_in_full(family: str, tmp_path: Path) -> None:
+    make_model(family).half().save_pretrained(tmp_path / "halves")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "halves").float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 2**-20)  # what halves cannot hold
+    read = SparseModel.from_pretrained(save_sparse(model, tmp_path / "sparse"))
+    state = read.state_dict()
+    assert read.config.dtype == torch.float32 and all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
