@@ -145,5 +145,5 @@ class Architecture:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: no architecture can be read ({error})") from error
+            raise ConfigError(f"{path}: no architecture can be read ({error}); choices: architecture.json of a search, a student's or a run's folder") from error
         return cls.from_dict(data, where=str(path))

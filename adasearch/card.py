@@ -10,7 +10,7 @@ from adasearch.formats import front_matter
 from adasearch.markdown import how_measured, plain_table, scores_table
 from adasearch.report import Report
 from adasearch.sparse_tables import SIZES_NOTE, sizes_table
-from adasearch.verdict import verdict, warnings
+from adasearch.verdict import served_model, verdict, warnings
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
 
 {scores_table(report)}
 {sizes}
-Seed{"s" if len(report.seeds) > 1 else ""} {shown}. {how_measured(report)}
+Seed{"s" if len(report.seeds) > 1 else ""} {shown}. {how_measured(report)}{served_model(report)}
 
 ## Limits
 

@@ -83,6 +83,8 @@ class RowFile:
     def rows(self) -> Iterator[Row]:
         """Every row from the first. Raises ``DataError`` when the file cannot be read or is not what its suffix says."""
         suffix = ".txt" if self.path == STANDARD_STREAM else self.path.suffix.lower()
+        if self.path != STANDARD_STREAM and self.path.is_dir():
+            raise DataError(f"{self.setting}: {self.path}: is a folder; choices: a file, {', '.join(READERS)}")
         if suffix not in READERS:
             choices = f"{', '.join(READERS)}, or - for standard input"
             raise DataError(f"{self.setting}: {self.path}: cannot read {self.path.suffix!r}; choices: {choices}")

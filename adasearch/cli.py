@@ -151,7 +151,7 @@ def _explained(work: Callable[[], int | None]) -> int:
         _say(f"error: {' '.join(str(error).split())}")
         return BAD_USAGE if isinstance(error, (ConfigError, DataError)) else FAILED
     except KeyboardInterrupt as stop:
-        _say("stopped; the same command goes on")
+        _say("stopped; the same command goes on from what was saved")
         return TERMINATED if stop.args == (signal.SIGTERM,) else INTERRUPTED
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -43,6 +43,8 @@ def quiet_third_parties() -> None:
         os.environ.setdefault(name, value)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    if (theirs := sys.modules.get("transformers.utils.logging")) is not None and os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1":
+        theirs.disable_progress_bar()  # it has read the environment already
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=QUIET_MODULES)
 

@@ -21,8 +21,8 @@ from adasearch.encoder_report import report_encoders
 from adasearch.encoder_training import Compressed, Recipe, train_recipe
 from adasearch.progress import Progress
 from adasearch.run_files import (
-    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_begun, check_first, check_same, hand_over, model_path_of, note_stage,
-    only_one, path_of, refuse_processes, refuse_run,
+    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_begun, check_first, check_same, hand_over, model_path_of, note_settings,
+    note_stage, only_one, path_of, refuse_processes, refuse_run,
 )  # fmt: skip
 from adasearch.settings import to_dict
 from adasearch.task_config import folder_name
@@ -113,6 +113,7 @@ def _run_recipes(run: EncoderRun, problem: EncoderProblem, recipes: Sequence[Rec
     note_stage(run.folder, "train")
     stop_trackers(run.accelerator)
     report_encoders(run, problem, trained)
+    note_settings(run.folder, to_dict(run.config))
     note_stage(run.folder, "report")
     return run.folder
 

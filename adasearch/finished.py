@@ -121,7 +121,7 @@ def find_run(path: Path) -> tuple[Path, FinishedRun | None]:
     if not (student / "config.json").is_file():
         raise ConfigError(f"student: {student}: no student's folder (config.json is missing); choices: runs/<name>, runs/<name>/student")
     for folder in student.resolve().parents[:2]:
-        if (folder / "run.json").is_file() and (folder / "cache").is_dir():
+        if (folder / "run.json").is_file():
             config = read_json(folder / "run.json")["config"]
             return student, FinishedRun(folder, config) if "task" in config else None  # a language model's run has none
     return student, None

@@ -14,7 +14,7 @@ import numpy as np
 from adasearch.errors import ConfigError
 from adasearch.report import FIGURES
 
-TERMS = {"ce": "gold labels", "kd": "teacher's logits", "probes": "teacher's probes", "depth": "depth", "efficiency": "efficiency"}
+TERMS = {"ce": "gold labels", "kd": "soft targets", "probes": "teacher's probes", "depth": "depth", "efficiency": "efficiency"}
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

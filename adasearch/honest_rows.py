@@ -162,7 +162,8 @@ def _rows(
         folder = first[kind].folder
         depth = first[kind].architecture.depth
         note = f"{depth} cell{'s' * (depth != 1)}"
-        add(kind, NAMES[kind], kind, load_classifier(folder), folder / "onnx" / "model.onnx", folder, note)
+        name = "student, no soft labels" if kind == "student_no_kd" and problem.teacher is None else NAMES[kind]
+        add(kind, name, kind, load_classifier(folder), folder / "onnx" / "model.onnx", folder, note)
         rows[kind].facts |= training_times([folder.with_name(f"{kind}-{seed}") for seed in run.seeds])
     target = run.config.search
     needed = {runtime} | ({choose_runtime(target.latency_runtime)} if target.latency_target_ms is not None else set())

@@ -39,6 +39,8 @@ class Chart:
 
 def short_name(system: System) -> str:
     """What a system is called beside its point."""
+    if system.kind == "student_no_kd" and system.name.startswith("student, "):
+        return system.name.removeprefix("student, ")  # no teacher, or no soft labels where there was none at all
     return SHORT_NAMES.get(system.kind) or re.sub(r"\s*\(.*\)", "", system.name).removesuffix(" shape")
 
 
@@ -167,8 +169,9 @@ def _shades(operations: Sequence[str]) -> list[str]:
     return classes
 
 
-def training_charts(histories: dict[str, History]) -> list[Chart]:
-    """Validation metrics and loss of student and controls; seeds (``name-seed``) share a colour."""
+def training_charts(histories: dict[str, History], systems: Sequence[System] = ()) -> list[Chart]:
+    """Validation metrics and loss of student and controls, called as in the table of ``systems``; seeds (``name-seed``) share a colour."""
+    called = SHORT_NAMES | {system.kind: short_name(system) for system in systems if system.kind in SHORT_NAMES}
     histories = {name: history for name, history in sorted(histories.items()) if history}
     kinds = {name: kind_of(name) for name in histories}
     known = {kind: f"k-{kind}" for kind in KINDS}
@@ -189,6 +192,6 @@ def training_charts(histories: dict[str, History]) -> list[Chart]:
             shown = [kind for kind in colours if any(kinds[line.name] == kind for line in drawn)]
             ends = "; ".join(f"{line.name} ends at {line.ys[-1]:.3f}" for line in drawn)
             picture = line_chart(drawn, "step", title.split(",")[0].lower(), f"{title}: {ends}")
-            names = [(SHORT_NAMES.get(kind, kind.replace("_", " ")), colours[kind]) for kind in shown]
+            names = [(called.get(kind, kind.replace("_", " ")), colours[kind]) for kind in shown]
             charts.append(Chart(title, picture, names))
     return charts

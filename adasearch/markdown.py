@@ -24,6 +24,7 @@ from adasearch.verdict import (
     disagreement_sentence,
     latency_sentence,
     quotient,
+    served_model,
     served_texts_per_s,
     tokenizer_note,
     usd_per_million,
@@ -34,7 +35,7 @@ from adasearch.verdict import (
 
 def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; figures are linked relative to the run's folder."""
-    about = report.method["name"] if report.method else "teacher, student and controls"
+    about = report.method["name"] if report.method else f"{'teacher, ' if report.find('teacher') else ''}student and controls"
     parts = [f"# {report.task}: {about}", verdict(report)]
     if found := warnings(report):
         parts.append("\n".join(f"> **Warning.** {text}  " for text in found))
@@ -52,7 +53,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
         said = "\n".join(f"- {sentence}" for sentence in zeros_sentences(report))
         parts += ["## Every runtime", RUNTIMES_NOTE, plain_table(runtimes), *([said] if said else [])]
     if examples := [text for text in (disagreement_sentence(report), cascade_sentence(report)) if text]:
-        parts += ["## Student and teacher", *examples]
+        parts += ["## Student and teacher", *examples, *filter(None, [served_model(report).strip()])]
     if report.method:
         parts += [f"## {report.method['name']}", _method_text(report.method)]
     if report.search:
@@ -68,7 +69,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
 def how_measured(report: Report) -> str:
     """What the table's scores and latencies are, in sentences."""
     count = len(report.seeds)
-    text = f"Scores on the held-out examples: {'of one seed' if count == 1 else f'mean ± standard deviation over {count} seeds'}."
+    text = f"Scores on the {'' if report.held_out is None else f'{report.held_out:,} '}held-out examples: {'of one seed' if count == 1 else f'mean ± standard deviation over {count} seeds'}."
     first = next((s for s in report.systems if s.seq_len), None)
     if first is not None:
         shape = f"batch {first.batch_size}, {first.seq_len} word pieces, {format_threads(first.threads)}"

@@ -31,8 +31,8 @@ from adasearch.prepare import Problem, Start, prepare, student_config
 from adasearch.progress import Progress
 from adasearch.questions import refuse_questions
 from adasearch.run_files import (
-    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same, hand_over, note_stage,
-    only_one, path_of, refuse_run, stage_facts,
+    ALWAYS_FREE, Inputs, begin_run, begun_precision, check_first, check_folder, check_reopening, check_same, hand_over, note_settings,
+    note_stage, only_one, path_of, refuse_run, stage_facts,
 )  # fmt: skip
 from adasearch.search_config import SearchConfig
 from adasearch.settings import to_dict
@@ -88,6 +88,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> Path:
         architecture, systems = _train(this, problem)
         if this.accelerator.is_main_process:
             measure_and_report(this, problem, architecture, systems)
+            note_settings(this.folder, to_dict(this.config))
             this.note("report")
         this.accelerator.wait_for_everyone()
     return this.folder

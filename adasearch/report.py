@@ -111,7 +111,8 @@ class Report:
     ``latency_target.compare_run`` says; ``deployments`` is the student's deploy.json. ``price_per_hour`` is
     what one core is assumed to cost, in US dollars. ``method`` is of a compression that is no search: ``name``, ``summary``,
     ``facts``, numbers as text by what they say, and ``files``, Markdown on what lies in ``student/``. ``max_steps`` is the cap on
-    the steps of every stage, where one was set.
+    the steps of every stage, where one was set. ``held_out`` is how many examples the scores are of; not ``has_gold`` their labels are
+    the likeliest of the soft labels.
     """
 
     task: str
@@ -134,6 +135,8 @@ class Report:
     price_per_hour: float | None = None
     method: dict[str, Any] = field(default_factory=dict)
     max_steps: int | None = None
+    held_out: int | None = None
+    has_gold: bool = True
 
     def find(self, kind: str) -> System | None:
         """The first system of that kind."""

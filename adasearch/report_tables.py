@@ -18,7 +18,7 @@ from adasearch.formats import (
     metric_name,
 )
 from adasearch.report import Report, System
-from adasearch.verdict import are_timed_alike, quotient, served_texts_per_s, tokenizer_note, usd_per_million
+from adasearch.verdict import are_timed_alike, cascade_point, quotient, served_texts_per_s, tokenizer_note, usd_per_million
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ def cascade_table(report: Report) -> Table | None:
     times_ms = [s.latency_ms_p50 if s else None for s in (student, teacher)]
     wanted = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
     nearest = [min(curve, key=lambda point: abs(point["share_escalated"] - share)) for share in wanted]
+    nearest = sorted([*nearest, cascade_point(curve)], key=lambda point: point["share_escalated"])  # the one the text names, too
     points = [point for index, point in enumerate(nearest) if point not in nearest[:index]]
     rows = []
     for point in points:

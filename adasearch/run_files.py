@@ -273,6 +273,15 @@ def note_stage(folder: Path, stage: str, **facts: Any) -> None:
     write_json(folder / "run.json", state)
 
 
+def note_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings that a finished run was last started with: others than it was begun with may have added models, or been timed."""
+    state = read_json(folder / "run.json")
+    config = {**state["config"], **{name: value for name, value in settings.items() if name not in ALWAYS_FREE}}
+    if config != state["config"]:
+        write_json(folder / "run.json", {**state, "config": config})
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+
 def stage_facts(folder: Path, stage: str) -> dict[str, Any]:
     """What ``note_stage`` wrote first of a stage; nothing where it is not done."""
     return read_json(folder / "run.json")["stages"].get(stage, {})

@@ -11,12 +11,17 @@ from adasearch.warm_config import WarmConfig
 
 
 def do_run(config: RunConfig, progress: Progress) -> str:
-    """The report, and the run's folder."""
+    """The report, what to do next, and the run's folder."""
+    from adasearch.html import commands, shown_path
     from adasearch.pipeline import run
 
     run_dir = run(config, progress)
-    report = run_dir / "report.md"
-    return (report.read_text(encoding="utf-8") + "\n" if report.exists() else "") + str(run_dir)
+    report, student = run_dir / "report.md", run_dir / "student"
+    if not report.exists():  # a process that is not the one that reports
+        return str(run_dir)
+    next_steps = "\n".join(f"  {snippet.title}:\n    {snippet.code}" for snippet in commands(shown_path(student), run_dir)[:3])
+    page = shown_path(run_dir / "report.html")
+    return f"{report.read_text(encoding='utf-8')}\nThe same as a page, with the curves: {page}\n{next_steps}\n{run_dir}"
 
 
 def do_search(config: RunConfig, progress: Progress) -> str:

@@ -101,6 +101,9 @@ def find_source(config: TaskConfig) -> Source:
         close = difflib.get_close_matches(name, ["demo", *PRESETS], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         choices = f"demo, {', '.join(PRESETS)}, a hub id owner/name[:configuration], or --train_file"
+        if Path(name).is_dir():
+            folder = Path(name) if Path(name).name else Path(name).absolute()
+            choices = f"{folder.name} with --data_dir {folder.parent}, where it holds train.parquet; or --train_file FILE"
         raise ConfigError(f"task: {name!r} is not known{hint}; choices: {choices}")
     return Source(name, _download(preset.hub if preset else name), *columns, preset, is_published=True)
 

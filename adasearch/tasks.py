@@ -73,6 +73,15 @@ class Task:
         return self.validation if self.test is None else self.test
 
     @property
+    def has_gold(self) -> bool:
+        """Whether the labels of the final score say more than that the likeliest soft labels are right."""
+        labels, soft = self.held_out.labels, self.held_out.soft_labels
+        if labels is None or soft is None:
+            return True
+        likeliest = soft.argmax(1) if labels.ndim == 1 else soft >= 0.5
+        return not np.array_equal(labels, likeliest)
+
+    @property
     def splits(self) -> dict[str, Split]:
         """What a model is trained, watched and scored on."""
         return {"train": self.train, "validation": self.validation, "held_out": self.held_out}

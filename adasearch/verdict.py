@@ -15,6 +15,8 @@ UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of opera
 SMALLER_ON_PURPOSE = ("pruned", "sparse", "dense", "dense_int8")  # kinds that a student is no better than, but smaller or faster
 HELD_AGAINST = {"direct": "sparse"}  # a control -> the kind it is a control of, where that is not the student
 TIMED_ALIKE = ("runtime", "threads", "batch_size", "seq_len")  # in what two times must agree to be divided; precision is a method's work
+FEW_EXAMPLES = 300  # held-out examples; the standard error of an accuracy of 80% is then 2.3 points
+BUSY_QUOTIENT = 2.0  # a 90th percentile of so many medians; on a quiet machine it has been below 1.3
 NOISE_ERRORS = 2.0  # fewer standard errors than this are noise: 95% level of many seeds, 88% of three against three
 
 
@@ -131,8 +133,10 @@ def _beside(report: Report, kind: str) -> str | None:
     if difference is None:
         return None
     spread = format_spread(ratio.get("pooled_sd"), report.metric) if kind.startswith("random") else ""
-    side = "below" if difference < 0 else "above"
-    return f"{format_score(abs(difference), report.metric)}{spread} points {side} {KINDS[kind]}"
+    shown = format_score(abs(difference), report.metric)
+    if shown == format_score(0.0, report.metric):
+        return f"level with {KINDS[kind]}"
+    return f"{shown}{spread} points {'below' if difference < 0 else 'above'} {KINDS[kind]}"
 
 
 def warnings(report: Report) -> list[str]:
@@ -153,12 +157,43 @@ def warnings(report: Report) -> list[str]:
             found.append(f"The student is not better than the constant answer ({constant}).")
         if len(student.scores) == 1:
             found.append("One seed: how much the scores vary from run to run is not known.")
+    if not report.has_gold:
+        found.append("The labels are the likeliest soft labels: a score is agreement with whoever made those, not with the truth.")
+    if report.held_out is not None and report.held_out < FEW_EXAMPLES:
+        found.append(_few_examples(report, student))
     setups = {(s.runtime, s.threads, s.batch_size) for s in report.systems if s.kind not in ("tfidf",) and s.runtime}
     if len(setups) > 1:
         found.append("The systems differ in runtime, threads or batch size: their latencies do not compare.")
+    if busy := _busy(report):
+        found.append(busy)
     if missed := report.latency.get("warning"):
         found.append(f"{missed[0].upper()}{missed[1:]}.")
     return found + _search_warnings(report.search)
+
+
+def _few_examples(report: Report, student: System | None) -> str:
+    """How little a score of so few examples says: of an accuracy its standard error, sqrt(p (1 - p) / N)."""
+    text = f"Only {report.held_out:,} held-out examples: differences of a few points are chance"
+    if report.metric != "accuracy" or student is None or student.score_mean is None:
+        return f"{text}."
+    error = math.sqrt(student.score_mean * (1 - student.score_mean) / report.held_out)
+    return f"{text}, the standard error of an accuracy of {format_score(student.score_mean, report.metric)} is {100 * error:.1f}."
+
+
+def _busy(report: Report) -> str | None:
+    """Who was held up most while it was timed, where anybody was; the system is named that it says least about."""
+    quotients = [
+        (timing["latency_ms_p90"] / timing["latency_ms_p50"], timing, system.name)
+        for system in report.systems for timing in system.timings
+        if timing.get("latency_ms_p50") and timing.get("latency_ms_p90") and timing.get("seq_len")
+    ]  # fmt: skip
+    worst, timing, name = max(quotients, key=lambda item: item[0], default=(0.0, {}, ""))
+    if worst <= BUSY_QUOTIENT:
+        return None
+    return (
+        f"The machine was busy while it timed: one call in ten of {name} at {timing['batch_size']} x {timing['seq_len']} took {worst:.1f} times"
+        " the median or more. Such times do not compare; the same command on a quiet machine measures again."
+    )
 
 
 def _not_better(report: Report, student: System, kind: str) -> str | None:
@@ -173,20 +208,23 @@ def _not_better(report: Report, student: System, kind: str) -> str | None:
     if difference is None or kind in SMALLER_ON_PURPOSE:
         return None
     own, others = (format_score(system.score_mean, report.metric) for system in (rival, other))
-    pair, who = f"({own} against {others})", KINDS[rival.kind].capitalize()
+    pair, who, what = f"({own} against {others})", KINDS[rival.kind].capitalize(), KINDS[kind]
+    is_alone = kind == "student_no_kd" and report.find("teacher") is None
+    if is_alone:
+        what = "the same student without soft labels"
     if difference <= 0:
         ends = {
             "tfidf": "the plain baseline is the better choice here",
             "random_architecture": "the search gained nothing",
-            "student_no_kd": "the teacher gained nothing",
+            "student_no_kd": "the soft labels gained nothing" if is_alone else "the teacher gained nothing",
             "bag_of_embeddings": "the cells gained nothing",
             "random_ticket": "the choice of heads and neurons gained nothing",
             "direct": "sparse pre-training gained nothing here",
         }
-        return f"{who} is not better than {KINDS[kind]} {pair}: {ends[kind]}."
+        return f"{who} is not better than {what} {pair}: {ends[kind]}."
     if error is not None and difference < NOISE_ERRORS * error:
         return (
-            f"{who} is not better than {KINDS[kind]} within noise {pair}:"
+            f"{who} is not better than {what} within noise {pair}:"
             f" the difference is less than {NOISE_ERRORS:.0f} standard errors."
         )
     return None
@@ -211,8 +249,26 @@ def _search_warnings(search: dict[str, Any]) -> list[str]:
     return found
 
 
+def cascade_point(curve: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The point of a curve, in the order of its shares, from which on at least 90% of the way to the teacher's score is gone.
+
+    A point that stands out by itself is chance.
+    """
+    wanted = curve[0]["score"] + 0.9 * (curve[-1]["score"] - curve[0]["score"])
+    behind = max((index for index, point in enumerate(curve) if point["score"] < wanted), default=-1)
+    return curve[min(behind + 1, len(curve) - 1)]
+
+
+def served_model(report: Report) -> str:
+    """Of which of several models, each of a seed, single examples tell; "" where there is one. Begins with a blank."""
+    student = report.find("student")
+    if student is None or len(student.scores) < 2:
+        return ""
+    return f" The model in student/ is seed {report.seeds[0]}'s, with {format_score(student.scores[0], report.metric)}; what is said of single examples is of it."
+
+
 def cascade_sentence(report: Report) -> str | None:
-    """What the cascade gains: the least share handed to the teacher at which 90% of the way to its score is gone."""
+    """What the cascade gains: the least share handed to the teacher from which on 90% of the way to its score is gone."""
     curve = sorted(report.cascade.get("curve") or [], key=lambda point: point["share_escalated"])
     if len(curve) < 2:
         return None
@@ -225,7 +281,7 @@ def cascade_sentence(report: Report) -> str | None:
             f"The student alone has {format_score(alone, report.metric)} {name}, not less than its teacher on these"
             f" examples{gain if best['score'] > alone else ''}."
         )
-    point = next(point for point in curve if point["score"] >= alone + 0.9 * (teacher - alone))
+    point = cascade_point(curve)
     return (
         f"With the least sure {100 * point['share_escalated']:.0f}% of the texts handed to the teacher, {name} is"
         f" {format_score(point['score'], report.metric)}: {format_score(alone, report.metric)} with none,"

@@ -187,7 +187,7 @@ def test_help_explains_every_setting(verb: str, capsys: pytest.CaptureFixture[st
         (DataError("a.csv:\n  row 3: empty"), 2, "error: a.csv: row 3: empty\n"),
         (ModelError("teacher: 3 labels, the task has 2"), 1, "error: teacher: 3 labels, the task has 2\n"),
         (TrainingError("loss is not finite at step 7"), 1, "error: loss is not finite at step 7\n"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on\n"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from what was saved\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/sys/x"), 1, "error: /sys/x: Permission denied; choices: mend that; what was"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "error: runs/x: the disk is full; what was"),
     ],

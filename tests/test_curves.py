@@ -20,7 +20,7 @@ def test_search_curves_show_the_records() -> None:
     panels = {ax.get_title(loc="left"): ax for ax in figure.axes}
     loss = {line.get_label(): line.get_ydata() for line in panels["Loss and its weighted terms"].lines}
     np.testing.assert_allclose(loss["loss"], [r["loss"] for r in records])
-    np.testing.assert_allclose(loss["teacher's logits"], [r["terms"]["kd"] for r in records])
+    np.testing.assert_allclose(loss["soft targets"], [r["terms"]["kd"] for r in records])
     assert np.isnan(loss["efficiency"][:10]).all() and "depth" not in loss, "absent or always zero: not drawn"
     shares = panels["Share of each term in the loss"].collections
     assert len(shares) == 3

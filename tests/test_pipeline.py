@@ -434,12 +434,16 @@ def test_soft_labels_take_the_teachers_place(tmp_path: Path) -> None:
                 p = 0.9 if row["label"] == "positive" else 0.1
                 writer.writerow({"text": row["text"], "negative": 1 - p, "positive": p})
     soft = replace(
-        config, teacher="none", tokenizer=config.teacher, soft_label_columns=["negative", "positive"], controls=[],
+        config, teacher="none", tokenizer=config.teacher, soft_label_columns=["negative", "positive"], controls=["student_no_kd"],
         transfer=TransferConfig(size=0), retrain=RetrainConfig(steps=60, batch_size=16, learning_rate=1e-2),
     )  # fmt: skip
-    report = json.loads((run(soft) / "report.json").read_text())
-    assert [system["kind"] for system in report["systems"]] == ["student"]
-    assert not (tmp_path / "run" / "teacher").exists()
+    folder = run(soft)
+    report = json.loads((folder / "report.json").read_text())
+    assert [system["name"] for system in report["systems"]] == ["student (searched)", "student, no soft labels"]
+    assert not (folder / "teacher").exists() and report["held_out"] == 60 and not report["has_gold"]
+    page, text = (folder / "report.html").read_text(encoding="utf-8"), (folder / "report.md").read_text(encoding="utf-8")
+    assert "a small student</h1>" in page and ">no soft labels<" in page and "teacher's logits" not in page
+    assert "The labels are the likeliest soft labels" in page and "Scores on the 60 held-out examples" in text
 
 
 def _write(path: Path, text: str) -> str:

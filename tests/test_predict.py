@@ -224,7 +224,7 @@ def test_bad_files_name_the_place_and_the_choices(
 
 def test_a_folder_is_not_a_file(student: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").mkdir()
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match="in.csv: is a folder; choices: a file, .csv"):
         predict_file(student, tmp_path / "in.csv", tmp_path / "out.csv", runtime="torch")
 
 

@@ -29,7 +29,7 @@ from adasearch.quantgpt_run import quantize_language_model
 from adasearch.questions import Questions
 from adasearch.run_files import (
     begin_run, begun_precision, check_folder, check_reopening, check_same_data, check_same_inputs, commit, differences, digests, hand_over,
-    model_in, note_stage, only_one, refuse_run, stage_facts,
+    model_in, note_settings, note_stage, only_one, refuse_run, stage_facts,
     typed_command,
 )  # fmt: skip
 from adasearch.sparse_pretraining_config import SparsePretrainingConfig
@@ -414,3 +414,12 @@ def test_python_callers_are_told_what_works_in_one_process(tmp_path: Path, monke
         with pytest.raises(ConfigError, match="works in one process, torchrun has started 2; choices for several: run, search, retrain"):
             call()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_s_settings_are_those_it_was_last_started_with(tmp_path: Path) -> None:
+    """Where and with how many threads it ran is of the machine; what was added to its table is of the run."""
+    begin_run(tmp_path, changed(controls=["tfidf"], threads=1), "no")
+    note_settings(tmp_path, changed(controls=["tfidf", "student_no_kd"], threads=2))
+    config = read_json(tmp_path / "run.json")["config"]
+    assert (config["controls"], config["threads"]) == (["tfidf", "student_no_kd"], 1)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config

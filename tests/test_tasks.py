@@ -530,6 +530,7 @@ def test_hub_that_cannot_be_reached_names_the_alternatives(task: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
+        ({"task": "."}, "task: '.' is not known; choices: .* with --data_dir .*, where it holds train.parquet; or --train_file FILE"),
         ({"task": "sst3"}, "task: 'sst3' is not known .did you mean 'sst2'.*choices: demo, sst2, .*--train_file"),
         ({"task": "data/absent.csv"}, "train_file: data/absent.csv: no such file"),
         ({"task": "demo", "test_file": "t.csv", "problem_type": "regression"}, "for which there is no test_file, no problem_type; choices: leave it out"),
