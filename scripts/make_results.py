@@ -27,12 +27,8 @@ look: the space's sizes and SST-2's target were set after looks at SST-2's valid
 the pairs' recipe after looks at held-out scores too (LOG.md says which). Speed is one text of the
 given length on one thread, all systems of a table timed in turns in one process and one runtime; ratios between rows
 are worth more than the milliseconds, which depend on the machine and on what else it does.
-A command gives its table at the commit beneath it: settings files and code have changed since for some (sst2_large reads a file of
-settings that was changed later; LOG.md says which tables are older than which fix: of searched students all but sst2,
-ablation_sst2, diagnosis_sst2, mrpc, qnli, diagnosis_qnli, demo, rte, snli, diagnosis_snli_members, pairs_qnli, pairs_rte and pairs_snli were taught by probes that were wrong at the lower layers, and all but
-sst2, ablation_sst2, diagnosis_sst2, mrpc, qnli, demo, rte, snli and diagnosis_snli_members began with the supernet's weights; every search but those of rte, snli, mrpc and diagnosis_snli_members
-was made before the mends of 2026-11-23, and these before the width's gate was mended on the same day; of CoFi's tables
-all but cofi_sst2 were made by a rule of cutting that left neurons that do nothing, and its speeds are of the first seed's model).
+A command gives its table at the commit beneath it; settings files and code have changed since for some, and what was found to be wrong
+since stands beneath a table as *before* (LOG.md tells of each). Speeds of CoFi's models are of the first seed's.
 
 To repeat them from nothing, in the project's root, with a task's files at hand or from the hub:
 
@@ -46,6 +42,16 @@ To repeat them from nothing, in the project's root, with a task's files at hand 
 `runs/latency-adasearch.json` is what `adasearch bench --build_lut true --space adasearch --runtime onnxruntime --output FILE` writes,
 `runs/demo/cache/demo_model` what `bash scripts/demo.sh` leaves.
 """
+SEARCHED = ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo", "diagnosis_*")
+MENDS = (  # what a table was made before, patterns of the tables that are concerned, and those among them that came later
+    ("probes of the lower layers were right", (*SEARCHED, "pairs_mrpc", "ablation_*"), (
+        "sst2", "ablation_sst2", "ablation_rte", "diagnosis_sst2", "mrpc", "qnli", "diagnosis_qnli", "demo", "rte", "snli", "diagnosis_snli_members",
+    )),
+    ("students began with fresh weights", SEARCHED, ("sst2", "diagnosis_sst2", "mrpc", "qnli", "demo", "rte", "snli", "diagnosis_snli_members")),
+    ("searches heard of their price without drowning in it, and trained every depth alike", SEARCHED, ("rte", "snli", "mrpc", "diagnosis_snli_members")),
+    ("a width gate behind layer norm was applied once", SEARCHED, ()),
+    ("cut models were what their gates had learned", ("cofi_*", "methods*"), ("cofi_sst2", "cofi_long_sst2", "cofi_long_held_sst2", "cofi_long_runtimes")),
+)  # fmt: skip
 FEWEST_RANKED = 5  # members of which a rank correlation says anything
 THEMES = {  # heading -> patterns of the results' names, in this order
     "Students and their teachers": ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo"),
@@ -132,6 +138,16 @@ def by_theme(names: list[str]) -> dict[str, list[str]]:
     return themes
 
 
+def made_before(name: str) -> list[str]:
+    """What was mended after a table was made and would change it, as a line; none where nothing was."""
+
+    def is_one(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+    found = [text for text, concerned, later in MENDS if is_one(concerned) and not is_one(later)]
+    return ["", f"*Before* {'; '.join(found)}."] if found else []
+
+
 def section(name: str, report: dict[str, Any]) -> list[str]:
     """One run: table, what was searched, how to repeat it."""
     first, search = report["systems"][0], report["search"]
@@ -153,7 +169,7 @@ def section(name: str, report: dict[str, Any]) -> list[str]:
     lines.append(f"Space `{search['space']}`: {search['depth']} cells of width {search['width']}; {operations}.")
     if "seconds" in search:
         lines.append(f"Search: {search['steps']} steps, {search['seconds'] / 60:.1f} minutes, peak memory {search['peak_rss_bytes'] / 2**30:.2f} GiB.")
-    return [*lines, "", machine(report), ""]
+    return [*lines, *made_before(name), "", machine(report), ""]
 
 
 def benchmark(name: str, found: dict[str, Any]) -> list[str]:
@@ -167,7 +183,7 @@ def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     for kind in kinds:
         if (RESULTS / "figures" / f"{name}{kind}.png").exists():
             lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
-    return [*lines, "", machine(found), ""]
+    return [*lines, *made_before(name), "", machine(found), ""]
 
 
 def ratio_table(found: dict[str, Any]) -> list[str]:
