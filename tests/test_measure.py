@@ -122,7 +122,7 @@ def test_a_row_s_spread_is_that_of_a_sample_of_seeds() -> None:
         "three": [{"accuracy": 0.5, "f1": 0.3}, {"accuracy": 0.9, "f1": 0.3}, {"accuracy": 0.7, "f1": 0.6}],
         "one": [{"accuracy": 0.5, "f1": 0.3}],
     }
-    three, one, none = measure_rows(run, None, [8], rows, scores, "accuracy")
+    three, one, none = measure_rows(run, None, [8], rows, scores, "accuracy", {})
     # deviations -0.2, 0.2, 0 and -0.1, -0.1, 0.2, their squares' sums over two
     assert three.metrics["accuracy"] == pytest.approx({"mean": 0.7, "sd": 0.2})
     assert three.metrics["f1"] == pytest.approx({"mean": 0.4, "sd": 0.03**0.5})
