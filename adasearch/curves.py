@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from adasearch.canvas import COLOURS, FAINT, INK, KIND_COLOURS, LINE_COLOURS, by_family, dress_axes, family, tint
 from adasearch.errors import ConfigError
-from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_threads, metric_name
+from adasearch.formats import format_count, format_threads, metric_title, score_factor
 from adasearch.histories import TERMS, column_of, kind_of, names_of, shown_terms, warm_up_end
 from adasearch.label_places import LABEL_HEIGHT, LABEL_SIZE, Extent, Label, place_labels
 from adasearch.report import KINDS
@@ -157,11 +157,11 @@ def training_figure(histories: dict[str, list[dict[str, Any]]]) -> Figure:
             colours[kind] = KIND_COLOURS.get(kind) or next(others)
     metrics = list(dict.fromkeys(m for history in histories.values() for m in names_of(history, "validation")))
     figure, axes = _grid(2 + len(metrics), "Training")
-    validation = [(f"Validation {metric_name(metric)}", ("validation", metric)) for metric in metrics]
+    validation = [(f"Validation {metric_title(metric)}", ("validation", metric)) for metric in metrics]
     panels = [("Loss (each system's own terms)", ("loss",)), *validation, ("Learning rate", ("learning_rate",))]
     for ax, (title, keys) in zip(axes, panels):
         for name, history in histories.items():
-            values, steps = column_of(history, *keys), column_of(history, "step")
+            values, steps = column_of(history, *keys) * (score_factor(keys[1]) if len(keys) > 1 else 1.0), column_of(history, "step")
             known = ~np.isnan(values)
             marker = {"marker": "o", "markersize": 3.5} if known.sum() < 12 else {}
             ax.plot(steps[known], values[known], color=colours[kinds[name]], linewidth=1.3, alpha=0.85, **marker)
@@ -182,7 +182,7 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     systems = [s for s in timed if s.get("score_mean") is not None]
     if not systems:
         raise ConfigError("report: no system has both a score and a latency, so there is nothing to compare")
-    factor = 1.0 if report["metric"] in ERRORS_OF_MEASUREMENT else 100.0
+    factor = score_factor(report["metric"])
     scores = [factor * s["score_mean"] for s in systems]
     spread = [factor * (s.get("score_sd") or 0.0) for s in systems]
     figure = Figure(figsize=(9, 5.6), facecolor="white")
@@ -200,7 +200,7 @@ def comparison_figure(report: dict[str, Any]) -> Figure:
     shape = f"batch {first.get('batch_size')}, {first.get('seq_len')} word pieces"
     where = f"{format_threads(first.get('threads'))}, {first.get('runtime')}"
     axes.set_xlabel(f"median latency in ms (log): {shape}, {where}", size=9, color=INK)
-    axes.set_ylabel(metric_name(report["metric"]) + (", points" if factor == 100 else ""), size=9, color=INK)
+    axes.set_ylabel(metric_title(report["metric"]), size=9, color=INK)
     obstacles: list[Extent] = []
     labels: list[Label] = []
     to_points = 72 / figure.dpi  # figure points do not change with the resolution a figure is saved at

@@ -24,9 +24,14 @@ def format_count(value: float | None) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) + unit
 
 
+def score_factor(metric: str) -> float:
+    """What a metric is multiplied by where it is drawn: shares are shown in points."""
+    return 1.0 if metric in ERRORS_OF_MEASUREMENT else 100.0
+
+
 def format_score(value: float | None, metric: str) -> str:
     """Points with one decimal; squared errors as they are."""
-    return "-" if value is None else f"{value:.3f}" if metric in ERRORS_OF_MEASUREMENT else f"{100 * value:.1f}"
+    return "-" if value is None else f"{value:.3f}" if metric in ERRORS_OF_MEASUREMENT else f"{score_factor(metric) * value:.1f}"
 
 
 def format_ms(value: float | None) -> str:
@@ -82,6 +87,11 @@ def origin_lines(report: Mapping[str, Any]) -> str:
     return f"""- command: `{report["command"]}`
 - commit: {report["commit"] or "-"}
 - hardware: {machine["cpu"]}, {machine["torch_threads"]} threads, torch {machine["torch"]}, transformers {machine["transformers"]}"""
+
+
+def metric_title(name: str) -> str:
+    """The same as a drawing's title, with the unit it is drawn in."""
+    return metric_name(name) + ("" if name in ERRORS_OF_MEASUREMENT else ", points")
 
 
 def metric_name(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from adasearch.canvas import by_family, family
-from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, format_ms, format_score, format_spread, metric_name
+from adasearch.formats import format_count, format_ms, format_score, format_spread, metric_name, metric_title, score_factor
 from adasearch.histories import TERMS, column_of, kind_of, names_of, shown_terms, warm_up_end
 from adasearch.report import KINDS, Report, System
 from adasearch.svg import Dot, Line, area_chart, line_chart, scatter_chart
@@ -46,12 +46,12 @@ def short_name(system: System) -> str:
 
 def comparison_charts(report: Report) -> list[Markup]:
     """Score against latency for wide and for narrow screens; none where no system has both."""
-    factor = 1.0 if report.metric in ERRORS_OF_MEASUREMENT else 100.0
+    factor = score_factor(report.metric)
     timed = [s for s in report.systems if s.latency_ms_p50]
     scored = [s for s in timed if s.score_mean is not None]
     if not scored:
         return []
-    y_label = metric_name(report.metric) + (", points" if factor == 100 else "")
+    y_label = metric_title(report.metric)
     tips = [_tip(s, report.metric) for s in scored]
     text = f"{report.task}: {metric_name(report.metric)} against median latency. {'; '.join(tips)}"
 
@@ -178,19 +178,19 @@ def training_charts(histories: dict[str, History], systems: Sequence[System] = (
     others = [kind for kind in dict.fromkeys(kinds.values()) if kind not in known]
     colours = known | {kind: f"c{index % 8}" for index, kind in enumerate(others)}
     metrics = list(dict.fromkeys(m for history in histories.values() for m in names_of(history, "validation")))
-    panels = [(f"Validation {metric_name(metric)}", ("validation", metric)) for metric in metrics]
+    panels = [(f"Validation {metric_title(metric)}", ("validation", metric)) for metric in metrics]
     charts = []
     for title, keys in [*panels, ("Loss, each system's own terms", ("loss",))]:
         drawn = []
         for name, history in histories.items():
-            values = column_of(history, *keys)
+            values = column_of(history, *keys) * (score_factor(keys[1]) if len(keys) > 1 else 1.0)
             keep = np.isfinite(values)
             if keep.any():
                 xs, ys = column_of(history, "step")[keep].tolist(), values[keep].tolist()
                 drawn.append(Line(name, xs, ys, colours[kinds[name]], dots=len(ys) < 12))
         if drawn:
             shown = [kind for kind in colours if any(kinds[line.name] == kind for line in drawn)]
-            ends = "; ".join(f"{line.name} ends at {line.ys[-1]:.3f}" for line in drawn)
+            ends = "; ".join(f"{line.name} ends at {line.ys[-1]:.4g}" for line in drawn)
             picture = line_chart(drawn, "step", title.split(",")[0].lower(), f"{title}: {ends}")
             names = [(called.get(kind, kind.replace("_", " ")), colours[kind]) for kind in shown]
             charts.append(Chart(title, picture, names))

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from adasearch.canvas import FAINT, INK, LINE_COLOURS, plot_axes
-from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, metric_name
+from adasearch.formats import ERRORS_OF_MEASUREMENT, format_count, metric_name, score_factor
 from adasearch.tune_config import TuneConfig
 
 FEWEST = 4  # finished trials; with fewer the shares of variance say nothing
@@ -40,7 +40,7 @@ def front_figure(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], cos
     """Score against a cost: finished trials as dots, the front as steps with the trials' numbers, stopped ones as ticks."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     stopped = [trial for trial in trials if trial.state == TrialState.PRUNED and cost in trial.user_attrs]
-    factor = _factor(metric)
+    factor = score_factor(metric)
     figure, axes = plot_axes(f"{len(done)} trials: score against {cost.replace('_ms', '')}")
     axes.set_xscale("log")
     front = sorted((trial.user_attrs[cost], factor * trial.user_attrs["score"], trial.number) for trial in best)
@@ -69,7 +69,7 @@ def front_figure(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], cos
 def history_figure(trials: Sequence[FrozenTrial], metric: str, sign: float) -> Figure:
     """Score of every finished trial in order, and the best so far."""
     done = sorted((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: trial.number)
-    numbers, scores = [t.number for t in done], _factor(metric) * np.array([t.user_attrs["score"] for t in done])
+    numbers, scores = [t.number for t in done], score_factor(metric) * np.array([t.user_attrs["score"] for t in done])
     figure, axes = plot_axes(f"{len(done)} finished trials of {len(trials)}")
     axes.scatter(numbers, scores, s=30, color=OTHERS, label="a trial", zorder=3)
     axes.step(numbers, sign * np.maximum.accumulate(sign * scores), where="post", color=FRONT, linewidth=1.6, label="the best so far", zorder=2)
@@ -97,10 +97,6 @@ def importance_figure(weights: dict[str, dict[str, float]]) -> Figure:
     if len(weights) > 1:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
-
-
-def _factor(metric: str) -> float:
-    return 1.0 if metric in ERRORS_OF_MEASUREMENT else 100.0
 
 
 def _score_name(metric: str) -> str:

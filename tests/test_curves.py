@@ -66,11 +66,11 @@ def test_texts_of_the_curves_do_not_overlap() -> None:
     texts = rendered(figure)
     assert_disjoint(texts)
     words = {text for text, _ in texts}
-    assert {"student", "same student without a teacher", "mine", "Validation accuracy", "Validation F1"} <= words
+    assert {"student", "same student without a teacher", "mine", "Validation accuracy, points", "Validation F1, points"} <= words
     colours = [line.get_color() for line in figure.axes[1].lines]
     assert len(colours) == 6 and len(set(colours)) == 3, "seeds of one system share a colour"
     assert [line.get_color() for line in figure.axes[-1].lines] == colours, "in every panel, the learning rate's too"
-    assert list(figure.axes[1].lines[0].get_xdata()) == [5, 10, 15, 20]
+    assert list(figure.axes[1].lines[0].get_xdata()) == [5, 10, 15, 20] and list(figure.axes[1].lines[0].get_ydata()) == pytest.approx([80.0] * 4)
 
 
 @pytest.mark.parametrize("seed", range(6))
