@@ -123,7 +123,7 @@ class TextClassifier:
         the model was trained on single texts, and the other way round.
         """
         check_pairs(self.is_pair, pairs is not None)
-        ids, is_cut_N = self._encode(texts, pairs)
+        ids, is_cut_N = served_pieces(self.tokenizer, texts, pairs, self.limit)
         logits_NC = np.zeros((len(ids), max(len(self.labels), 1)), dtype=np.float32)
         done = 0
         for rows, batch in self._batches(ids, pairs is not None):
@@ -134,10 +134,6 @@ class TextClassifier:
         if not np.isfinite(logits_NC).all():
             raise ModelError(f"{self.runtime.name}: the model's logits are not finite; it is damaged, or its precision is too low")
         return logits_NC, is_cut_N
-
-    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[list[Sequence[int]], np.ndarray]:
-        """Word pieces of every text, and which texts were cut."""
-        return served_pieces(self.tokenizer, texts, pairs, self.limit)
 
     def _batches(self, ids: list[Sequence[int]], is_pair: bool) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Rows and their padded arrays (B, L), longest first: little padding, and too large a batch fails at once."""

@@ -90,7 +90,7 @@ def origin_lines(report: Mapping[str, Any]) -> str:
 
 
 def metric_title(name: str) -> str:
-    """The same as a drawing's title, with the unit it is drawn in."""
+    """A metric as a drawing's title, with the unit it is drawn in."""
     return metric_name(name) + ("" if name in ERRORS_OF_MEASUREMENT else ", points")
 
 

@@ -250,11 +250,12 @@ def _search_warnings(search: dict[str, Any]) -> list[str]:
 
 
 def cascade_point(curve: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The point of a curve, in the order of its shares, from which on at least 90% of the way to the teacher's score is gone.
-
-    A point that stands out by itself is chance.
-    """
-    wanted = curve[0]["score"] + 0.9 * (curve[-1]["score"] - curve[0]["score"])
+    """The point of a curve, in the order of its shares, that says what the cascade gains: from which on at least 90% of the way to the
+    teacher's score is gone. A point that stands out by itself is chance. Where the teacher is not better, the best."""
+    alone, teacher = curve[0]["score"], curve[-1]["score"]
+    if teacher <= alone:
+        return max(curve, key=lambda point: point["score"])
+    wanted = alone + 0.9 * (teacher - alone)
     behind = max((index for index, point in enumerate(curve) if point["score"] < wanted), default=-1)
     return curve[min(behind + 1, len(curve) - 1)]
 
@@ -272,16 +273,14 @@ def cascade_sentence(report: Report) -> str | None:
     curve = sorted(report.cascade.get("curve") or [], key=lambda point: point["share_escalated"])
     if len(curve) < 2:
         return None
-    alone, teacher = curve[0]["score"], curve[-1]["score"]
+    alone, teacher, point = curve[0]["score"], curve[-1]["score"], cascade_point(curve)
     name = metric_name(report.metric)
     if teacher <= alone:
-        best = max(curve, key=lambda point: point["score"])
-        gain = f"; at {100 * best['share_escalated']:.0f}% it is {format_score(best['score'], report.metric)}"
+        gain = f"; at {100 * point['share_escalated']:.0f}% it is {format_score(point['score'], report.metric)}"
         return (
             f"The student alone has {format_score(alone, report.metric)} {name}, not less than its teacher on these"
-            f" examples{gain if best['score'] > alone else ''}."
+            f" examples{gain if point['score'] > alone else ''}."
         )
-    point = cascade_point(curve)
     return (
         f"With the least sure {100 * point['share_escalated']:.0f}% of the texts handed to the teacher, {name} is"
         f" {format_score(point['score'], report.metric)}: {format_score(alone, report.metric)} with none,"

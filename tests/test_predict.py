@@ -30,6 +30,7 @@ from adasearch.predict import load_student, predict_file
 from adasearch.progress import Progress
 from adasearch.score_models import score_models
 from adasearch.settings import cores_here
+from adasearch.texts import served_pieces
 
 PAIRS = ["bad", "the end", "a film", "good", "", "very", "the"]
 
@@ -561,7 +562,7 @@ def test_the_tokenizer_is_the_one_transformers_calls(student: Path) -> None:
     texts, pairs = [*TEXTS, "very " * 30, "a " * 12], [*PAIRS, "the end", "film " * 12]
     for second in (None, pairs):
         usual = PreTrainedTokenizerFast.from_pretrained(student)(texts, second, truncation=True, max_length=16)
-        ids, is_cut_N = classifier._encode(texts, second)
+        ids, is_cut_N = served_pieces(classifier.tokenizer, texts, second, classifier.limit)
         assert ids == usual["input_ids"] and np.flatnonzero(is_cut_N).tolist() == ([len(TEXTS), len(TEXTS) + 1] if second else [len(TEXTS)])
         for rows, batch in classifier._batches(ids, second is not None):
             for types, row in zip(batch["token_type_ids"], rows):

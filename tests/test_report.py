@@ -22,7 +22,7 @@ from adasearch.files import write_json
 from adasearch.inspect_run import inspect
 from adasearch.report import KINDS, Report, System
 from adasearch.report_files import read_report, rebuild_report, write_report
-from adasearch.report_tables import honest_table
+from adasearch.report_tables import cascade_table, honest_table
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.verdict import compute_ratios
 from reports import RANDOM, STUDENT, TFIDF, full_report, make_report, system, timing
@@ -208,6 +208,8 @@ def test_what_a_cascade_gains_is_said_as_worked_by_hand(scores: tuple[float, ...
     cascade = curve(*scores) if len(scores) > 1 else {"curve": [{"threshold": 0.5, "share_escalated": 0.0, "score": 0.9}]}
     report = make_report(cascade=cascade)
     assert verdict.cascade_sentence(report) == expected
+    if named := re.search(r"(?:sure|at) (\d+)%", expected or ""):  # what the text names has a row
+        assert f"{named[1]}%" in {row.cells[0].text for row in cascade_table(report).rows}
     assert expected is None or expected in markdown.markdown(report)
 
 
