@@ -34,7 +34,7 @@ from adasearch.runtimes import TorchRuntime
 from adasearch.shrink import build_student
 from adasearch.tasks import Task
 from adasearch.teacher import Teacher, load_teacher
-from adasearch.texts import Split, tokenize
+from adasearch.texts import Split, served_pieces, tokenize
 from adasearch.vocabulary import reduce_tokenizer, retokenise
 
 OURS = {"vocab_size": len(PIECES), "pad_token_id": PIECES.index("[PAD]")}
@@ -126,7 +126,7 @@ def test_a_special_token_written_into_a_pair_is_text_wherever_it_is_read(kind: s
     student = build_student(tiny_architecture(), tiny_config(vocab_size=len(PIECES), sep_token_id=SEP_ID, is_pair=True, max_position_embeddings=64, **PAD))
     folder = save_student(student, tokenizer, tmp_path / "student")
     served, read = TextClassifier(folder, runtime="torch", threads=1), AutoTokenizer.from_pretrained(folder)
-    assert [list(ids) for ids in served._encode(first, second)[0]] == read(first, second)["input_ids"] == expected
+    assert [list(ids) for ids in served_pieces(served.tokenizer, first, second, served.limit)[0]] == read(first, second)["input_ids"] == expected
     assert [ids.tolist() for ids in encode(split, read, 64)] == expected
     smaller = reduce_tokenizer(read, np.arange(len(PIECES)))  # which writes and reads its files
     assert smaller(first, second)["input_ids"] == expected == [ids.tolist() for ids in retokenise(store, read, smaller)]
