@@ -55,7 +55,7 @@ MENDS = (  # what a table was made before, patterns of the tables that are conce
 FEWEST_RANKED = 5  # members of which a rank correlation says anything
 THEMES = {  # heading -> patterns of the results' names, in this order
     "Students and their teachers": ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo"),
-    "What the search is worth": ("diagnosis_*", "pairs*", "ablation*", "warm*"),
+    "What the search is worth": ("diagnosis_*", "strategies_*", "pairs*", "ablation*", "warm*"),
     "Speed where it is deployed": ("sst2_runtimes", "latency"),
     "Transformers cut to size": ("cofi_*", "earlybert_*", "methods*"),
     "Sparse once, then int8": ("prune_ofa*",),
@@ -244,6 +244,17 @@ def ablation_table(found: dict[str, Any]) -> list[str]:
     ])  # fmt: skip
 
 
+def strategies_table(found: dict[str, Any]) -> list[str]:
+    """Strategies by their cells' scores, and what a search took."""
+    return table_lines(["strategy", found["metric"], "edges that compare the texts", "MACs", "search s", "its memory", "student's training s"], [
+        [
+            row["strategy"].replace("_", " "), spread(row["score_mean"], row["score_sd"]), f"{100 * row['comparing_share']:.0f}%", f"{row['macs'] / 1e6:.1f} M",
+            f"{row['search_seconds']:.0f}", f"{row['search_peak_rss_bytes'] / 2**30:.1f} GiB", f"{row['train_seconds']:.0f}",
+        ]
+        for row in found["strategies"]
+    ])  # fmt: skip
+
+
 def sweep_table(found: dict[str, Any]) -> list[str]:
     """What became of every run of a sweep."""
     rows = [[run, status, str(found["lost"][run])] for run, status in found["status"].items()]
@@ -338,7 +349,7 @@ def low_bit_name(row: dict[str, Any]) -> str:
 TABLES = {  # what only one form of result has, and the table made of it
     "full_precision": low_bit_table, "equal_latency": methods_table, "models": cofi_table, "summary": ticket_table,
     "points_lost": sparse_table, "ratios": ratio_table, "status": sweep_table, "controls": diagnosis_table, "left_out": ablation_table,
-    "cells": pairs_table, "postgres": study_table, "workers": study_table,
+    "cells": pairs_table, "strategies": strategies_table, "postgres": study_table, "workers": study_table,
 }  # fmt: skip
 
 

@@ -175,3 +175,36 @@ def test_models_cut_for_a_latency_are_compared_as_well(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir(parents=True)
     assert [(one["name"], one["folders"]) for one in module.systems_of(run, "cofi")] == [("CoFi 3 ms", folders[:1]), ("CoFi 1.5 ms", folders[1:])]
+
+
+def write_search(folder: Path, strategy: str, seed: int, score: float, **operations: int) -> None:
+    """What is read of a finished run: its settings, its search, its student's score."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"space: adasearch\nsearch: {{strategy: {strategy}, mode: joint}}\n")
+    search = {"seconds": 100.0 * seed, "peak_rss_bytes": 2**30, "depth": 1, "width": 96, "operations": operations}
+    student = {"kind": "student", "score_mean": score, "train_seconds": 50.0, "macs": 1e7, "latency_ms_p50": 1.0}
+    write_json(folder / "report.json", {
+        "task": "mrpc", "metric": "accuracy", "seeds": [seed], "hardware": {}, "systems": [{"kind": "teacher"}, student], "search": search,
+    })  # fmt: skip
+
+
+def test_strategies_are_rows_over_their_seeds_once_all_runs_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    module, sweep = load("compare_strategies"), tmp_path / "sweep"
+    monkeypatch.setattr(sys, "argv", ["compare_strategies", str(sweep), "--results_dir", str(tmp_path)])
+    with pytest.raises(ConfigError, match="no sweep.json"):
+        module.main()
+    write_search(sweep / "runs" / "a", "gumbel", 1, 0.78, soft_alignment=3, conv3=3)
+    write_search(sweep / "runs" / "b", "gumbel", 2, 0.80, soft_alignment=6)
+    write_search(sweep / "runs" / "c", "random", 1, 0.70, skip=6)
+    states = {name: {"status": "done"} for name in "abc"}
+    noted = {"command": "adasearch sweep", "commit": "abc", "runs": {"prepared": {"is_preparation": True, "status": "done"}, **states}}
+    write_json(sweep / "sweep.json", {**noted, "runs": {**states, "c": {"status": "failed"}}})
+    with pytest.raises(ConfigError, match="not finished: c; choices: the sweep's own command"):
+        module.main()
+    write_json(sweep / "sweep.json", noted)
+    module.main()
+    gumbel, random = read_json(tmp_path / "runs" / "strategies_mrpc.json")["strategies"]
+    assert (gumbel["strategy"], gumbel["score_mean"], gumbel["comparing_share"]) == ("gumbel", pytest.approx(0.79), pytest.approx(0.75))
+    assert gumbel["score_sd"] == pytest.approx(0.02 / 2**0.5) and gumbel["search_seconds"] == pytest.approx(150)
+    assert (random["strategy"], random["score_sd"], random["comparing_share"]) == ("random", None, 0)
+    assert "gumbel        79.0 ± 1.4   search 150 s" in capsys.readouterr().out
