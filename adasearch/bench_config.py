@@ -65,6 +65,8 @@ def check_bench(bench: BenchConfig, where: str = "") -> None:
         check_choice(f"{where}references[{index}]", name, REFERENCE_SHAPES)
         if name in bench.references[:index]:
             raise ConfigError(f"{where}references[{index}]: {name!r} is there already; name every shape once")
+    if not bench.reference and bench.references != BenchConfig().references:
+        raise ConfigError(f"{where}references: {', '.join(bench.references)}: not timed, {where}reference is false; choices: --{where}reference true")
 
 
 def check_run_bench(bench: BenchConfig) -> None:

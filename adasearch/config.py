@@ -112,7 +112,7 @@ def validate(config: RunConfig) -> None:
     check_seeds("data_seed", [config.seed_of_data])
     check_vocabulary(config.vocabulary)
     check_search(config.search, config.max_seq_length)
-    check_transfer(config.transfer)
+    check_transfer(config.transfer, config.unlabeled_file)
     check_distill(config.distill)
     check_fit("retrain", config.retrain)
     if config.teacher == "none" and config.unlabeled_file:

@@ -97,14 +97,9 @@ class TaughtRunConfig(EncoderRunConfig):
     def check(self) -> None:
         """Raise ``ConfigError`` for whatever is wrong without looking at model or data."""
         super().check()
-        check_transfer(self.transfer)
+        check_transfer(self.transfer, self.unlabeled_file)
         if self.transfer.size + self.transfer.unlabeled_size and not self.is_taught:
             raise ConfigError(
                 "transfer: gold labels alone are learned from, which its texts have not; choices: a weight for what the teacher says,"
                 " or transfer.size 0 and transfer.unlabeled_size 0"
-            )
-        if self.unlabeled_file and not self.transfer.unlabeled_size:
-            raise ConfigError(
-                f"unlabeled_file: {self.unlabeled_file} would not be read, transfer.unlabeled_size is 0; choices: --transfer.unlabeled_size 200000,"
-                " or leave it out"
             )

@@ -286,7 +286,8 @@ def _extra_texts(
             f"transfer.unlabeled_size: {transfer.unlabeled_size}, but task {task.name!r} has no texts without labels;"
             " choices: --unlabeled_file FILE, DIR/<task>/unlabeled.parquet with --data_dir DIR, or 0"
         )
-    extra = transfer_stores(config, task, tokenizer, train.tokens, tables_of(base.model)[0], cache, progress)
+    word = tables_of(base.model)[0]
+    extra = transfer_stores(config, task, tokenizer, train.tokens, word, device=word.device, cache=cache, notes=notes, progress=progress)
     notes.append(f"taught on {sum(map(len, extra)):,} texts beside the {len(train):,} labelled ones; what the teacher says of them is all they teach")
     return extra
 

@@ -75,7 +75,7 @@ def report_encoders(run: EncoderRun, problem: EncoderProblem, trained: Sequence[
         command=began["command"], commit=began["commit"], notes=[*problem.notes, *run.about.notes(trained)],
         price_per_hour=run.config.bench.price_per_hour,
         deployments=deployments_of(run.folder / "student"), method=_method(run, problem, trained),
-        max_steps=run.config.max_steps, held_out=len(problem.task.held_out), has_gold=problem.task.has_gold,
+        max_steps=run.config.max_steps, held_out=problem.task.scored, has_gold=problem.task.has_gold,
         **evidence,
     )  # fmt: skip
     write_text(run.folder / "student" / "README.md", model_card(report, problem.task.name))

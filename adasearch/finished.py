@@ -17,6 +17,7 @@ from adasearch.lesson import lesson_rows, soft_label_logits
 from adasearch.metrics import with_unknown
 from adasearch.run_files import DATA_FILES, check_same_data, model_in
 from adasearch.settings import part_of
+from adasearch.sources import find_preset
 from adasearch.task_config import QUESTION_SUFFIXES, TaskConfig
 from adasearch.tasks import Task, load_task
 from adasearch.tokens import Examples, TokenStore
@@ -51,7 +52,10 @@ class FinishedRun:
         is_file = Path(saved.task).suffix.lower() in QUESTION_SUFFIXES
         places = (*DATA_FILES, "data_dir", *(("task",) if is_file else ()))
         found = {name: self._found(getattr(saved, name)) for name in places if getattr(saved, name)}
-        settings = dataclasses.replace(saved, **{**found, "unlabeled_file": None, **({} if data_dir is None else {"data_dir": data_dir})})
+        changes = {**found, "unlabeled_file": None, **({} if data_dir is None else {"data_dir": data_dir})}
+        if saved.unlabeled_file and not saved.train_file and find_preset(saved.task):  # the columns may be that file's; the preset's are known
+            changes |= {name: getattr(TaskConfig, name) for name in ("text_column", "text_pair_column", "label_column")}
+        settings = dataclasses.replace(saved, **changes)
         seed = self.config.get("data_seed")
         task = load_task(settings, seed=self.config["seed"] if seed is None else seed, cache=self.folder / "cache")
         check_same_data(self.folder / "run.json", task.data, ("train", "validation", "test"))

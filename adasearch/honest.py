@@ -76,7 +76,7 @@ def measure_and_report(run: Run, problem: Problem, architecture: Architecture, t
         commit=began.get("commit"),  # a run of an earlier version did not note it
         notes=problem.notes,
         max_steps=run.config.max_steps,
-        held_out=len(problem.task.held_out),
+        held_out=problem.task.scored,
         has_gold=problem.task.has_gold,
         price_per_hour=run.config.bench.price_per_hour,
         deployments=deployments_of(run.folder / "student"),

@@ -41,6 +41,7 @@ class Schema:
     has_gold: bool
     is_numbered: bool = False  # integers are the labels' numbers (presets, class labels), not their names
     soft_columns: tuple[str, ...] = ()
+    are_codes: bool = False  # what stands in a csv cell is the label's name letter by letter, 1E3 and 1000 are two
 
 
 def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[str]) -> Schema:
@@ -51,44 +52,56 @@ def read_schema(train: Table, source: Source, config: TaskConfig, notes: list[st
     soft = tuple(config.soft_label_columns or ())
     for column in soft:
         train.column(column, "soft_label_columns")
+    place = f"{train.where}: column {source.label!r}"
     if soft and source.label not in train.columns and source.label == TaskConfig.label_column:
-        notes.append(f"{train.where}: no column {source.label!r}: the likeliest soft label stands in for it")
         if config.problem_type == "regression":
             raise ConfigError("soft_label_columns: probabilities cannot be the labels of a regression")
-        return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
-    read = enumerate(train.column(source.label, "label_column"))
-    values = [None if row in train.bad else _plain(value, train.is_typed) for row, value in read]
-    kinds = Counter(kind for kind in map(_kind, values) if kind != "missing")
-    if soft and not kinds and config.problem_type != "regression":
-        notes.append(f"{train.where}: column {source.label!r} is empty: the likeliest soft label stands in for it")
-        return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
-    usual = kinds.most_common(1)[0][0] if kinds else "missing"
+        return _soft_schema(soft, config, f"{train.where}: no column {source.label!r}", notes)
     names = source.preset.label_names if source.preset else train.class_names.get(source.label)
     declared = config.problem_type or (source.preset.problem_type if source.preset else None)
-    problem_type = declared or _guess(values, usual, is_named=names is not None)
-    if names is None and problem_type == "multi_label":
-        _refuse_other_lists(values, f"{train.where}: column {source.label!r}")
+    cells = [None if row in train.bad else cell for row, cell in enumerate(train.column(source.label, "label_column"))]
+    values = [_plain(cell, train.is_typed) for cell in cells]
+    if soft and not _kinds(values) and config.problem_type != "regression":
+        return _soft_schema(soft, config, f"{place} is empty", notes)
+    problem_type = declared or _guess(values, is_named=names is not None)
     if problem_type == "regression":
         if soft:
             raise ConfigError("soft_label_columns: not for a regression; problem_type choices: single_label, multi_label")
         return Schema(problem_type, ("score",), True)
+    if are_codes := not train.is_typed and any(map(_has_exponent, cells)):
+        values = [_plain(cell, is_typed=True) for cell in cells]
     is_numbered = names is not None
-    if names is None and problem_type == "multi_label":
-        tags = {tag if _kind(tag) in ("text", "number") else None for value in values for tag in _tags(value)}
-        names = _sorted_names({str(tag) for tag in tags if tag is not None})
-    elif names is None:
-        if usual not in ("text", "number", "missing"):
-            raise DataError(f"{train.where}: column {source.label!r}: labels are a {usual}; expected: texts or numbers")
-        for row, value in enumerate(values):
-            if _kind(value) not in (usual, "missing"):
-                train.reject(row, source.label, f"{value!r} is a {_kind(value)} where most labels are a {usual}")
-        names = _sorted_names({value for value in values if _kind(value) == usual})
+    if names is None:
+        names = _tag_names(values, place) if problem_type == "multi_label" else _class_names(values, train, source.label)
     if declared is None and not is_numbered:
         seen = f" with {_say_counts(values)}" if problem_type == "single_label" else ""
-        notes.append(f"{train.where}: column {source.label!r}: taken for {problem_type}{seen}; problem_type overrules it")
+        notes.append(f"{place}: taken for {problem_type}{seen}; problem_type overrules it")
     if soft:
         names, soft = _match_soft(names, soft, source.label, train.where, notes, may_grow=not is_numbered)
-    return Schema(problem_type, names, True, is_numbered, soft)
+    return Schema(problem_type, names, True, is_numbered, soft, are_codes)
+
+
+def _soft_schema(soft: tuple[str, ...], config: TaskConfig, why: str, notes: list[str]) -> Schema:
+    """The schema of soft labels alone."""
+    notes.append(f"{why}: the likeliest soft label stands in for it")
+    return Schema(config.problem_type or "single_label", _strip_prefix(soft), False, soft_columns=soft)
+
+
+def _tag_names(values: Sequence[Any], place: str) -> tuple[str, ...]:
+    """The names of multi-label tags; refuses lists of another form."""
+    _refuse_other_lists(values, place)
+    return _sorted_names({str(tag) for value in values for tag in _tags(value) if _kind(tag) in ("text", "number")})
+
+
+def _class_names(values: Sequence[Any], train: Table, column: str) -> tuple[str, ...]:
+    """The names of classes: texts or numbers, whichever most labels are; rows of the other kind are rejected."""
+    usual = _usual(_kinds(values))
+    if usual not in ("text", "number", "missing"):
+        raise DataError(f"{train.where}: column {column!r}: labels are a {usual}; expected: texts or numbers")
+    for row, value in enumerate(values):
+        if _kind(value) not in (usual, "missing"):
+            train.reject(row, column, f"{value!r} is a {_kind(value)} where most labels are a {usual}")
+    return _sorted_names({value for value in values if _kind(value) == usual})
 
 
 def has_labels(table: Table, column: str) -> bool:
@@ -98,7 +111,7 @@ def has_labels(table: Table, column: str) -> bool:
 
 def read_labels(table: Table, column: str, schema: Schema, *, may_be_missing: bool) -> np.ndarray:
     """Gold labels as ``Split`` has them; a row whose label cannot be read is rejected."""
-    values = [_plain(value, table.is_typed) for value in table.column(column, "label_column")]
+    values = [_plain(value, table.is_typed or schema.are_codes) for value in table.column(column, "label_column")]
     numbers = {name: number for number, name in enumerate(schema.names)}
     shown = [f"{i} = {name}" if schema.is_numbered else name for i, name in enumerate(schema.names[:SHOWN_NAMES])]
     known = f"known: {', '.join(shown)}{', ...' if len(schema.names) > SHOWN_NAMES else ''}"
@@ -164,6 +177,11 @@ def read_soft_labels(table: Table, schema: Schema) -> np.ndarray:
         rounded_N = (np.abs(sums_N - 1) > SOFT_SUM_TOLERANCE) & (np.abs(sums_N - 1) <= tolerance)
         soft_NC[rounded_N] /= sums_N[rounded_N, None]
     return soft_NC
+
+
+def likeliest(soft_NC: np.ndarray, problem_type: str) -> np.ndarray:
+    """The labels that soft ones stand for where there are no gold ones: (N,) int64, in multi-label tasks (N, C) float32 of 0 and 1."""
+    return soft_NC.argmax(axis=1) if problem_type == "single_label" else (soft_NC > 0.5).astype(np.float32)
 
 
 def _half_unit(table: Table, columns: Sequence[str]) -> float:
@@ -286,10 +304,25 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def _guess(values: Iterable[Any], usual: str, *, is_named: bool) -> str:
+def _has_exponent(cell: Any) -> bool:
+    """Whether a cell of text could be a number such as 1E3; labels of that form are as likely to be codes."""
+    return isinstance(cell, str) and bool({"e", "E"} & set(cell)) and NUMBER.fullmatch(cell.strip()) is not None
+
+
+def _kinds(values: Iterable[Any]) -> Counter[str]:
+    """How many labels are of each kind; missing ones are of none."""
+    return Counter(kind for kind in map(_kind, values) if kind != "missing")
+
+
+def _usual(kinds: Counter[str]) -> str:
+    """What kind most labels are of."""
+    return kinds.most_common(1)[0][0] if kinds else "missing"
+
+
+def _guess(values: Sequence[Any], *, is_named: bool) -> str:
     if any(isinstance(value, tuple) or (isinstance(value, str) and "|" in value) for value in values):
         return "multi_label"
-    is_real = usual == "number" and any(isinstance(value, float) and math.isfinite(value) for value in values)
+    is_real = _usual(_kinds(values)) == "number" and any(isinstance(value, float) and math.isfinite(value) for value in values)
     return "regression" if is_real and not is_named else "single_label"
 
 

@@ -22,7 +22,7 @@ from adasearch.outputs import cached_outputs
 from adasearch.progress import Progress
 from adasearch.tasks import Task
 from adasearch.teacher import PROBE_EXAMPLES, Teacher, fit_probes
-from adasearch.texts import Split, split_sentences, tokenize
+from adasearch.texts import Split, split_sentences, tokenize_splits
 from adasearch.tokens import Examples, TokenStore
 from adasearch.transfer import build_transfer
 from adasearch.word_pieces import Pieces
@@ -36,10 +36,13 @@ def lesson_rows(labelled: int, whole: int, labelled_share: float) -> np.ndarray:
 
 
 def transfer_stores(
-    config: RunConfig | TaughtRunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, train: TokenStore, word: Tensor, cache: Path,
-    progress: Progress,
+    config: RunConfig | TaughtRunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, train: TokenStore, word: Tensor, *,
+    device: torch.device, cache: Path, notes: list[str], progress: Progress,
 ) -> list[TokenStore]:  # fmt: skip
-    """Texts without labels: made from the training texts, and the user's own; ``word`` is the word table that says what is near."""
+    """Texts without labels: made from the training texts, and the user's own; ``word`` is the word table that says what is near.
+
+    ``device`` is where a masked language model proposes words, if one does. Adds to ``notes`` how many of the user's were cut.
+    """
     stores = []
     settings = config.transfer
     if settings.size:
@@ -47,7 +50,7 @@ def transfer_stores(
         table = None
         if settings.neighbours:
             table = neighbours_table(word.numpy(), settings.candidates, pieces, restrict=np.unique(train.ids))
-        mlm = load_masked_lm(settings.masked_lm_model, tokenizer) if settings.masked_lm else None
+        mlm = load_masked_lm(settings.masked_lm_model, tokenizer).to(device) if settings.masked_lm else None
         stores.append(
             build_transfer(
                 train, settings, pieces, table, seed=config.seed, max_length=config.max_seq_length, cache=cache, progress=progress, mlm=mlm
@@ -60,8 +63,8 @@ def transfer_stores(
         if len(split) > settings.unlabeled_size:
             chosen = np.random.default_rng(config.seed).choice(len(split), settings.unlabeled_size, replace=False)
             split = split.select(np.sort(chosen))
-        store, _ = tokenize(split, tokenizer, config.max_seq_length, cache=cache, name="unlabeled", progress=progress)
-        stores.append(store)
+        (examples,) = tokenize_splits({"unlabeled": split}, tokenizer, config.max_seq_length, cache=cache, notes=notes, progress=progress)
+        stores.append(examples.tokens)
     return [store for store in stores if len(store)]
 
 
@@ -109,8 +112,8 @@ def _probe(
         weights, biases = fit_probes(features, known.labels, task.problem_type, task.num_labels, progress)
         for path, tensor in zip(paths, (weights, biases)):
             write_array(path, tensor.numpy())
-        for name in ("probe_logits", "probe_features"):
-            (cache / f"{name}.npy").unlink()
+    for name in ("probe_logits", "probe_features"):  # also after a kill between writing and this
+        (cache / f"{name}.npy").unlink(missing_ok=True)
     teacher.probe_weights_PCD = torch.from_numpy(np.load(paths[0])).to(accelerator.device)
     teacher.probe_biases_PC = torch.from_numpy(np.load(paths[1])).to(accelerator.device)
 

@@ -92,16 +92,17 @@ class Problem:
         """
         count = len(self.labelled)
         held = np.random.default_rng(seed).permutation(count)[: max(2 if is_bilevel else 1, round(share * count))]
-        most = min(TEXTS, len(held) // 2 if is_bilevel else len(held))
-        compared, valid = np.sort(held[:most]), np.sort(held[most:] if is_bilevel else held[:0])
-        most = max(MOST_COPIES, 1.5 * len(compared) / count)
-        copies = near_copies(self.labelled.tokens.select(compared), self.different, most, self.tokenizer.all_special_ids)
+        to_compare = min(TEXTS, len(held) // 2 if is_bilevel else len(held))
+        compared, valid = np.sort(held[:to_compare]), np.sort(held[to_compare:] if is_bilevel else held[:0])
+        most_copies = max(MOST_COPIES, 1.5 * len(compared) / count)
+        copies = near_copies(self.labelled.tokens.select(compared), self.different, most_copies, self.tokenizer.all_special_ids)
         apart = np.setdiff1d(valid, copies)
         valid = apart if len(apart) else valid
-        first_made = len(self.lesson) - self.made
-        texts = np.concatenate([np.arange(first_made) % count, count + np.arange(self.made)])  # which of the different texts a row is
-        is_known = ~np.isin(texts, np.concatenate([compared, copies]))
-        train, known = (self.lesson.select(np.flatnonzero(rows)) for rows in (is_known & ~np.isin(texts, valid), is_known))
+        repeats = len(self.lesson) - self.made  # the lesson's rows are the labelled texts again and again, then the made ones
+        text_of_row = np.concatenate([np.arange(repeats) % count, count + np.arange(self.made)])  # numbered as in ``different``
+        is_known = ~np.isin(text_of_row, np.concatenate([compared, copies]))
+        is_train = is_known & ~np.isin(text_of_row, valid)
+        train, known = (self.lesson.select(np.flatnonzero(rows)) for rows in (is_train, is_known))
         return SearchSplits(train, self.lesson.select(valid), known, self.lesson.select(compared))
 
 
@@ -227,7 +228,11 @@ def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerato
         word, position = (table if table is None else table.cpu() for table in tables_of(teacher.model))
         if has_teacher and not any(cache.glob("teacher-*.npy")):  # it has said nothing yet
             warn_of_poor(task, teacher, validation, accelerator, progress)
-        extra = transfer_stores(config, task, teacher.tokenizer, labelled.tokens, word, cache, progress) if has_teacher else []
+        extra = []
+        if has_teacher:
+            extra = transfer_stores(
+                config, task, teacher.tokenizer, labelled.tokens, word, device=accelerator.device, cache=cache, notes=notes, progress=progress
+            )
         known = teach(config, task, teacher if has_teacher else None, labelled, extra, cache, accelerator, progress)
         teacher_validation, teacher_held_out = validation, held_out
         if config.vocabulary.kind == "pruned":
@@ -235,7 +240,7 @@ def _learn(config: RunConfig, task: Task, start: Start, folder: Path, accelerato
         if tokenizer is not teacher.tokenizer:
             known, validation, held_out = in_own_pieces(
                 task, teacher.tokenizer, tokenizer, config.max_seq_length, known=known, validation=validation,
-                held_out=held_out, extra=extra, cache=cache, progress=progress,
+                held_out=held_out, extra=extra, cache=cache, notes=notes, progress=progress,
             )  # fmt: skip
             word = start_rows(word, teacher.tokenizer, tokenizer)
             notes.append(f"vocabulary: {len(word):,} rows ({config.vocabulary.kind}) of the teacher's {len(pieces_of(teacher.tokenizer)):,}")

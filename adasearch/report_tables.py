@@ -206,7 +206,7 @@ def cascade_table(report: Report) -> Table | None:
     for point in points:
         share = point["share_escalated"]
         known = None not in times_ms
-        mean_ms = None if not known else times_ms[0] * (share < 1) + times_ms[1] * share
+        mean_ms = None if not known else times_ms[0] + times_ms[1] * share
         threshold = point["threshold"]
         rows.append(Row([
             Cell(f"{100 * share:.0f}%", share), known_number(threshold, lambda value: f"{value:.3f}"),

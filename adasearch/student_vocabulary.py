@@ -16,7 +16,7 @@ from adasearch.files import fingerprint, write_folder
 from adasearch.progress import Progress
 from adasearch.task_config import VocabularyConfig
 from adasearch.tasks import Task
-from adasearch.texts import tokenize
+from adasearch.texts import tokenize_splits
 from adasearch.tokens import Examples, TokenStore
 from adasearch.vocabulary import (
     check_size,
@@ -57,24 +57,23 @@ def reduced_tokenizer(
 
 def in_own_pieces(
     task: Task, teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, max_length: int, *, known: Examples,
-    validation: Examples, held_out: Examples, extra: list[TokenStore], cache: Path, progress: Progress,
+    validation: Examples, held_out: Examples, extra: list[TokenStore], cache: Path, notes: list[str], progress: Progress,
 ) -> tuple[Examples, Examples, Examples]:  # fmt: skip
     """``known`` (the training texts, then ``extra``), ``validation`` and ``held_out`` in the student's ids.
 
     Labelled texts are tokenised from the start. Others exist, or were cut, as the teacher's ids: they are split again.
+    Adds to ``notes`` how many labelled texts were cut, which have more pieces than the teacher's.
     """
-    stores = {}
-    for name, split in (("train", task.train), ("validation", task.validation), ("held_out", task.held_out)):
-        stores[name], _ = tokenize(split, student, max_length, cache=cache, name=f"student_{name}", progress=progress)
+    splits = {f"student_{name}": split for name, split in task.splits.items()}
+    train, *others = (one.tokens for one in tokenize_splits(splits, student, max_length, cache=cache, notes=notes, progress=progress))
     again = [
         cached_retokenise(store, teacher, student, max_length, cache=cache, name="student_transfer", progress=progress)
         for store in extra
     ]
-    pad, lesson = student.pad_token_id, TokenStore.concatenate([stores["train"], *again])
+    pad, lesson = student.pad_token_id, TokenStore.concatenate([train, *again])
     return (
         dataclasses.replace(known, tokens=lesson, pad_token_id=pad),
-        dataclasses.replace(validation, tokens=stores["validation"], pad_token_id=pad),
-        dataclasses.replace(held_out, tokens=stores["held_out"], pad_token_id=pad),
+        *(dataclasses.replace(examples, tokens=tokens, pad_token_id=pad) for examples, tokens in zip((validation, held_out), others)),
     )
 
 

@@ -30,7 +30,7 @@ from adasearch.latency_bench import measure_architecture
 from adasearch.latency_target import check_targets, known_latency, open_table, target_lengths
 from adasearch.member_cost import learned_operations
 from adasearch.methods.distill import Distill
-from adasearch.metrics import score
+from adasearch.metrics import is_known, score
 from adasearch.objectives import task_loss
 from adasearch.outputs import outputs_of
 from adasearch.play_off import Finals
@@ -227,11 +227,13 @@ class Trainer:
         problem = self.problem
         logits_NC = student_logits(student, problem.held_out, self.accelerator)
         held_out = scores_of(problem, logits_NC, problem.held_out)
-        losses_N = task_loss(torch.from_numpy(logits_NC).float(), torch.from_numpy(problem.held_out.labels), problem.task.problem_type)
+        known = np.flatnonzero(is_known(problem.held_out.labels))
+        logits, labels = (torch.from_numpy(values[known]) for values in (logits_NC, problem.held_out.labels))
+        losses = task_loss(logits.float(), labels, problem.task.problem_type)
         shutil.rmtree(target, ignore_errors=True)  # a kill between saving the folder and its scores
         save_student(student.cpu(), problem.tokenizer, target)
         write_json(target / "history.json", history)
-        write_json(target / "training.json", {**took, "held_out_loss": float(losses_N.mean())})
+        write_json(target / "training.json", {**took, "held_out_loss": float(losses.mean())})
         write_json(target / "scores.json", held_out)  # last: it says that all is there
         (work / "checkpoint.pt").unlink(missing_ok=True)
 

@@ -83,7 +83,7 @@ class TransferConfig:
         candidates: how many nearest pieces (or proposals) a replacement is drawn from.
         labelled_share: labelled texts are repeated until they make up this share of what a student sees: the texts that
             are made are many, and further from the task.
-        unlabeled_size: how many of the unlabelled texts are used at most.
+        unlabeled_size: how many of the unlabelled texts are used at most; of their sentences where these are cut.
         split_sentences: cut unlabelled texts into sentences first.
     """
 
@@ -116,8 +116,8 @@ class VocabularyConfig:
     min_count: int = 1
 
 
-def check_transfer(transfer: TransferConfig) -> None:
-    """Check the numbers of the transfer set; raises ``ConfigError``."""
+def check_transfer(transfer: TransferConfig, unlabeled_file: str | None) -> None:
+    """Check the numbers of the transfer set, and that a file of texts without labels would be read; raises ``ConfigError``."""
     for name, low, high in (
         ("candidates", 1, 1e6), ("size", 0, math.inf), ("unlabeled_size", 0, math.inf), ("replace_probability", 0, 1), ("labelled_share", 0, 0.99),
         ("neighbours", 0, math.inf), ("fragments", 0, math.inf), ("splices", 0, math.inf), ("masked_lm", 0, math.inf),
@@ -126,6 +126,13 @@ def check_transfer(transfer: TransferConfig) -> None:
     if transfer.masked_lm and not transfer.masked_lm_model:
         raise ConfigError(
             "transfer.masked_lm: replacement needs transfer.masked_lm_model, a masked language model with the teacher's tokenizer"
+        )
+    if transfer.masked_lm_model and not transfer.masked_lm:
+        raise ConfigError(f"transfer.masked_lm_model: {transfer.masked_lm_model} has no effect, transfer.masked_lm is 0; choices: a share, such as 0.2")
+    if unlabeled_file and not transfer.unlabeled_size:
+        raise ConfigError(
+            f"unlabeled_file: {unlabeled_file} would not be read, transfer.unlabeled_size is 0; choices: --transfer.unlabeled_size 200000,"
+            " or leave it out"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from adasearch.demo_assets import fetch_demo_reviews
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import fingerprint
-from adasearch.labels import Schema, check_learnable, drop_single, has_labels, read_labels, read_schema, read_soft_labels, text_columns
+from adasearch.labels import Schema, check_learnable, drop_single, has_labels, likeliest, read_labels, read_schema, read_soft_labels, text_columns
 from adasearch.metrics import choose_metrics, is_known, is_skewed
 from adasearch.questions import asks_questions, question_metrics, read_questions
 from adasearch.settings import check_choice
@@ -76,10 +76,12 @@ class Task:
     def has_gold(self) -> bool:
         """Whether the labels of the final score say more than that the likeliest soft labels are right."""
         labels, soft = self.held_out.labels, self.held_out.soft_labels
-        if labels is None or soft is None:
-            return True
-        likeliest = soft.argmax(1) if labels.ndim == 1 else soft >= 0.5
-        return not np.array_equal(labels, likeliest)
+        return labels is None or soft is None or not np.array_equal(labels, likeliest(soft, self.problem_type))
+
+    @property
+    def scored(self) -> int:
+        """How many examples the final score is taken on: those of ``held_out`` that have a label."""
+        return len(self.held_out) if self.problem_type == QUESTION_ANSWERING else int(is_known(self.held_out.labels).sum())
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -116,8 +118,9 @@ def load_task(config: TaskConfig, *, seed: int = 42, cache: Path | None = None) 
     is_demo = config.task == "demo" and not config.train_file
     task = _load_demo(config, cache) if is_demo else _build(find_source(config), config, seed)
     task = _with_fewer(task, config.max_train_examples, seed)
-    if copies := count_copies(task.train, task.held_out):
-        task.notes.append(f"{copies} of {len(task.held_out)} held-out texts also stand in the training texts: they are known, not predicted")
+    for name, split in (("held-out", task.held_out), *([] if task.test is None else [("validation", task.validation)])):
+        if copies := count_copies(task.train, split):
+            task.notes.append(f"{copies} of {len(split)} {name} texts also stand in the training texts: they are known, not predicted")
     if config.unlabeled_file:
         task.unlabeled = _read_unlabeled(config, task)
     if task.unlabeled is not None and (copies := count_copies(task.unlabeled, task.held_out)):
@@ -133,7 +136,9 @@ def _question_task(config: TaskConfig, seed: int) -> Task:
 
 def _load_demo(config: TaskConfig, cache: Path | None) -> Task:
     """The demo's own data. Raises ``ConfigError`` for settings of other data, which would be passed over."""
-    given = [name for name in ("validation_file", "test_file", "soft_label_columns", "problem_type") if getattr(config, name)]
+    others = ("validation_file", "test_file", "soft_label_columns", "problem_type", "data_dir")
+    columns = () if config.unlabeled_file else ("text_column", "text_pair_column", "label_column")  # else they may be that file's
+    given = [name for name in (*others, *columns) if getattr(config, name) != getattr(TaskConfig, name)]
     if given:
         raise ConfigError(f"task: the demo brings its own data, for which there is no {', no '.join(given)}; choices: leave it out, or --train_file FILE")
     assets = None if config.demo_assets is None else Path(config.demo_assets)
@@ -214,7 +219,7 @@ def _split(table: Table, source: Source, schema: Schema | None, split: str, skip
         if schema.soft_columns and (split == "train" or schema.soft_columns[0] in table.columns):
             soft = read_soft_labels(table, schema)
         if soft is not None and not schema.has_gold and not has_labels(table, source.label):
-            labels = soft.argmax(axis=1) if schema.problem_type == "single_label" else (soft > 0.5).astype(np.float32)
+            labels = likeliest(soft, schema.problem_type)
         else:
             labels = read_labels(table, source.label, schema, may_be_missing=soft is not None)
     rows = table.good_rows(skip_bad_rows=skip, notes=notes)
@@ -229,17 +234,34 @@ def _texts(table: Table, source: Source) -> tuple[list[str], list[str] | None]:
 def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
     """Training and held-out examples: 10% by a seed, of each class where there are classes (at least one of two).
 
-    Examples without a gold label stay: there is nothing to score in them.
+    A text that stands in several rows is held out in all of them, or in none: what was learned from one is known in the others. Only a
+    class that has one text alone is parted by rows. Examples without a gold label stay: there is nothing to score in them.
     """
     generator = np.random.default_rng(seed)
-    known = np.flatnonzero(is_known(train.labels))
-    groups = [known]
-    if train.labels.dtype == np.int64:
-        groups = [known[train.labels[known] == label] for label in np.unique(train.labels[known])]
-    shuffled = [generator.permutation(group) for group in groups]
-    sizes = [max(round(HELD_OUT_SHARE * len(group)), 1) if len(group) > 1 else 0 for group in groups]
-    held = np.sort(np.concatenate([group[:size] for group, size in zip(shuffled, sizes)]))
-    return train.select(np.setdiff1d(np.arange(len(train)), held)), train.select(held)
+    known_N = np.flatnonzero(is_known(train.labels))
+    keys = list(_keys(train))
+    first = {}  # of every text the first row that has it, which stands for all of them
+    rows_of: dict[int, list[int]] = {}
+    for row in known_N.tolist():
+        rows_of.setdefault(first.setdefault(keys[row], row), []).append(row)
+    texts_M = np.array(list(rows_of), dtype=np.int64)
+    classes_M = train.labels[texts_M] if train.labels.dtype == np.int64 else np.zeros(len(texts_M), np.int64)
+    held = [row for label in np.unique(classes_M) for row in _drawn(texts_M[classes_M == label], rows_of, generator)]
+    held_H = np.array(sorted(held), dtype=np.int64)
+    return train.select(np.setdiff1d(np.arange(len(train)), held_H)), train.select(held_H)
+
+
+def _drawn(texts: np.ndarray, rows_of: Mapping[int, list[int]], generator: np.random.Generator) -> list[int]:
+    """The held-out rows of one class: those of the texts drawn whose rows fit into what is left of its share; of the rarest where none do."""
+    units = [[row] for row in rows_of[texts[0]]] if len(texts) == 1 else [rows_of[text] for text in texts.tolist()]
+    if len(units) < 2:
+        return []
+    drawn = [units[index] for index in generator.permutation(len(units))]
+    room, held = max(round(HELD_OUT_SHARE * sum(map(len, drawn))), 1), []
+    for unit in drawn:
+        if len(unit) <= room - len(held):
+            held += unit
+    return held or min(drawn, key=len)
 
 
 def _with_fewer(task: Task, count: int | None, seed: int) -> Task:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adasearch.cofi_config import CofiConfig
-from adasearch.config import FitConfig, RunConfig, SearchConfig, to_dict, validate
+from adasearch.config import BenchConfig, FitConfig, RunConfig, SearchConfig, TransferConfig, to_dict, validate
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.objectives import DISTILLATION_LOSSES
@@ -160,6 +160,15 @@ def test_checks_name_place_value_and_choices() -> None:
         check_choice("here", None, ("a", "b"))
     with pytest.raises(ConfigError, match="^here: 3 is out of range; choices: 1 to 2$"):
         check_range("here", 3, 1, 2)
+
+
+def test_what_nothing_would_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match="transfer.masked_lm_model: bert has no effect, transfer.masked_lm is 0"):
+        validate(RunConfig(transfer=TransferConfig(masked_lm_model="bert")))
+    with pytest.raises(ConfigError, match="unlabeled_file: more.txt would not be read, transfer.unlabeled_size is 0"):
+        validate(RunConfig(unlabeled_file="more.txt", transfer=TransferConfig(unlabeled_size=0)))
+    with pytest.raises(ConfigError, match="bench.references: minilm6: not timed, bench.reference is false"):
+        validate(RunConfig(bench=BenchConfig(reference=False, references=["minilm6"])))
 
 
 def test_threads_are_at_most_the_cores_and_every_seed_is_one() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -513,6 +514,20 @@ def test_a_finished_run_is_read_from_any_folder_and_without_its_unlabelled_texts
     write_csv(tmp_path / "home" / "valid.csv", 41, 1)
     with pytest.raises(ConfigError, match=r"its data cannot be read again \(.*validation: 40 -> 41 examples.*\); choices: a file$"):
         finished.task(instead="a file")
+
+
+def test_a_preset_s_run_with_texts_of_other_columns_is_read_again(tmp_path: Path) -> None:
+    for split, seed in (("train", 0), ("validation", 1)):
+        (tmp_path / "sst2").mkdir(exist_ok=True)
+        write_csv(tmp_path / "all.csv", 40, seed)
+        table = pd.read_csv(tmp_path / "all.csv")
+        pd.DataFrame({"sentence": table["text"], "label": (table["label"] == "positive").astype(int)}).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
+    pd.DataFrame({"review": ["a long film", "a dull film"], "stars": ["few", "many"]}).to_csv(tmp_path / "more.csv", index=False)
+    settings = {"task": "sst2", "data_dir": str(tmp_path), "unlabeled_file": str(tmp_path / "more.csv"), "text_column": "review"}
+    config = replace(tiny_run(tmp_path), **settings, train_file=None, validation_file=None, test_file=None, label_column="label", output_dir=str(tmp_path / "run"))
+    prepare_only(config)
+    task = FinishedRun(tmp_path / "run", json.loads((tmp_path / "run" / "run.json").read_text())["config"]).task(instead="a file")
+    assert len(task.train) == 40 and task.unlabeled is None
 
 
 @pytest.mark.parametrize("name", BAD)

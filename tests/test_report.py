@@ -210,6 +210,9 @@ def test_what_a_cascade_gains_is_said_as_worked_by_hand(scores: tuple[float, ...
     assert verdict.cascade_sentence(report) == expected
     if named := re.search(r"(?:sure|at) (\d+)%", expected or ""):  # what the text names has a row
         assert f"{named[1]}%" in {row.cells[0].text for row in cascade_table(report).rows}
+    if report.cascade["curve"][1:]:  # the student answers first, whoever answers then
+        student, teacher = (report.find(kind).latency_ms_p50 for kind in ("student", "teacher"))
+        assert cascade_table(report).rows[-1].cells[-1].value == pytest.approx(student + teacher)
     assert expected is None or expected in markdown.markdown(report)
 
 

@@ -21,7 +21,7 @@ from adasearch.config import TaskConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
 from adasearch.sources import PRESETS, find_source
 from adasearch.tables import read_table
-from adasearch.tasks import Task, demo_task, load_task
+from adasearch.tasks import Task, demo_task, hold_out, load_task
 from adasearch.texts import Split, split_sentences, tokenize
 
 WORDS = "the film is good bad long fine dull".split()
@@ -117,12 +117,13 @@ def test_an_empty_gold_column_beside_soft_labels_is_none(tmp_path: Path) -> None
     [
         ({"data_dir": "somewhere"}, "data_dir: somewhere is not read where a file is named"),
         ({"task": "sst2", "train_file": None, "text_column": "message"}, "text_column: 'message' is not read: task 'sst2' has sentence, label"),
+        ({"task": "demo", "train_file": None, "data_dir": "d", "label_column": "y"}, "the demo brings its own data, for which there is no data_dir, no label_column"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
     path = _csv(tmp_path / "t.csv", "text,label\nfine,a\ndull,b\n")
     with pytest.raises(ConfigError, match=re.escape(says)):
-        find_source(TaskConfig(**{"train_file": path, **settings}))
+        load_task(TaskConfig(**{"train_file": path, **settings}))
 
 
 def test_line_numbers_count_header_and_quoted_line_breaks(tmp_path: Path) -> None:
@@ -173,6 +174,29 @@ def test_numbers_that_no_float_holds_are_names_and_no_amounts(tmp_path: Path) ->
     shares = [{"text": f"film {i}", "p_a": 1 - i % 2, "p_b": i % 2} for i in range(20)]
     soft = _jsonl(tmp_path / "s.jsonl", [*shares, {"text": "film", "p_a": 10**400, "p_b": 0}])
     assert "line 21: column 'p_a': soft label 1000" in _error(soft, soft_label_columns=["p_a", "p_b"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["1E3", "1000", "2E1"], ("2E1", "1E3", "1000")),  # by size, and each its own
+        (["1A5", "1B5", "1E5"], ("1A5", "1B5", "1E5")),
+        (["1.0", "2.0"], ("1", "2")),
+    ],
+)
+def test_codes_that_could_be_numbers_keep_their_names(tmp_path: Path, cells: list[str], names: tuple[str, ...]) -> None:
+    rows = "".join(f"film {row},{cells[row % len(cells)]}\n" for row in range(30))
+    path = _csv(tmp_path / "t.csv", f"text,label\n{rows}")
+    task = _load(path, validation_file=path)
+    assert task.label_names == names and len(task.train) == 30
+    assert [names[label] for label in task.validation.labels[: len(cells)]] == [cell.removesuffix(".0") for cell in cells]
+
+
+def test_amounts_may_be_written_with_exponents(tmp_path: Path) -> None:
+    cells = ["1e-3", "0.5", "2E-1", "1"]
+    path = _csv(tmp_path / "t.csv", "text,label\n" + "".join(f"film {row},{cells[row % 4]}\n" for row in range(20)))
+    task = _load(path, validation_file=path)
+    assert task.problem_type == "regression" and task.train.labels[:4].tolist() == pytest.approx([0.001, 0.5, 0.2, 1])
 
 
 def test_an_unclosed_quote_is_never_a_row_to_leave_out(tmp_path: Path) -> None:
@@ -341,6 +365,21 @@ def test_likeliest_soft_label_stands_in_for_gold(tmp_path: Path) -> None:
     assert any("stands in" in note for note in task.notes)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.4])
+def test_soft_labels_that_stand_in_for_gold_ones_are_no_gold(tmp_path: Path, share: float) -> None:
+    rows = [{"text": f"film {row}", "p_a": share if row % 2 else 0.9, "p_b": 0.2 + 0.6 * (row % 3 == 0)} for row in range(40)]
+    path = _jsonl(tmp_path / "t.jsonl", rows)
+    task = _load(path, validation_file=path, soft_label_columns=["p_a", "p_b"], problem_type="multi_label")
+    assert not task.has_gold and task.train.labels[1].tolist() == [0, 0]
+
+
+def test_only_examples_with_a_label_count_as_scored(tmp_path: Path) -> None:
+    rows = [{"text": f"film {row}", "label": ("a", "b")[row % 2] if row < 12 else None, "a": 0.5, "b": 0.5} for row in range(40)]
+    path = _jsonl(tmp_path / "t.jsonl", rows)
+    task = _load(path, validation_file=path, soft_label_columns=["a", "b"])
+    assert len(task.held_out) == 40 and task.scored == 12
+
+
 def test_bad_soft_labels_are_named(tmp_path: Path) -> None:
     rows = ["a,x,nan,0.5", "b,y,-0.1,1.1", "c,x,0.5,0.4", "d,y,half,1", "e,x,0.9995,0"]
     path = _csv(tmp_path / "t.csv", "\n".join(["text,label,x,y", *rows]))
@@ -436,6 +475,34 @@ def test_fewer_examples_of_numbers_and_of_texts_without_a_gold_label(tmp_path: P
     assert Counter(soft.train.labels.tolist()) == {-100: 40, 0: 2, 1: 2} and len(soft.train.soft_labels) == 44
 
 
+def _held_out_by_rows(labels: np.ndarray, seed: int) -> list[int]:
+    """The rows that are held out where no text stands in two of them, drawn class by class."""
+    generator = np.random.default_rng(seed)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if labels.dtype == np.int64 else [np.arange(len(labels))]
+    return sorted(row for rows in classes for row in generator.permutation(rows)[: max(round(0.1 * len(rows)), 1)].tolist())
+
+
+@pytest.mark.parametrize("labels", [np.arange(101) % 3, np.linspace(0, 1, 101, dtype=np.float32)], ids=["classes", "numbers"])
+def test_texts_that_all_differ_are_held_out_row_by_row(labels: np.ndarray) -> None:
+    _, held = hold_out(Split([str(row) for row in range(len(labels))], labels=labels), seed=5)
+    assert [int(text) for text in held.texts] == _held_out_by_rows(labels, 5)
+
+
+def test_a_text_is_held_out_in_all_its_rows_or_in_none() -> None:
+    repeated = Split([f"film {row % 20}" for row in range(200)], labels=np.arange(200) % 2)
+    train, held = hold_out(repeated, seed=1)
+    assert len(held) == 20 and not {*train.texts} & {*held.texts} and Counter(held.labels.tolist()) == {0: 10, 1: 10}
+    # one text is most of a class: the others are held out; a class of one text alone is parted by rows
+    skewed = Split([*["the same"] * 50, *map(str, range(10)), "alone", "alone"], labels=np.array([0] * 60 + [1] * 2))
+    train, held = hold_out(skewed, seed=1)
+    assert sum(text.isdigit() for text in held.texts) == 6 and held.texts.count("alone") == 1 and "the same" not in held.texts
+    big = Split([*["a"] * 20, *["b"] * 30], labels=np.zeros(50, np.int64))
+    assert hold_out(big, seed=1)[1].texts == ["a"] * 20, "neither fits into a tenth: the one with fewer rows"
+    pairs = Split(["a", "a", "a", "b"] * 5, [*"xxyz"] * 5, labels=np.zeros(20, np.int64))
+    train, held = hold_out(pairs, seed=1)
+    assert not {*zip(train.texts, train.pairs)} & {*zip(held.texts, held.pairs)}, "both texts make a pair"
+
+
 def test_copies_across_the_splits_are_counted(tmp_path: Path) -> None:
     train = _csv(tmp_path / "t.csv", "text,other,label\na,1,x\na,1,x\nb,2,y\nc,3,y\n")
     held = _csv(tmp_path / "v.csv", "text,other,label\na,1,x\nb,9,y\nd,4,x\na,1,y\n")
@@ -443,6 +510,9 @@ def test_copies_across_the_splits_are_counted(tmp_path: Path) -> None:
     assert any(note.startswith(f"3 of 4 {said}") for note in _load(train, validation_file=held).notes)
     assert any(note.startswith(f"2 of 4 {said}") for note in _load(train, validation_file=held, text_pair_column="other").notes)
     assert not any(said in note for note in _load(_write(_rows(), tmp_path / "all.csv")).notes)
+    tested = _load(train, validation_file=held, test_file=_csv(tmp_path / "e.csv", "text,other,label\ne,1,x\nf,1,y\n"))
+    assert any(note.startswith("3 of 4 validation texts also stand in the training texts") for note in tested.notes), "it is chosen by"
+    assert not any(said in note for note in tested.notes)
 
 
 def test_preset_from_a_folder_with_hidden_test_labels(tmp_path: Path) -> None:
