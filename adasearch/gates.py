@@ -141,11 +141,9 @@ class ChoiceGate(Gate):
         log_p = self.logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).mean() / torch.log(torch.tensor(float(len(self.choices))))
 
-    def decide(self, exclude: Sequence[Any] = ()) -> list[Any]:
-        """The most probable allowed element of each row."""
-        scores = self.logits.detach().clone()
-        scores[:, [i for i, choice in enumerate(self.choices) if choice in exclude]] = -torch.inf
-        return [self.choices[i] for i in scores.argmax(-1).tolist()]
+    def decide(self) -> list[Any]:
+        """The most probable element of each row."""
+        return [self.choices[i] for i in self.logits.detach().argmax(-1).tolist()]
 
     def moment(self, power: int) -> Tensor:
         """E[size^power] of a one-row gate over sizes: what cost needs of an axis."""

@@ -16,6 +16,7 @@ from nni.nas.strategy import TPE, GridSearch, Random, RegularizedEvolution
 from nni.nas.strategy.base import Strategy
 
 from adasearch.architecture import Architecture
+from adasearch.errors import TrainingError
 from adasearch.nni_network import SupernetSpace
 from adasearch.nni_space import Choices
 from adasearch.progress import Progress
@@ -24,6 +25,7 @@ from adasearch.supernet import Supernet
 
 WORST = -1e9  # a metric; finite, since TPE reckons with it
 SAMPLES = 20  # proposed at most for each that is weighed: a small space may have no more
+GRID_SAMPLES = 2_000  # the grid's neighbours differ in edges that no member keeps: a hundred and more samples mean one member, or none
 
 
 class Trials(Evaluator):
@@ -48,8 +50,8 @@ class Trials(Evaluator):
 class Engine(SequentialExecutionEngine):
     """NNI's engine, whose budget is a number of members."""
 
-    def __init__(self, trials: Trials, budget: int):
-        super().__init__(max_model_count=SAMPLES * budget)
+    def __init__(self, trials: Trials, budget: int, samples: int):
+        super().__init__(max_model_count=samples * budget)
         self.trials, self.budget = trials, budget
 
     def budget_available(self) -> bool:
@@ -86,10 +88,21 @@ def trial_strategy(name: str, config: SearchConfig, seed: int) -> Strategy:
 def run_trials(
     name: str, student: Supernet, weigh: Callable[[Architecture], float], budget: int, config: SearchConfig, seed: int, progress: Progress
 ) -> dict[Architecture, float]:
-    """Let NNI's strategy ``name`` choose ``budget`` members; what each weighs, in order. A pure function of weights and seed."""
+    """Let NNI's strategy ``name`` choose ``budget`` members; what each weighs, in order. A pure function of weights and seed.
+
+    Warns where it proposed fewer in all its samples, and raises ``TrainingError`` where it proposed none.
+    """
     choices = Choices(student.space)
     trials = Trials(choices, weigh, seed, progress)
     progress.stage("weigh members", budget)
     space = SimplifiedModelSpace.from_model(SupernetSpace(student, choices), trials)
-    trial_strategy(name, config, seed)(space, Engine(trials, budget))
+    samples = GRID_SAMPLES if name == "grid" else SAMPLES
+    trial_strategy(name, config, seed)(space, Engine(trials, budget, samples))
+    if not trials.found:
+        raise TrainingError(
+            f"search.strategy: nni.{name} proposed no member of space {student.space.name!r} in {samples * budget:,} samples; choices: another"
+            " strategy, or a space with a smaller learned_per_node"
+        )
+    if len(trials.found) < budget:
+        progress.warning(f"nni.{name} proposed {len(trials.found)} members of the {budget} that were to be weighed")
     return trials.found

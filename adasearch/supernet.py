@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adasearch.architecture import Architecture, CellChoice, Edge, Space
 from adasearch.cell import Cell, CellPath, Step, edge_key
 from adasearch.cost import Cost, FixedAxis
-from adasearch.gates import ChoiceGate, SubsetGate, gates_of, inclusion
+from adasearch.gates import ChoiceGate, SubsetGate, inclusion
 from adasearch.latency import LatencyModel
 from adasearch.member_cost import CostTable, frame_cost, learned_operations, with_learned
 from adasearch.operations import WIDTH
@@ -184,11 +184,6 @@ class Supernet(nn.Module):
     def _init_embedding(module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.05)
-
-    @property
-    def gates(self) -> list[nn.Module]:
-        """Every gate, for optimiser groups and schedules."""
-        return gates_of(self)
 
     def draw(self) -> Draw:
         """Draw a member; in eval the likeliest of every choice, on every edge where edges are not drawn (``decide`` derives, this does not)."""

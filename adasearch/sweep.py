@@ -55,11 +55,12 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
     workers, threads = check_sweep(config, cores_here())
     for index, name in enumerate(config.formats):
         check_choice(f"formats[{index}]", name, FORMATS)
-    if config.beta and not find_strategy(config.search).weighs_cost:
-        raise ConfigError(
-            f"beta: {config.beta} has no effect with search.strategy {config.search.strategy!r}; choices: target_macs, target_params or"
-            " latency_target_ms, or another search.strategy"
-        )
+    for name in config.strategies or [config.search.strategy]:
+        if config.beta and not find_strategy(dataclasses.replace(config.search, strategy=name)).weighs_cost:
+            setting = "strategies" if config.strategies else "search.strategy"
+            raise ConfigError(
+                f"beta: {config.beta} has no effect with {setting} {name!r}; choices: target_macs, target_params or latency_target_ms, or another strategy"
+            )
     if config.engine == "ray":
         check_ray()
     runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, threads=threads)) for run in plan(config)]

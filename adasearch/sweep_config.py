@@ -22,6 +22,7 @@ from adasearch.settings import check_choice, check_optional, check_range, check_
 
 ENGINES = ("local", "ray")
 BUDGETS = ("latency_target_ms", "target_macs", "target_params", "beta")  # of the sweep, and of ``search``
+OF_THE_SWEEP = ("output_dir", "threads", "quiet")  # settings that no run has for itself
 # what the teacher, its texts and its labels do not depend on: runs that differ here alone share them
 AFTER_PREPARATION: dict[str, Any] = {
     "space": "adasearch", "architecture": None, "warm_start": None, "controls": [], "seeds": None, "search": SearchConfig(), "distill": DistillConfig(),
@@ -132,6 +133,8 @@ def plan(config: SweepConfig) -> list[SweepRun]:
         where = f"runs[{index}]"
         if not isinstance(changes, Mapping):
             raise ConfigError(f"{where}: {changes!r} is no mapping of settings")
+        if own := [key for key in OF_THE_SWEEP if key in changes]:
+            raise ConfigError(f"{where}: {', '.join(own)}: the sweep's, for all its runs; choices: --{own[0]} of the sweep, or leave it out")
         changed = override(config.base, {key: value for key, value in changes.items() if key != "name"}, where)
         found.append((str(changes.get("name", f"{_slug(changed.task)}-{index + 1}")), changed))
     runs: dict[str, SweepRun] = {}

@@ -69,7 +69,7 @@ def variants(runs: Sequence[SweepRun], unseen: Sequence[str] = ()) -> dict[str, 
     """
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for run in runs:
-        settings = {key: value for key, value in to_dict(run.config).items() if key not in (*FREE, *unseen, "seed", "data_seed")}
+        settings = {key: value for key, value in to_dict(run.config).items() if key not in (*FREE, *unseen, "seed")}
         groups.setdefault((run.config.task, run.config.teacher, "" if unseen else run.budget), {})[run.name] = dict(_flat(settings))
     found = {}
     for members in groups.values():
@@ -92,7 +92,7 @@ def _row(task: str, teacher: str, budget: str, variant: str, system: str, seen: 
     if budget == "-":  # the same model in every run, but timed in each
         seen = seen[:1]
     rows, seeds = [row for row, _ in seen], sum(max(1, len(system.scores)) for _, system in seen)
-    scores = [row.score for row in rows if row.score is not None]
+    scores = [score for row, (_, system) in zip(rows, seen) for score in (system.scores if len(system.scores) > 1 else [row.score]) if score is not None]
     cells = sorted({row.cells for row in rows if row.cells is not None})
     return SweepRow(
         task, teacher, budget, variant, system, seeds, rows[0].metric, score=fmean(scores) if scores else None,
@@ -125,7 +125,7 @@ def sweep_table(rows: Sequence[SweepRow]) -> Table:
         for row in rows
     ]  # fmt: skip
     notes = (
-        "Scores on the held-out examples, mean ± standard deviation over the seeds, of which each has a search of its own;"
+        "Scores on the held-out examples, mean ± standard deviation over the seeds, each a run with a search of its own (those of one run's `seeds` share it);"
         " latency and quotients of time are medians over the runs, each timed in one process with nothing of the sweep beside it.",
     )
     groups = tuple(f"{row.task}, {metric_name(row.metric)}: {MEASURED}" for row in rows)

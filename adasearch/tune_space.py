@@ -52,14 +52,15 @@ class Parameter:
         """The value that Optuna knows by this label."""
         return label if self.choices is None else self.choices[label]
 
-    def label_of(self, value: Any) -> Any | None:
-        """The label of a value; None where the value is not among those tried."""
+    def labels_of(self, value: Any) -> list[Any]:
+        """The label of a value, which may be None itself; empty where the value is not among those tried."""
         if self.choices is not None:
-            return next((label for label, known in self.choices.items() if known == value and type(known) is type(value)), None)
+            value = _size(self.name, value)
+            return [label for label, choice in self.choices.items() if (known := _size(self.name, choice)) == value and type(known) is type(value)]
         d = self.distribution
         is_within = isinstance(value, (int, float)) and not isinstance(value, bool) and d.low <= value <= d.high
         is_on_grid = is_within and (d.step is None or math.isclose((value - d.low) / d.step, round((value - d.low) / d.step)))
-        return value if is_on_grid else None
+        return [value] if is_on_grid else []
 
     def probes(self) -> list[Any]:
         """Values by which its checks are tried: all choices, all sizes of a range in the space, both ends of any other range."""
@@ -89,8 +90,7 @@ class StudySpace:
     def first(self) -> dict[str, Any]:
         """Labels of the run as it was given, so far as it lies among what is tried: a trial to be compared with."""
         known = {**dict(_leaves(self.base)), **{f"space.{key}": _plain(value) for key, value in _leaves(self.space)}}
-        labels = {parameter.name: parameter.label_of(known[parameter.name]) for parameter in self.parameters}
-        return {name: label for name, label in labels.items() if label is not None}
+        return {parameter.name: label for parameter in self.parameters for label in parameter.labels_of(known[parameter.name])[:1]}
 
     def run_of(self, values: Values) -> RunConfig:
         """The run with these values. Raises ``ConfigError`` where they do not go together."""
@@ -170,9 +170,14 @@ def changed_space(space: Space, changes: Values) -> Space:
     data = space_data(space)
     for name, value in changes.items():
         place = data["macro"] if name.startswith("macro.") else data
-        is_one = name in SIZES and isinstance(value, int)
-        place[name.removeprefix("macro.")] = [value] * SIZES[name] if is_one else value
+        place[name.removeprefix("macro.")] = _size(f"space.{name}", value)
     return space_from_dict(data, where=f"space {space.name}")
+
+
+def _size(name: str, value: Any) -> Any:
+    """A value as the space has it: a size that is written as one number as the list that it means."""
+    times = SIZES.get(name.removeprefix("space.")) if name.startswith("space.") else None
+    return [value] * times if times and type(value) is int else value
 
 
 def space_data(space: Space) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def _range(where: str, spec: dict[str, Any], *, is_int: bool) -> BaseDistributio
         raise ConfigError(f"{where}: {what}; choices: low, high, and log or step")
     for key in ("low", "high", "step"):
         value = spec.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or (is_int and value != int(value)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (is_int and value != int(value)):
             raise ConfigError(f"{where}.{key}: {value!r} is no {'whole ' if is_int else ''}number (YAML reads 1e-3 as text, 1.0e-3 as a number)")
     low, high, step, log = spec["low"], spec["high"], spec.get("step"), spec.get("log", False)
     if not isinstance(log, bool):
@@ -232,6 +237,9 @@ def _range(where: str, spec: dict[str, Any], *, is_int: bool) -> BaseDistributio
         raise ConfigError(f"{where}: log and step do not go together; choices: one of the two")
     if step is not None and step <= 0:
         raise ConfigError(f"{where}.step: {step} is out of range; choices: above 0")
+    if step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9):
+        last = low + math.floor((high - low) / step) * step
+        raise ConfigError(f"{where}: steps of {step} from low {low} do not meet high {high}; choices: high {last:g} or {last + step:g}, another step")
     if is_int:
         return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
     return FloatDistribution(float(low), float(high), log=log, step=step)

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.metrics import METRICS
-from adasearch.run_files import differences
+from adasearch.run_files import completed, differences
 from adasearch.tune_config import TuneConfig
 
 JOURNAL = "journal.log"
@@ -226,17 +226,19 @@ def is_lost(trial: FrozenTrial, folder: Path, now: float | None = None) -> bool:
 
 
 def release_lost(study: optuna.Study, storage: BaseStorage, config: TuneConfig) -> list[int]:
-    """Mark running trials without a worker as failed and put them in line again, ``config.retries`` times at most."""
+    """Mark running trials without a worker as failed and put them in line again: ``config.retries`` times at most, interrupted ones always."""
     released = []
     study_id = storage.get_study_id_from_name(config.name)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not is_lost(trial, config.folder):
             continue
-        tries = trial.user_attrs.get("tries", 0)
-        is_again = tries < config.retries
+        is_interrupted = trial.user_attrs.get("is_interrupted", False)
+        tries = trial.user_attrs.get("tries", 0) + (not is_interrupted)
+        is_again = is_interrupted or tries <= config.retries
         try:
             trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-            storage.set_trial_user_attr(trial_id, "reason", "its worker was lost" + ("" if is_again else f", {tries + 1} times"))
+            why = "interrupted" if is_interrupted else "its worker was lost" + ("" if is_again else f", {tries} times")
+            storage.set_trial_user_attr(trial_id, "reason", why)
             storage.set_trial_user_attr(trial_id, "is_replaced", is_again)
             study.tell(trial.number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # finished, or released by another machine, in between
@@ -244,7 +246,7 @@ def release_lost(study: optuna.Study, storage: BaseStorage, config: TuneConfig) 
         values = trial.params or trial.system_attrs.get("fixed_params")  # of a trial that waited, and was lost before it drew them
         if is_again and values:
             kept = {key: trial.user_attrs[key] for key in ("is_first",) if key in trial.user_attrs}
-            study.enqueue_trial(values, user_attrs={**kept, "tries": tries + 1, "retry_of": trial.number})
+            study.enqueue_trial(values, user_attrs={**kept, "tries": tries, "retry_of": trial.number})
         released.append(trial.number)
     return released
 
@@ -276,5 +278,6 @@ def _was_enqueued(study: optuna.Study, trial: Trial) -> bool:
 
 
 def _check_same(before: dict, now: dict, where: str, choices: str) -> None:
-    if what := differences(before, now):
+    known = completed(before, TuneConfig().lasting())  # a version that knew fewer settings had the others at their defaults
+    if what := differences(known, now):
         raise ConfigError(f"{where} holds a study with other settings ({what}); choices: {choices}")

@@ -95,6 +95,9 @@ def work(study: Study, progress: Progress | None = None) -> None:
                 except optuna.exceptions.UpdateFinishedTrialError:  # given up on while it ran, as below
                     progress.warning(TAKEN_OVER.format(trial.number))
                     continue
+                except KeyboardInterrupt:  # the user's wish, and no fault of the trial's
+                    trial.set_user_attr("is_interrupted", True)
+                    raise
                 except Exception as error:  # ours: the trial ends with the process, and is not tried again
                     trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
                     found.tell(trial, state=TrialState.FAIL)

@@ -196,12 +196,12 @@ class TrialRun:
         finally:
             stop_trackers(self.study.accelerator)
             self._tidy()
-        facts = {"score": float(np.mean(scores)), "scores": scores, **self.costs}
-        if not np.isfinite(facts["score"]):  # of a metric of the user's; Optuna would refuse it, and leave the trial running
-            raise Pruned(f"its score is {facts['score']}")
-        for name, value in facts.items():
+        score = float(np.mean(scores))
+        if not np.isfinite(score):  # of a metric of the user's; Optuna would refuse it, and leave the trial running
+            raise Pruned(f"its score is {score}")
+        for name, value in (("score", score), ("scores", scores)):
             self.trial.set_user_attr(name, value)
-        return [facts[name] for name in self.tune.objectives]
+        return [{"score": score, **self.costs}[name] for name in self.tune.objectives]
 
     def _search(self, problem: Problem) -> tuple[Supernet | None, Architecture]:
         if self.config.architecture:
@@ -213,18 +213,18 @@ class TrialRun:
         write_json(self.folder / "architecture.json", architecture.to_dict())
         self.trial.set_user_attr("shape", f"{architecture.depth} x {architecture.width}")
         cost = architecture_cost(architecture, problem.length, problem.student_config)
-        self.costs = {"macs": float(cost.macs), "params": float(cost.params)}
-        self._check_limits()
+        self._note(macs=float(cost.macs), params=float(cost.params))
         if self.tune.needs_latency:
-            self.costs["latency_ms"] = self._latency(problem, architecture)
-        self._check_limits()
+            self._note(latency_ms=self._latency(problem, architecture))
 
-    def _check_limits(self) -> None:
+    def _note(self, **costs: float) -> None:
+        """Costs that are known now; the trial keeps them whatever becomes of it. Raises ``Pruned`` above a limit."""
+        self.costs |= costs
+        for name, value in costs.items():
+            self.trial.set_user_attr(name, value)
         for name, setting in LIMITS.items():
             limit = getattr(self.tune, setting)
             if limit is not None and self.costs.get(name, 0.0) > limit:
-                for known, value in self.costs.items():
-                    self.trial.set_user_attr(known, value)
                 raise Pruned(f"{name} {self.costs[name]:.4g} is above {setting} {limit:.4g}; its student was not trained")
 
     def _latency(self, problem: Problem, architecture: Architecture) -> float:

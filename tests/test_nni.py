@@ -6,6 +6,7 @@ Dimensions: B batch, C labels.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,21 @@ def test_trials_weigh_as_many_members_as_they_may(strategy: str) -> None:
     assert all(choices.is_member(choices.sample(member)) and member.seed == 3 for member in calls)
     assert run_trials(strategy, supernet, weigh, 12, config, 3, Progress()) == found
     assert run_trials(strategy, supernet, weigh, 12, config, 4, Progress()) != found
+
+
+def test_a_grid_of_a_large_space_gives_as_many_members_as_asked() -> None:
+    """What changes first along the grid are edges that no member keeps."""
+    supernet = Supernet(load_space("adasearch"), tiny_config())
+    found = run_trials("grid", supernet, lambda member: float(len(member.operations)), 20, SearchConfig(), 1, Progress())
+    assert len(found) == 20
+
+
+def test_samples_that_are_no_members_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adasearch.nni_trials.GRID_SAMPLES", 20)
+    space = load_space("adasearch")
+    idle_first = replace(space, operations=space.operations[::-1])  # the grid begins with nodes of skips and pools alone, which no member has
+    with pytest.raises(TrainingError, match="nni.grid proposed no member of space 'adasearch' in 240 samples; choices: another strategy"):
+        run_trials("grid", Supernet(idle_first, tiny_config()), lambda member: 0.0, 12, SearchConfig(), 1, Progress())
 
 
 @pytest.mark.parametrize(("strategy", "setting"), [("tpe", "population"), ("random_one_shot", "generations"), ("evolution", "candidates")])

@@ -92,7 +92,7 @@ def test_a_killed_search_ends_with_the_weights_of_an_undisturbed_one(tmp_path: P
     assert run(tmp_path / "killed", again) == history
     for name, tensor in whole[0].state_dict().items():
         assert torch.equal(tensor, again[0].state_dict()[name]), name
-    moved = any((gate.logits.abs() > 0.01).any() for gate in whole[0].gates)
+    moved = any((gate.logits.abs() > 0.01).any() for gate in gates_of(whole[0]))
     assert moved == whole[1].learns_architecture
 
 
@@ -106,7 +106,7 @@ def test_the_gradient_of_darts_gates_is_that_of_finite_differences(sample_edges:
         """The depth does not hear of its probes."""
         return float(sum(term.detach() for name, term in method.loss(supernet, batch).items() if gate.axis != "depth" or name != "probes"))
 
-    for gate in supernet.gates:
+    for gate in gates_of(supernet):
         flat, gradient = gate.logits.data.view(-1), gate.logits.grad.view(-1) if gate.logits.grad is not None else None
         for index in range(0, len(flat), 3):
             sides = []
@@ -137,7 +137,7 @@ def test_the_second_order_is_that_of_an_unrolled_step(monkeypatch: pytest.Monkey
     valid = batch_of(10)
     method.rate = 0.1
     both = Both(supernet, method)
-    gates = {f"student.{name}": p for name, p in supernet.named_parameters() if any(p is gate.logits for gate in supernet.gates)}
+    gates = {f"student.{name}": p for name, p in supernet.named_parameters() if any(p is gate.logits for gate in gates_of(supernet))}
     weights = {name: p for name, p in both.named_parameters() if p.requires_grad and name not in gates}
     before = {name: p.detach().clone() for name, p in weights.items()}
     slopes = torch.autograd.grad(both(train), list(weights.values()), create_graph=True, allow_unused=True)
@@ -261,7 +261,7 @@ def test_the_temperature_of_every_gate_falls_from_start_to_end(strategy: str, mi
     # while the architecture rests the temperature has no effect, so it falls from there on
     for step, expected in ((0, 8.0), (4, 8.0), (5, 8.0), (7, middle), (9, 0.5)):
         method.begin_step(supernet, step, 10)
-        assert [float(gate.temperature) for gate in supernet.gates] == pytest.approx([expected] * len(supernet.gates))
+        assert [float(gate.temperature) for gate in gates_of(supernet)] == pytest.approx([expected] * len(gates_of(supernet)))
 
 
 @pytest.mark.parametrize("strategy", ["gumbel", "gumbel_all"])
@@ -453,8 +453,8 @@ def test_dropped_operations_are_left_out_of_the_draw_and_of_the_gradient() -> No
 def test_the_entropy_term_is_the_gates_mean_entropy_and_rises() -> None:
     supernet, method, batch = learning("gumbel", entropy_weight=0.6)
     # the first node takes both of its two edges: its gate has nothing to decide, and its entropy of 0 is no decision
-    open_gates = [gate for gate in supernet.gates if gate.logits.shape[-1] not in (1, getattr(gate, "size", 1))]
-    assert sum(gate.axis == "edges" for gate in open_gates) == sum(gate.axis == "edges" for gate in supernet.gates) / 2 > 0
+    open_gates = [gate for gate in gates_of(supernet) if gate.logits.shape[-1] not in (1, getattr(gate, "size", 1))]
+    assert sum(gate.axis == "edges" for gate in open_gates) == sum(gate.axis == "edges" for gate in gates_of(supernet)) / 2 > 0
     expected = np.mean([float(gate.entropy().detach()) for gate in open_gates])
     assert float(method.loss(supernet, batch)["entropy"].detach()) == pytest.approx(method.entropy_weight * expected)
     weights = []

@@ -50,7 +50,7 @@ def test_a_step_runs_as_many_operations_whatever_the_candidates(sample_edges: bo
     for operations in (THREE, TEN):
         space = tiny_space(operations=operations, nodes=3, cells=(3, 3), sample_edges=sample_edges)
         supernet = Supernet(space, tiny_config()).train()
-        for gate in supernet.gates:
+        for gate in gates_of(supernet):
             gate.is_frozen = is_frozen
         ran = count_runs(supernet)
         supernet(*batch())
@@ -71,7 +71,7 @@ def test_no_cell_runs_beyond_the_depth_unless_the_depth_is_learning() -> None:
     for evaluates in (False, True):
         ran.clear()
         supernet.train(not evaluates)
-        for gate in supernet.gates:
+        for gate in gates_of(supernet):
             gate.is_frozen = True
         output = supernet(*batch())
         assert {int(name.split(".")[2]) for name in ran} == set(range(output.depths[output.drawn]))
@@ -81,10 +81,10 @@ def test_no_cell_runs_beyond_the_depth_unless_the_depth_is_learning() -> None:
 @pytest.mark.parametrize("share_cells", [True, False])
 def test_the_loss_teaches_every_gate_and_drawn_weight(share_cells: bool) -> None:
     supernet = Supernet(tiny_space(share_cells=share_cells, operations=("conv3", "sep_conv3")), tiny_config()).train()
-    assert len(supernet.gates) == 2 + (1 if share_cells else 3) * 3
+    assert len(gates_of(supernet)) == 2 + (1 if share_cells else 3) * 3
     for _ in range(12):  # a gate of a cell beyond the drawn depth learns nothing in that draw
         search_loss(supernet(*batch())).backward()
-    for gate in supernet.gates:
+    for gate in gates_of(supernet):
         if not (isinstance(gate, SubsetGate) and gate.size == len(gate.logits)):
             assert gate.logits.grad.abs().max() > 0, gate.axis
     assert supernet.trunk.embeddings.projection.weight.grad.abs().max() > 0
@@ -92,11 +92,11 @@ def test_the_loss_teaches_every_gate_and_drawn_weight(share_cells: bool) -> None
 
 def test_while_frozen_only_weights_learn() -> None:
     supernet = Supernet(tiny_space(), tiny_config()).train()
-    for gate in supernet.gates:
+    for gate in gates_of(supernet):
         gate.is_frozen = True
     output = supernet(*batch())
     F.cross_entropy(output.logits[-1], torch.zeros(3, dtype=torch.long)).backward()
-    assert all(gate.logits.grad is None for gate in supernet.gates)
+    assert all(gate.logits.grad is None for gate in gates_of(supernet))
     assert supernet.trunk.read_out.classifier.weight.grad.abs().max() > 0
 
 
@@ -237,7 +237,7 @@ def test_a_search_resumes_from_its_state_dict() -> None:
         gate.temperature.fill_(0.4)
     fresh.load_state_dict(saved.state_dict())
     assert fresh.decide() == saved.decide() and all(
-        gate.temperature == saved.gates[0].temperature for gate in fresh.gates
+        gate.temperature == gates_of(saved)[0].temperature for gate in gates_of(fresh)
     )
     for model in (saved, fresh):
         model.train()

@@ -149,6 +149,12 @@ def test_only_runs_that_differ_in_their_seeds_are_averaged(monkeypatch: pytest.M
     ]  # fmt: skip
 
 
+def test_runs_of_other_data_seeds_are_not_averaged() -> None:
+    """Each has a teacher of its own."""
+    runs = plan(SweepConfig(runs=[{"name": name, "task": "sst2", "data_seed": seed} for name, seed in (("a", 1), ("b", 2))]))
+    assert variants(runs) == {"a": "data_seed 1", "b": "data_seed 2"} and len({run.prepared for run in runs}) == 2
+
+
 def test_teachers_that_were_made_unlike_have_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [{"name": f"{epochs}-{steps}", "task": "sst2", "finetune": {"epochs": epochs}, "retrain": {"steps": steps}} for epochs in (1, 2) for steps in (5, 6)]
     planned = plan(SweepConfig(runs=runs))
@@ -177,6 +183,8 @@ def test_weights_of_a_cost_that_is_not_weighed_are_refused(tmp_path: Path) -> No
     config = settings(tmp_path, tasks=["tiny"], beta=[1.0, 4.0])
     with pytest.raises(ConfigError, match="^beta: .*no effect with search.strategy 'one_shot'; choices: target_macs"):
         sweep(dataclasses.replace(config, search=dataclasses.replace(config.search, strategy="one_shot")))
+    with pytest.raises(ConfigError, match="^beta: .*no effect with strategies 'one_shot'; choices: target_macs"):
+        sweep(dataclasses.replace(config, strategies=["gumbel", "one_shot"]))
 
 
 def test_every_run_is_checked_before_the_first_starts(tmp_path: Path) -> None:
@@ -313,6 +321,7 @@ def test_bad_settings_are_refused(changes: dict, says: str) -> None:
         ({"runs": [{"search": {"bta": 1}}]}, "runs[0].search: unknown setting 'bta'"),
         ({"runs": [{"search": {"beta": "much"}}]}, "runs[0].search.beta: 'much' does not fit"),
         ({"runs": ["sst2"]}, "runs[0]: 'sst2' is no mapping"),
+        ({"runs": [{"output_dir": "x", "threads": 2}]}, "runs[0]: output_dir, threads: the sweep's, for all its runs; choices: --output_dir of the sweep"),
         ({"runs": [{"name": "a"}], "task": "sst2", "seeds": [1, 2]}, "seeds: `runs` alone has no product for it; choices: --tasks for a product beside"),
         ({"runs": [{"name": "a"}], "teachers": ["a/b"], "beta": [1.0]}, "teachers, beta: `runs` alone has no product for them; choices: --tasks for"),
         ({"runs": [{"name": "a"}], "target_macs": [3e6]}, "or search.target_macs in each of `runs`"),

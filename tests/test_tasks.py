@@ -19,7 +19,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from adasearch.chunks import RowFile
 from adasearch.config import TaskConfig
 from adasearch.errors import AdasearchError, ConfigError, DataError, ModelError
-from adasearch.sources import PRESETS, find_source
+from adasearch.sources import PRESETS
 from adasearch.tables import read_table
 from adasearch.tasks import Task, demo_task, hold_out, load_task
 from adasearch.texts import Split, split_sentences, tokenize

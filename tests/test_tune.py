@@ -31,6 +31,7 @@ from adasearch.arguments import parse_settings
 from adasearch import latency_bench, latency_target, tune_study, tune_trial
 from adasearch.config import BenchConfig, DistillConfig, RetrainConfig, RunConfig, SearchConfig, validate
 from adasearch.errors import ConfigError, TrainingError
+from adasearch.files import read_json, write_json
 from adasearch.latency import LatencyTable
 from adasearch.progress import Progress
 from adasearch.search_method import STRATEGIES
@@ -88,6 +89,9 @@ def trials_of(config: TuneConfig) -> list[optuna.trial.FrozenTrial]:
         ({"search.beta": {"low": 1, "high": 2, "log": True, "step": 1}}, "log and step do not go together"),
         ({"search.beta": {"low": 1}}, "has no high"),
         ({"search.beta": {"low": 1, "high": 2, "step": 0}}, "step: 0 is out of range"),
+        ({"search.steps": {"low": 500, "high": 3000, "step": 1000}}, "steps of 1000 from low 500 do not meet high 3000; choices: high 2500 or 3500, another step"),
+        ({"search.beta": {"low": 1, "high": 3, "step": 5}}, "steps of 5 from low 1 do not meet high 3; choices: high 1 or 6"),
+        ({"search.beta": {"low": 1, "high": float("inf")}}, "inf is no number"),
         ({"search.beta": {"low": 1, "high": 2, "logs": True}}, "unknown key 'logs'"),
         ({"search.beta": {"low": "1e-3", "high": 2}}, "'1e-3' is no number (YAML"),
         ({"search.steps": {"low": 1.5, "high": 2}}, "1.5 is no whole number"),
@@ -130,6 +134,14 @@ def test_the_first_trial_is_the_run_as_it_was_given(tmp_path: Path) -> None:
     assert space.first() == {"search.beta": 4.0, "distill.gamma": 0.8, "space.widths": "[8, 16]"}
     run = space.run_of(space.values_of(space.first()))
     assert run == space.base and space.space_of(space.values_of(space.first())) == space.space
+
+
+def test_the_first_trial_knows_what_is_absent_and_sizes_as_single_numbers(tmp_path: Path) -> None:
+    config = study_config(tmp_path, tune={"search.target_macs": [None, 3e6], "space.widths": [8, [8, 16]], "space.cells": [1, 2]})
+    first = read_space(config).first()
+    assert first["search.target_macs"] is None and first["space.widths"] == "[8, 16]"
+    single = dataclasses.replace(read_space(config), space=dataclasses.replace(read_space(config).space, cells=(2, 2), widths=(8,)))
+    assert (single.first()["space.cells"], single.first()["space.widths"]) == (2, 8)
 
 
 def test_every_default_lies_among_what_is_tried_by_default(tmp_path: Path) -> None:
@@ -462,9 +474,7 @@ def test_a_hopeless_trial_is_stopped_while_it_trains(finished: TuneConfig, tmp_p
     def begin() -> TrialRun:
         trial = found.ask()
         this = TrialRun(study, found, trial, study.space.suggest(trial))
-        this.costs = {"macs": 100.0, "params": 1.0}
-        for name, value in this.costs.items():
-            trial.set_user_attr(name, value)
+        this._note(macs=100.0, params=1.0)
         return this
 
     for _ in range(5):  # as many as the median pruner wants to see
@@ -478,6 +488,8 @@ def test_a_hopeless_trial_is_stopped_while_it_trains(finished: TuneConfig, tmp_p
     with pytest.raises(Pruned, match="validation score 0.5000 at evaluation"):
         for score in (0.5, 0.5):
             bad._hear(score)
+    found.tell(bad.trial, state=TrialState.PRUNED)
+    assert {"macs": 100.0, "params": 1.0}.items() <= found.trials[-1].user_attrs.items(), "what it costs is known, though not what it is worth"
 
 
 # --- workers ---
@@ -587,6 +599,32 @@ def test_a_trial_is_lost_as_soon_as_its_worker_was_interrupted(queue: tuple[Tune
         raise KeyboardInterrupt
     assert release_lost(found, open_storage(config), config) == [0]
     assert not list((config.folder / "workers").iterdir())
+
+
+def test_a_study_of_a_version_with_fewer_settings_goes_on(queue: tuple[TuneConfig, optuna.Study]) -> None:
+    config, found = queue
+    path = config.folder / "study.json"
+    old = read_json(path)
+    del old["search"]["finalists"]
+    write_json(path, old)
+    create_study(config, open_storage(config), "accuracy", {})
+    write_json(path, {**old, "retrain": {**old["retrain"], "steps": 9_999}})
+    with pytest.raises(ConfigError, match="other settings .retrain.steps was 9999"):
+        create_study(config, open_storage(config), "accuracy", {})
+
+
+def test_interruptions_use_up_no_tries(queue: tuple[TuneConfig, optuna.Study]) -> None:
+    config, found = queue
+    for _ in range(config.retries + 2):
+        with pytest.raises(KeyboardInterrupt), Worker(config.folder) as worker:
+            trial = next_trial(found, 3)
+            with worker.beating(trial):
+                trial.suggest_float("search.beta", 1, 2)
+                trial.set_user_attr("is_interrupted", True)  # as ``work`` says it
+                raise KeyboardInterrupt
+        assert release_lost(found, open_storage(config), config) == [trial.number]
+        assert found.trials[trial.number].user_attrs["reason"] == "interrupted"
+    assert found.trials[-1].state == TrialState.WAITING and found.trials[-1].user_attrs["tries"] == 0
 
 
 def hang(config: TuneConfig, at_work: Any) -> None:
