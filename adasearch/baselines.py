@@ -23,6 +23,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 
 from adasearch.errors import ConfigError, DataError
+from adasearch.metrics import is_known
 
 FOLDS = 3
 STRENGTHS = (0.25, 1.0, 4.0, 16.0)  # C of the logistic regression; Ridge's alpha is 1 / C
@@ -135,18 +136,6 @@ def _join(texts: Sequence[str], pairs: Sequence[str] | None) -> Texts:
     return list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
 
 
-def _known(problem_type: str, labels: np.ndarray) -> np.ndarray:
-    """Rows with a gold label: -100 stands for an unknown class, NaN for an unknown value."""
-    if problem_type == "single_label":
-        return labels >= 0
-    values = labels.reshape(len(labels), -1)
-    return (
-        np.isfinite(values).all(1) & (values >= 0).all(1)
-        if problem_type == "multi_label"
-        else np.isfinite(values).all(1)
-    )
-
-
 def tfidf_baseline(
     texts: Sequence[str], labels: np.ndarray, *, pairs: Sequence[str] | None = None, problem_type: str = "single_label",
     num_labels: int | None = None, seed: int = 42,
@@ -163,7 +152,7 @@ def tfidf_baseline(
     inputs, labels = _join(texts, pairs), np.asarray(labels)
     if len(labels) != len(inputs):
         raise DataError(f"tfidf: {len(inputs)} texts but {len(labels)} labels")
-    keep = np.flatnonzero(_known(problem_type, labels))
+    keep = np.flatnonzero(is_known(labels))
     inputs, labels = [inputs[index] for index in keep], labels[keep]
     labels = labels.reshape(len(labels)).astype(float) if problem_type == "regression" else labels.astype(np.int64)
     if problem_type != "multi_label" and len(np.unique(labels)) < 2:

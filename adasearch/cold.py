@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 300.0  # torch.compile may take minutes; a start that takes longer is given up, and said to be
 Call = Callable[[Any, Any], Any]  # ids and mask, (B, L) int64, -> logits
-LOWEST_PIECE = 1000  # below it vocabularies keep special and unused pieces; as in measure.random_call
+LOWEST_PIECE = 1000  # below it vocabularies keep special and unused pieces; as in measure.random_pieces; this file runs alone, in a fresh process
 CHILD = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"  # leaves sys.path as it is
 
 

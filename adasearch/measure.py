@@ -79,10 +79,14 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def random_pieces(generator: np.random.Generator, vocab_size: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Random ids, int64, of pieces that texts have: below the first 1,000 vocabularies keep special and unused ones."""
+    return generator.integers(min(1000, vocab_size // 2), vocab_size, shape, dtype=np.int64)
+
+
 def random_call(runtime: Runtime, batch: int, length: int) -> Callable[[], np.ndarray]:
     """A call of the runtime on texts of exactly ``length`` random word pieces, without padding."""
-    lowest = min(1000, runtime.vocab_size // 2)  # below it vocabularies keep special and unused pieces
-    ids_BL = np.random.default_rng(RANDOM_SEED).integers(lowest, runtime.vocab_size, (batch, length), dtype=np.int64)
+    ids_BL = random_pieces(np.random.default_rng(RANDOM_SEED), runtime.vocab_size, (batch, length))
     mask_BL = np.ones_like(ids_BL)
     return lambda: runtime(ids_BL, mask_BL)
 

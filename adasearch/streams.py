@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json
-from adasearch.measure import Factory, collector_off
+from adasearch.measure import Factory, collector_off, random_pieces
 from adasearch.progress import Progress
 from adasearch.prune import REPORT, load_student_and_tokenizer
 from adasearch.runtimes import Runtime
@@ -160,11 +160,10 @@ def _calls(system: Runtime | Factory, batches: Sequence[np.ndarray]) -> list[Cal
         makers = {size: system(size, 0) for size in {len(batch) for batch in batches}}
         return [makers[len(batch)] for batch in batches]
     generator = np.random.default_rng(SEED)
-    lowest = min(1000, system.vocab_size // 2)  # as in measure.random_call
     calls = []
     for lengths_B in batches:
         mask_BL = (np.arange(lengths_B.max()) < lengths_B[:, None]).astype(np.int64)
-        ids_BL = generator.integers(lowest, system.vocab_size, mask_BL.shape, dtype=np.int64) * mask_BL
+        ids_BL = random_pieces(generator, system.vocab_size, mask_BL.shape) * mask_BL
         calls.append(lambda ids_BL=ids_BL, mask_BL=mask_BL: system(ids_BL, mask_BL))
     return calls
 

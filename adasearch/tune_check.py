@@ -22,7 +22,7 @@ from adasearch.starts import check_starts
 from adasearch.strategies import find_strategy
 from adasearch.tasks import Task
 from adasearch.tune_config import TuneConfig
-from adasearch.tune_space import Parameter, StudySpace, read_space
+from adasearch.tune_space import Parameter, StudySpace, Values, read_space
 
 
 def check_request(config: TuneConfig) -> StudySpace:
@@ -98,15 +98,18 @@ def _check_strategies(space: StudySpace) -> None:
     for parameter in space.parameters:
         others = [[(p.name, value) for value in p.probes()] for p in partners if p is not parameter]
         for value in parameter.probes() if parameter.name.startswith("search.") else []:
-            errors = []
-            for chosen in itertools.product(*others):
-                try:
-                    find_strategy(space.run_of({parameter.name: value, **dict(chosen)}).search)
-                    break
-                except ConfigError as error:
-                    errors.append(error)
-            else:
+            errors = [_refused(space, {parameter.name: value, **dict(chosen)}) for chosen in itertools.product(*others)]
+            if all(errors):
                 raise ConfigError(f"tune.{parameter.name}: {errors[0]}") from errors[0]
+
+
+def _refused(space: StudySpace, values: Values) -> ConfigError | None:
+    """Why a search with these values is refused; None where it is not."""
+    try:
+        find_strategy(space.run_of(values).search)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _reads_table(space: StudySpace) -> bool:
