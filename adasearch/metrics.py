@@ -127,9 +127,8 @@ def _is_constant(values_N: np.ndarray) -> bool:
 
 def is_known(labels: np.ndarray) -> np.ndarray:
     """Which examples have a label, (N,) bool."""
-    if np.issubdtype(labels.dtype, np.integer):
-        return labels != UNKNOWN
-    return ~np.isnan(labels).reshape(len(labels), -1).any(axis=1)
+    has_value = labels != UNKNOWN if np.issubdtype(labels.dtype, np.integer) else ~np.isnan(labels)
+    return has_value.reshape(len(labels), -1).all(axis=1)
 
 
 def with_unknown(labels: np.ndarray, count: int) -> np.ndarray:
