@@ -128,7 +128,7 @@ def _is_constant(values_N: np.ndarray) -> bool:
 def is_known(labels: np.ndarray) -> np.ndarray:
     """Which examples have a label, (N,) bool."""
     has_value = labels != UNKNOWN if np.issubdtype(labels.dtype, np.integer) else ~np.isnan(labels)
-    return has_value.reshape(len(labels), -1).all(axis=1)
+    return has_value.all(axis=tuple(range(1, labels.ndim)))
 
 
 def with_unknown(labels: np.ndarray, count: int) -> np.ndarray:
