@@ -50,7 +50,7 @@ MENDS = (  # what a table was made before, patterns of the tables that are conce
     ("students began with fresh weights", SEARCHED, ("sst2", "diagnosis_sst2", "mrpc", "qnli", "demo", "rte", "snli", "diagnosis_snli_members")),
     ("searches heard of their price without drowning in it, and trained every depth alike", SEARCHED, ("rte", "snli", "mrpc", "diagnosis_snli_members")),
     ("a width gate behind layer norm was applied once", SEARCHED, ()),
-    ("cut models were what their gates had learned", ("cofi_*", "methods*"), ("cofi_sst2", "cofi_long_sst2", "cofi_long_held_sst2", "cofi_long_runtimes")),
+    ("cut models were what their gates had learned", ("cofi_*", "methods*"), ("cofi_sst2", "cofi_mrpc", "cofi_long_sst2", "cofi_long_held_sst2", "cofi_long_runtimes")),
 )  # fmt: skip
 FEWEST_RANKED = 5  # members of which a rank correlation says anything
 THEMES = {  # heading -> patterns of the results' names, in this order
@@ -63,6 +63,7 @@ THEMES = {  # heading -> patterns of the results' names, in this order
     "What searching costs, and many runs": ("search_cost", "nni", "tune", "sweep*"),
     "More": ("*",),
 }
+PICTURES = {"Transformers cut to size": ("cofi",)}  # heading -> figures of more than one result
 
 
 def collect(run: Path) -> None:
@@ -363,7 +364,7 @@ def main() -> None:
     themes = by_theme(list(found))
     lines = [HEADER, *(f"- {theme}: " + ", ".join(f"[{name}](#{name})" for name in names) for theme, names in themes.items()), ""]
     for theme, names in themes.items():
-        lines += [f"## {theme}", ""]
+        lines += [f"## {theme}", "", *(f"![{picture}](figures/{picture}.png)\n" for picture in PICTURES.get(theme, ()))]
         for name in names:
             lines += benchmark(name, found[name]) if "what" in found[name] else section(name, found[name])
     write_text(RESULTS / "README.md", "\n".join(lines))
