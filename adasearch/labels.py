@@ -360,7 +360,7 @@ def _say_counts(values: Sequence[Any]) -> str:
 def _sorted_names(values: set[Any]) -> tuple[str, ...]:
     """Numbers (also written as text) by size, everything else by letter."""
     is_numeric = all(NUMBER.fullmatch(str(value)) for value in values)
-    return tuple(map(str, sorted(values, key=(lambda v: float(v)) if is_numeric else str)))
+    return tuple(map(str, sorted(values, key=(lambda value: (float(value), str(value))) if is_numeric else str)))  # 1000 and 1E3 are two
 
 
 def _strip_prefix(columns: tuple[str, ...]) -> tuple[str, ...]:

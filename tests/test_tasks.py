@@ -179,7 +179,7 @@ def test_numbers_that_no_float_holds_are_names_and_no_amounts(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("cells", "names"),
     [
-        (["1E3", "1000", "2E1"], ("2E1", "1E3", "1000")),  # by size, and each its own
+        (["1E3", "1000", "2E1"], ("2E1", "1000", "1E3")),  # by size, and each its own
         (["1A5", "1B5", "1E5"], ("1A5", "1B5", "1E5")),
         (["1.0", "2.0"], ("1", "2")),
     ],
