@@ -5,7 +5,7 @@
 The folder is what `adasearch sweep --strategies gumbel gdas ... --seeds 1 2 3 --output_dir SWEEP_FOLDER` leaves. All its runs have one
 task, teacher and budget; each has a search of its own, and its student is trained as all others. Beside the score stand
 what the search took (time, memory of its process) and which share of the cells' edges compares the two texts of a pair.
-Writes results/runs/<name>.json. Expected: strategies that learn ahead of `random`, the best of as many random members.
+Writes results/runs/<name>.json. Expected: on MRPC no difference beyond chance, `random` (the best of as many random members) included.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_json
 from adasearch.run_files import script_command
 from adasearch.space import load_space
+
+
+MEANS = ("comparing_share", "search_seconds", "search_peak_rss_bytes", "train_seconds", "macs")  # of a strategy's seeds
 
 
 def arguments() -> argparse.Namespace:
@@ -43,15 +46,16 @@ def run_of(folder: Path) -> dict[str, Any]:
         "task": report["task"], "metric": report["metric"], "strategy": settings["search"]["strategy"], "mode": settings["search"]["mode"],
         "seed": report["seeds"][0], "score": student["score_mean"], "depth": search["depth"], "width": search["width"],
         "operations": search["operations"], "comparing_share": sum(search["operations"].get(name, 0) for name in between_texts) / sum(edges),
-        "entropy": search.get("entropy"), "search_seconds": search["seconds"], "search_peak_rss_bytes": search["peak_rss_bytes"],
+        "entropy": search.get("entropy"), "search_seconds": search.get("seconds"), "search_peak_rss_bytes": search.get("peak_rss_bytes"),
         "train_seconds": student["train_seconds"], "macs": student["macs"], "latency_ms_p50": student["latency_ms_p50"],
     }  # fmt: skip
 
 
 def row_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A strategy over its seeds."""
+    """A strategy over its seeds. What a search took is known only of those that were not interrupted."""
     scores = [run["score"] for run in runs]
-    means = {key: fmean(run[key] for run in runs) for key in ("comparing_share", "search_seconds", "search_peak_rss_bytes", "train_seconds", "macs")}
+    known = {key: [run[key] for run in runs if run[key] is not None] for key in MEANS}
+    means = {key: fmean(values) if values else None for key, values in known.items()}
     return {
         "strategy": runs[0]["strategy"], "mode": runs[0]["mode"], "score_mean": fmean(scores),
         "score_sd": stdev(scores) if len(scores) > 1 else None, **means, "seeds": runs,
@@ -79,7 +83,7 @@ def main() -> None:
         "hardware": read_json(args.sweep / "runs" / next(iter(states)) / "report.json")["hardware"],
     })  # fmt: skip
     for row in rows:
-        print(f"{row['strategy']:<14}{100 * row['score_mean']:.1f} ± {100 * (row['score_sd'] or 0):.1f}   search {row['search_seconds']:.0f} s")
+        print(f"{row['strategy']:<14}{100 * row['score_mean']:.1f} ± {100 * (row['score_sd'] or 0):.1f}   search {row['search_seconds'] or float('nan'):.0f} s")
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def strategies_table(found: dict[str, Any]) -> list[str]:
     return table_lines(["strategy", found["metric"], "edges that compare the texts", "MACs", "search s", "its memory", "student's training s"], [
         [
             row["strategy"].replace("_", " "), spread(row["score_mean"], row["score_sd"]), f"{100 * row['comparing_share']:.0f}%", f"{row['macs'] / 1e6:.1f} M",
-            f"{row['search_seconds']:.0f}", f"{row['search_peak_rss_bytes'] / 2**30:.1f} GiB", f"{row['train_seconds']:.0f}",
+            number(row["search_seconds"], ".0f"), number(row["search_peak_rss_bytes"], ".1f", 2**-30, " GiB"), number(row["train_seconds"], ".0f"),
         ]
         for row in found["strategies"]
     ])  # fmt: skip
