@@ -13,7 +13,6 @@ done, one at a time.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Any
 
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
-from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, check_same, commit, only_one, path_of, refuse_processes, typed_command
@@ -33,7 +31,7 @@ from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
 from adasearch.sweep_jobs import Job
 from adasearch.sweep_table import write_sweep_table
 from adasearch.table_files import FORMATS
-from adasearch.user_code import imported_files
+from adasearch.user_code import code_for_workers
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,6 @@ def _asked_of(run: SweepRun) -> str:
     return fingerprint(run.prepared, [config.space, config.architecture, config.warm_start, config.report_to, config.controls], table)
 
 
-def _user_modules() -> tuple[str, ...]:
-    """What a worker must import to know what this process knows: all that `--import` named, and files that define operations."""
-    found, classes = [], [Operation]
-    while classes:
-        classes += (cls := classes.pop()).__subclasses__()
-        found += [] if cls.__module__.startswith("adasearch.") else [cls.__module__]
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(set(found) - {"__main__", "__mp_main__"}))
-    return tuple(dict.fromkeys([*imported_files(), *(str(Path(file).resolve()) for file in files if file)]))
-
-
 def _preparations(config: SweepConfig, runs: Sequence[SweepRun]) -> list[Job]:
     """One for each teacher and task."""
     shared = {run.prepared: preparation(run.config, config.folder) for run in runs}
@@ -146,7 +134,7 @@ def _jobs(config: SweepConfig, runs: Sequence[SweepRun], kind: str, tables: Sequ
 
 
 def _job(config: SweepConfig, name: str, kind: str, settings: Any, needs: Path | None, table: Path | None = None) -> Job:
-    return Job(name, kind, settings, needs, _user_modules(), Path.cwd(), config.folder / "logs" / f"{name}.log", table)
+    return Job(name, kind, settings, needs, code_for_workers(), Path.cwd(), config.folder / "logs" / f"{name}.log", table)
 
 
 class Board:

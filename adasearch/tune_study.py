@@ -8,7 +8,6 @@ command. Whoever is killed loses the trial at hand; it is noticed and the trial 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import multiprocessing
 import os
 import sys
@@ -21,16 +20,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from adasearch.errors import AdasearchError, TrainingError
-from adasearch.operations import OPERATIONS
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, refuse_processes
-from adasearch.tune_check import check_request, widest_space
+from adasearch.tune_check import check_request
 from adasearch.tune_config import TuneConfig, check_study
 from adasearch.tune_report import describe, write_outputs
 from adasearch.tune_storage import JOURNAL, Worker, counted, create_study, load_study, next_trial, open_storage, release_lost
-from adasearch.tune_space import StudySpace
 from adasearch.tune_trial import PREPARING, Pruned, Study, open_study, run_trial
-from adasearch.user_code import import_once, imported_files
+from adasearch.user_code import code_for_workers, import_once
 
 POLL_SECONDS = 0.5
 OPEN = (TrialState.RUNNING, TrialState.WAITING)
@@ -121,7 +118,7 @@ def _run_processes(study: Study, found: optuna.Study, storage: BaseStorage, prog
     """
     config, context = study.config, multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # workers inherit it, before they load torch
-    code = _user_code(study.space)
+    code = code_for_workers()
 
     def start(index: int) -> BaseProcess:
         process = context.Process(target=_worker, args=(config, index, code), daemon=True)
@@ -154,7 +151,7 @@ def _run_processes(study: Study, found: optuna.Study, storage: BaseStorage, prog
     progress.step(_finished(found, told, config, progress))
 
 
-def _worker(config: TuneConfig, index: int, code: list[str]) -> None:
+def _worker(config: TuneConfig, index: int, code: tuple[str, ...]) -> None:
     """A process's life: its own threads, the user's code, the shared preparation, trials."""
     from adasearch import register_student
     from adasearch.console import quiet_third_parties
@@ -170,14 +167,6 @@ def _worker(config: TuneConfig, index: int, code: list[str]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(0)
-
-
-def _user_code(space: StudySpace) -> list[str]:
-    """What a new process must import to know what this one knows: all that ``--import`` named, and the space's operations."""
-    classes = [inspect.getclosurevars(OPERATIONS[name]).nonlocals["cls"] for name in widest_space(space, is_pair=True).operations]
-    modules = sorted({cls.__module__ for cls in classes if cls.__module__.partition(".")[0] != "adasearch"} - {"__main__"})
-    found = [name if "." in name else str(Path(str(sys.modules[name].__file__)).resolve()) for name in modules]
-    return [*dict.fromkeys([*imported_files(), *found])]
 
 
 def _check_processes(processes: list[BaseProcess], config: TuneConfig) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
+from adasearch.operations import Operation
 
 OTHERS = {"adasearch", "site-packages", "dist-packages"}  # folders whose files are no user's, wherever the user's own lie
 _imported: dict[str, str] = {}  # what ``import_user_code`` was asked for, files as whole paths -> the module's name
@@ -67,9 +68,19 @@ def import_once(name: str) -> None:
         import_user_code(name)
 
 
-def imported_files() -> list[str]:
-    """What ``import_user_code`` has imported here, in order, as another process must be given it: whole paths, names of modules."""
-    return [name for name, module in _imported.items() if module in sys.modules]
+def code_for_workers() -> tuple[str, ...]:
+    """What a new process must import to know what this one knows, in order: all that ``--import`` named, and modules with operations.
+
+    Files as whole paths, modules of a package by name: their own relative imports need it.
+    """
+    found, classes = set(), [Operation]
+    while classes:
+        classes += (cls := classes.pop()).__subclasses__()
+        found.add(cls.__module__)
+    own = sorted(name for name in found if name.partition(".")[0] not in ("adasearch", "__main__", "__mp_main__") and name in sys.modules)
+    files = {name: getattr(sys.modules[name], "__file__", None) for name in own}
+    modules = (name if "." in name else str(Path(file).resolve()) for name, file in files.items() if file)
+    return tuple(dict.fromkeys([*(name for name, module in _imported.items() if module in sys.modules), *modules]))
 
 
 def imported_contents() -> dict[str, str]:

@@ -24,7 +24,6 @@ from adasearch.files import read_json, write_json
 from adasearch.run_files import script_command
 from adasearch.space import load_space
 
-
 MEANS = ("comparing_share", "search_seconds", "search_peak_rss_bytes", "train_seconds", "macs")  # of a strategy's seeds
 
 

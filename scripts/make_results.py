@@ -123,11 +123,12 @@ def table(report: dict[str, Any]) -> list[str]:
 
 
 def machine(found: dict[str, Any]) -> str:
-    """Where a result is from: command, commit, processor and the versions that matter."""
+    """Where a result is from: its command (and the one that made a table of it), commit, processor and the versions that matter."""
     facts = found["hardware"]
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "onnxruntime", "openvino") if facts.get(name))
     where = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores_usable']} core{'s'[: facts['cores_usable'] > 1]}, Python {facts['python']}, {versions}"
-    return f"`{found['command']}`\n\nCommit {found['commit']}; {where}."
+    commands = ", then ".join(f"`{found[key]}`" for key in ("command", "then") if key in found)
+    return f"{commands}\n\nCommit {found['commit']}; {where}."
 
 
 def by_theme(names: list[str]) -> dict[str, list[str]]:

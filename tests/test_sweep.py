@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, override,
 from adasearch.sweep_engines import LocalEngine
 from adasearch.sweep_jobs import DEPENDS, Job, link_preparation, perform
 from adasearch.sweep_table import variants
-from adasearch.user_code import import_once, import_user_code
+from adasearch.user_code import code_for_workers, import_once, import_user_code
 
 
 def settings(folder: Path, **changes: Any) -> SweepConfig:
@@ -491,6 +492,25 @@ def test_a_worker_that_has_a_module_already_does_not_import_its_file_again(strat
     finally:
         sys.modules[strategy.stem] = sys.modules.pop("a.package")
     assert sys.modules[strategy.stem] is module
+
+
+def test_workers_are_told_of_operations_by_file_and_of_those_in_a_package_by_name(strategy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "users_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for place in (package, tmp_path):
+        (place / "alone.py").write_text("from adasearch.operations import Operation\n\nclass Own(Operation):\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ["alone", "users_package.alone", "users_package"]
+    try:
+        for name in names:
+            importlib.import_module(name)
+        told = code_for_workers()
+        assert {str(strategy), str(tmp_path / "alone.py"), "users_package.alone"} <= {*told}
+        assert not any("adasearch/" in name for name in told)
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def test_ray_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
