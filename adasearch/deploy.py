@@ -27,7 +27,7 @@ class Deployment:
     pieces on ``threads`` threads.
 
     ``score`` is the metric on the validation examples, ``score_fp32`` that of torch in fp32, ``max_drop`` the points
-    (hundredths) that were allowed between them. ``tried`` holds the same fields of every runtime and precision, with
+    (hundredths) that were allowed between them; None where nothing was chosen by them. ``tried`` holds the same fields of every runtime and precision, with
     latency_ms_p90, drop_points (in regression those of R² where it loses more), logits_difference (the largest from torch in fp32) and a note; what failed has None
     for numbers. ``left_out`` names the operations that stay fp32 in the int8 graph. ``hardware`` is the machine's.
     """
@@ -43,7 +43,7 @@ class Deployment:
     latency_ms_p50: float
     texts_per_s: float
     size_bytes: int
-    max_drop: float = 0.5
+    max_drop: float | None = 0.5
     left_out: list[str] = field(default_factory=list)
     tried: list[dict[str, Any]] = field(default_factory=list)
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +64,8 @@ class Deployment:
                 raise ConfigError(f"{where}: {name}: {value!r} does not fit; choices: whole numbers from 1")
         for name in ("score", "score_fp32", "latency_ms_p50", "texts_per_s", "max_drop"):
             value = getattr(self, name)
+            if name == "max_drop" and value is None:
+                continue
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ConfigError(f"{where}: {name}: {value!r} does not fit; choices: a finite number")
 

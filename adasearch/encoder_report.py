@@ -221,7 +221,7 @@ def _deploy(run: EncoderRun, problem: EncoderProblem, main: Compressed, student:
     deployment = Deployment(
         **{name: times[name] for name in ("runtime", "precision", "threads", "batch_size", "seq_len", "latency_ms_p50", "texts_per_s")},
         size_bytes=size_bytes(folder, times["runtime"], folder / "onnx" / ONNX_FILES[precision]), metric=metric,
-        score=score, score_fp32=score_fp32, hardware=hardware(),
+        score=score, score_fp32=score_fp32, max_drop=None, hardware=hardware(),
     )  # fmt: skip
     save_deployment(deployment, folder)
 

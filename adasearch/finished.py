@@ -35,6 +35,11 @@ class FinishedRun:
         """Whether its students have a vocabulary other than the teacher's."""
         return self.config.get("vocabulary", {}).get("kind", "teacher") != "teacher"
 
+    def metrics_of(self, problem_type: str) -> dict[str, Any]:
+        """What ``choose_metrics`` asks of a run, for labels that are not its own: the metric that it was given, and those of its preset."""
+        preset = find_preset(str(self.config.get("task")))
+        return {"asked": self.config.get("metric"), "own": preset.metrics if preset and preset.problem_type == problem_type else ()}
+
     def task(self, data_dir: str | None = None, *, instead: str) -> Task:
         """Its task, loaded again without the unlabelled texts; ``data_dir`` where the data have moved.
 

@@ -21,29 +21,30 @@ from adasearch.outputs import autocast
 from adasearch.teaching import squared_distances
 
 EVALUATION_STEP = 2**31  # of the masking when a model is scored: a step that no training has
+UNTRAINED_HEAD = "untrained_head"  # true in the config of a saved model whose head was drawn and never learned
 
 
-def load_masked_model(name: str, dropout: float | None = None) -> tuple[PreTrainedModel, bool]:
-    """A masked language model in float32 from a folder or the hub, and whether its head is new.
+def load_masked_model(name: str, dropout: float | None = None, setting: str = "model") -> tuple[PreTrainedModel, bool]:
+    """A masked language model in float32 from a folder or the hub, and whether its head is new: drawn here, or before and never trained.
 
     A checkpoint without that head (MiniLM, any sentence encoder) is given the one of its family: a transform, fresh, and the
-    word table as the decoder. ``dropout`` replaces that of hidden states and attention. Raises ``ModelError``.
+    word table as the decoder. ``dropout`` replaces that of hidden states and attention. Raises ``ModelError``, which names ``setting``.
     """
     choices = "a folder or a hub id of BERT, RoBERTa, DistilBERT, MiniLM ..."
-    with loading(f"model: {name!r} cannot be loaded as a masked language model", choices):
+    with loading(f"{setting}: {name!r} cannot be loaded as a masked language model", choices):
         model, report = AutoModelForMaskedLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     if model.get_output_embeddings() is None:
-        raise ModelError(f"model: {name!r} ({type(model).__name__}) has no output embeddings; expected: a masked language model's")
+        raise ModelError(f"{setting}: {name!r} ({type(model).__name__}) has no output embeddings; expected: a masked language model's")
     prefix = f"{model.base_model_prefix}."
     missing = [key for key in report["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
     if missing:
-        raise ModelError(f"model: {name!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
+        raise ModelError(f"{setting}: {name!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
     if dropout is not None:
         set_dropout(model, dropout)
     is_new = any(not key.startswith(prefix) for key in report["missing_keys"])
-    return model, is_new
+    return model, is_new or bool(getattr(model.config, UNTRAINED_HEAD, False))
 
 
 def set_dropout(model: nn.Module, share: float) -> None:

@@ -46,7 +46,7 @@ def do_prune_ofa_pretrain(config: SparsePretrainingConfig, progress: Progress) -
     from adasearch.sparse_pretraining_run import pretrain_sparse, run_folder
 
     report = pretrain_sparse(config, progress)
-    return f"{Path(config.model).name}, {100 * report['sparsity']:.2f}% sparse\n\n{scores_table(report)}\n\n{run_folder(config)}"
+    return f"{Path(report['model']).name}, {100 * report['sparsity']:.2f}% sparse\n\n{scores_table(report)}\n\n{run_folder(config)}"
 
 
 def do_prune_ofa(config: PruneOfaTaskConfig, progress: Progress) -> str:

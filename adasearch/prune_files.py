@@ -76,7 +76,7 @@ def prune_student(
         adasearch.register_student()
         kind, names = labels_of(AutoConfig.from_pretrained(student_dir, local_files_only=True))
         split = read_examples(Path(validation_file), "validation_file", kind, names, columns)
-        metric = task.metric if task is not None else choose_metrics(kind, len(names))[0]
+        metric = choose_metrics(kind, len(names), **({} if run is None else run.metrics_of(kind)))[0]
     elif task is not None:
         split, metric = task.validation, task.metric
     evaluate = None if split is None else scorer(split, metric)

@@ -172,5 +172,11 @@ class PruneOfaTaskConfig(TaughtRunConfig):
         if self.direct:
             check_rewound("lock.warmup", self.lock.warmup, DIRECT_FREE, "or direct false")
         Pattern.parse(self.pattern).check(self.sparsity)
+        for name in ("pattern", "scope"):
+            if not self.sparsity and getattr(self, name) != getattr(PruneOfaTaskConfig, name):
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} says how --sparsity prunes, and the zeros that are there are taken as they are; choices:"
+                    " --sparsity above 0, or leave it out"
+                )
         if not self.teach.teacher_weight and not self.teach.gold_weight:
             raise ConfigError("teach.teacher_weight, teach.gold_weight: both are 0, so nothing says what the answers are; choices: one above 0")

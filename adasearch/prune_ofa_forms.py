@@ -11,6 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,11 @@ from adasearch.export import export_student, save_student
 from adasearch.files import write_folder
 from adasearch.graph_runtimes import OnnxRuntime
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
-from adasearch.qdq_export import SPARSE, export_trained, zeros_of
+from adasearch.qdq_export import SPARSE, export_trained, has_packages, zeros_of
 from adasearch.quantize_aware import bake_int8, stacked_layers
-from adasearch.settings import is_installed
 from adasearch.sparse_files import SparseModel, save_sparse
 from adasearch.sparse_size import sparse_size
 from adasearch.teaching import predictions
-
-GRAPH_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class SparseForm(Form):
     @property
     def has_graphs(self) -> bool:
         """Whether graphs are written."""
-        return self.config.export and all(map(is_installed, GRAPH_PACKAGES))
+        return self.config.export and has_packages()
 
     def save(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path, logits: np.ndarray) -> dict[str, Any]:
         """Folder, small file and graph; ``size`` says what the file takes."""
@@ -67,9 +65,11 @@ class SparseForm(Form):
         return 1 - sum(int(weight.count_nonzero()) for weight in weights) / whole
 
     def columns(self, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Sizes of the first seed's file; the graph's agreement with what was scored, the least of all seeds."""
+        """Sizes of the first seed's file; the graph's agreement with what was scored, the least of all seeds, and its scores, their mean."""
         size, agreed = facts[0]["size"], [fact["agreement"] for fact in facts if "agreement" in fact]
-        return {"size_ratios": size["ratios"], "sparse_bytes": size["file_bytes"], "agreement": min(agreed, default=None)}
+        scores = [fact["graph_scores"] for fact in facts if "graph_scores" in fact]
+        graph = {name: mean(found[name] for found in scores) for name in scores[0]} if scores else {}
+        return {"size_ratios": size["ratios"], "sparse_bytes": size["file_bytes"], "agreement": min(agreed, default=None), "graph_scores": graph}
 
     def _save_small(self, model: PreTrainedModel, problem: EncoderProblem, folder: Path) -> dict[str, Any]:
         """``sparse/`` of the folder, read back: its size. Raises ``ModelError`` when it computes something else."""

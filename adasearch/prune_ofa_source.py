@@ -21,6 +21,7 @@ from adasearch.files import read_json
 from adasearch.known_labels import HF_PROBLEM_TYPES, label_settings, labels_of, places_of
 from adasearch.model_inputs import check_positions
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
+from adasearch.qdq_export import check_exporter, has_packages
 from adasearch.quantize_aware import attach_int8, refuse_quantised, stacked_layers
 from adasearch.run_files import model_in
 from adasearch.runtimes import load_classifier
@@ -169,6 +170,12 @@ def pretraining_stages(sparse_model: Path) -> dict[str, dict[str, float | None]]
     return {stage: {name: total(stage, name) for name in ("steps", "seconds")} for stage in chains}
 
 
+def made_of(teacher: str) -> str:
+    """The model that a prepared teacher was made of; the teacher's own folder where its run is gone."""
+    runs = _teacher_runs(pretraining_run(Path(teacher)))
+    return runs[-1].get("config", {}).get("model", teacher)
+
+
 def _teacher_runs(run: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that a run's teacher comes from: it may be a copy of one that the run it was taken from was given as well."""
     is_given = run.get("config", {}).get("teacher")
@@ -207,6 +214,8 @@ def open_source(config: PruneOfaTaskConfig, problem: EncoderProblem) -> Source:
     if config.baselines:
         problem.dense()  # of a kind that cannot be read it says so here, not after all training
     check_storage(config.format, config.compression)
+    if config.export and has_packages():
+        check_exporter()
     model, names = source.sparse(config.seed)
     source = dataclasses.replace(source, sparsity=mean_sparsity(model, names))
     if not source.is_student:

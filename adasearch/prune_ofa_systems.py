@@ -64,7 +64,7 @@ def train_sparse(config: PruneOfaTaskConfig, source: Source, place: Workplace) -
     pattern = pattern_of(model, names)
     fit_config = place.fit_config(_steps(place, config.lock), config.lock)
     method = LockedFinetuning(fit_config, *_task(place), **_teaching(config, place), names=names)
-    place.fit(model, method, "lock", examples=_taught(place), is_mixed=_is_encoder(model))
+    place.fit(model, method, "lock", examples=_taught(config, place), is_mixed=_is_encoder(model))
     _check_pattern(model, pattern, "lock")
     facts = {"sparsity": mean_sparsity(model, names), "pretraining_seconds": source.pretraining_seconds}
     return Outcome(model, ("lock",), {"method": "locked", **facts})
@@ -83,7 +83,7 @@ def train_int8(config: PruneOfaTaskConfig, sparse: Recipe, place: Workplace) -> 
     method = QuantizeAware(fit_config, *_task(place), **_teaching(config, place), int8=config.int8)
     learned = place.fit_config(_steps(place, config.lock), config.lock).steps
     after = steps_behind(learned, len(place.problem.lesson), config.lock.batch_size, config.int8.batch_size)
-    place.fit(model, method, "int8", after=after, examples=_taught(place), is_mixed=_is_encoder(model))
+    place.fit(model, method, "int8", after=after, examples=_taught(config, place), is_mixed=_is_encoder(model))
     _check_pattern(model, pattern, "int8")
     facts = {"sparsity": before.facts["sparsity"], "sparsity_rounded": mean_sparsity(model, names)}
     return Outcome(model, ("int8",), {"method": "quantisation-aware", **facts}, after=before)
@@ -99,7 +99,7 @@ def train_direct(config: PruneOfaTaskConfig, source: Source, place: Workplace) -
     schedule = SparsitySchedule.of_shares(fit_config.steps, source.direct_sparsity)
     pruning = GradualPruning(schedule, Pattern.parse(source.pattern), source.scope)
     method = GradualFinetuning(fit_config, *_task(place), **_teaching(config, place), pruning=pruning)
-    place.fit(model, method, "direct", examples=_taught(place))
+    place.fit(model, method, "direct", examples=_taught(config, place))
     return Outcome(model, ("direct",), {"method": "gradual magnitude pruning", "sparsity": mean_sparsity(model, stacked_layers(model))})
 
 
@@ -151,8 +151,10 @@ def _is_encoder(model: PreTrainedModel) -> bool:
     return isinstance(model, EncoderPreTrainedModel)
 
 
-def _taught(place: Workplace) -> Examples:
-    """The training texts with the teacher's logits, whose making is not counted: all systems share them."""
+def _taught(config: PruneOfaTaskConfig, place: Workplace) -> Examples:
+    """The training texts, where they are learned from with the teacher's logits, whose making is not counted: all systems share them."""
+    if not config.teach.teacher_weight:
+        return place.problem.lesson
     with place.watch.paused():
         return place.problem.taught()
 

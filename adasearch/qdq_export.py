@@ -26,9 +26,11 @@ from adasearch.int8_modules import Grid, Int8Conv1d, Int8Layer, Int8Linear, int8
 from adasearch.progress import Progress
 from adasearch.quantize_aware import INPUT, MARK, OUTPUT
 from adasearch.runtime_base import require_head
+from adasearch.settings import is_installed
 from adasearch.sparse_files import FILE, SparseModel
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SPARSE = "sparse"  # the part of a folder that holds the integers and scales of a model that was trained in int8
 
 
@@ -87,6 +89,19 @@ def export_trained(folder: Path) -> Path:
     return path
 
 
+def has_packages() -> bool:
+    """Whether graphs can be written and run here."""
+    return all(map(is_installed, PACKAGES))
+
+
+def check_exporter() -> None:
+    """Raise ``ConfigError`` where torch is too old to write the operators of int8 graphs."""
+    if not hasattr(torch.onnx, "ops"):
+        raise ConfigError(
+            f"export: int8 graphs need torch 2.8 or newer, here is {torch.__version__}; choices: pip install -U torch, or --export false"
+        )
+
+
 def export_int8(twin: PreTrainedModel, path: Path, *, weights: str | None = None) -> Path:
     """Write the graph of a twin (``int8_twin``); returns ``path``. ``weights`` as in ``export_onnx``.
 
@@ -96,8 +111,7 @@ def export_int8(twin: PreTrainedModel, path: Path, *, weights: str | None = None
     layers = {name: layer for name, layer in int8_layers(twin).items() if isinstance(layer, (Int8Linear, Int8Conv1d))}
     if not layers:
         raise ModelError(f"{type(twin).__name__}: it has no int8 layers to export; int8_twin makes such a model")
-    if not hasattr(torch.onnx, "ops"):
-        raise ConfigError(f"export: int8 graphs need torch 2.8 or newer, here is {torch.__version__}; choices: pip install -U torch")
+    check_exporter()
     exported = copy.deepcopy(twin).cpu()
     for name, layer in layers.items():
         kind = QdqLinear if isinstance(layer, Int8Linear) else QdqConv1d

@@ -127,12 +127,12 @@ def _splits(
     config: QuantizeConfig,
 ) -> tuple[Split, Split, tuple[str, ...]]:  # fmt: skip
     """Texts to calibrate on, labelled ones to score, and the metrics: of files where they are named, else of the run."""
-    task = None
+    task, run = None, None if run_dir is None else FinishedRun(run_dir, {"seed": config.seed, **settings})
     if config.calibration_file is None or config.validation_file is None:
-        if run_dir is None:
+        if run is None:
             absent = "calibration_file" if config.calibration_file is None else "validation_file"
             raise ConfigError(f"{absent}: {model_dir} lies in no run's folder, which would have texts; name a file")
-        task = FinishedRun(run_dir, {"seed": config.seed, **settings}).task(instead="--calibration_file and --validation_file")
+        task = run.task(instead="--calibration_file and --validation_file")
         if task.num_labels != count_labels(model_dir):
             raise ModelError(
                 f"{model_dir} is a model of another task: it has {count_labels(model_dir)} labels, "
@@ -154,4 +154,4 @@ def _splits(
         return calibration, task.validation, task.metrics
     kind, names = labels_of(model_config)
     labelled = read_examples(Path(config.validation_file), "validation_file", kind, names, columns)
-    return calibration, labelled, choose_metrics(kind, len(names), skewed=is_skewed(labelled.labels))
+    return calibration, labelled, choose_metrics(kind, len(names), skewed=is_skewed(labelled.labels), **({} if run is None else run.metrics_of(kind)))

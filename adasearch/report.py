@@ -58,7 +58,8 @@ class System:
     prunable encoder parameters that is gone (where weights are 0: of its weights), ``train_seconds`` and ``train_cpu_seconds``
     the mean over the seeds of what the whole way from the pre-trained checkpoint took, scoring left out; of a searched student its
     training without the search. ``size_ratios`` are those of ``sparse_size.SparseSize``, ``sparse_bytes`` its file; ``agreement`` is the share of the held-out examples on which
-    the int8 graph predicts as the model that was trained, the least of all seeds; ``runtimes`` is like ``timings``, each row
+    the int8 graph predicts as the model that was trained, the least of all seeds, ``graph_scores`` that graph's own metrics, the mean of the
+    seeds; ``runtimes`` is like ``timings``, each row
     with its ``option``, in the runtimes that the table is not timed in. None = not known or not applicable.
     """
 
@@ -96,6 +97,7 @@ class System:
     size_ratios: dict[str, float] = field(default_factory=dict)
     sparse_bytes: int | None = None
     agreement: float | None = None
+    graph_scores: dict[str, float] = field(default_factory=dict)
     runtimes: list[dict[str, Any]] = field(default_factory=list)
 
 

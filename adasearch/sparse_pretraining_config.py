@@ -142,6 +142,8 @@ class SparsePretrainingConfig:
                 raise ConfigError(f"corpora[{index}]: {name!r} is there already; name every corpus once")
         if self.data_dir and not self.corpora:
             raise ConfigError(f"data_dir: {self.data_dir!r} without corpora; choices: the folders in it that are to be read")
+        if self.stream_tokens != SparsePretrainingConfig.stream_tokens and not self.stream:
+            raise ConfigError(f"stream_tokens: {self.stream_tokens} without stream; choices: give both, or leave it out")
         if self.validation_file and not self.train_file:
             raise ConfigError(f"validation_file: {self.validation_file!r} without train_file; choices: give both, or leave it out")
         check_seeds("seed", [self.seed])

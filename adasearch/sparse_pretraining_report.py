@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from adasearch.canvas import FAINT, INK, LINE_COLOURS, save_figure
+from adasearch.encoder import FAMILIES
 from adasearch.errors import ConfigError
 from adasearch.files import read_json, write_text
 from adasearch.formats import front_matter, markdown_table, origin_lines
@@ -92,6 +93,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     """README.md of the sparse model's folder."""
     tags = ["adasearch", "sparse", "prune-once-for-all"]
     can_guess = "sparse" in _guessers(report)
+    how = ": `adasearch compress prune-ofa TASK --sparse_model path/to/sparse`" if report["model_type"] in FAMILIES else ", as below"
     front = {"library_name": "transformers", **({"pipeline_tag": "fill-mask"} if can_guess else {}), "license": "other", "tags": tags}
     return f"""{front_matter(front)}
 
@@ -99,7 +101,7 @@ def model_card(report: Mapping[str, Any]) -> str:
 
 A {report["class"]} whose transformer layers have {100 * report["sparsity"]:.2f}% zeros ({report["pattern"]}), made by
 [Prune Once for All](https://arxiv.org/abs/2111.05754) as implemented in `adasearch`. It is to be fine-tuned on any task with its zeros
-locked: `adasearch compress prune-ofa TASK --sparse_model path/to/sparse`.
+locked{how}.
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification

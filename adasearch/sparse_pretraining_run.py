@@ -22,22 +22,23 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adasearch.accelerator import keeping_threads, make_accelerator
 from adasearch.demo_assets import model_path
+from adasearch.encoder import FAMILIES
 from adasearch.errors import ConfigError, ModelError, loading
 from adasearch.files import fingerprint, read_json, write_folder, write_json
 from adasearch.fit import fit, seed_after
 from adasearch.gradual_pruning import GradualPruning
 from adasearch.masked_language import MaskedBlocks, Masking
-from adasearch.masked_model import layer_distances, load_masked_model, score_masked
+from adasearch.masked_model import UNTRAINED_HEAD, head_parameters, layer_distances, load_masked_model, score_masked
 from adasearch.masked_task import load_blocks
 from adasearch.measure import hardware
 from adasearch.methods.base import Method
 from adasearch.methods.sparse_pretraining import SparsePretraining, TeacherPreparation
 from adasearch.model_inputs import check_vocabulary, positions_of
 from adasearch.progress import Progress
-from adasearch.prune_ofa_source import pretraining_stages
+from adasearch.prune_ofa_source import made_of, pretraining_stages
 from adasearch.run_files import (
     ALWAYS_FREE, begin_run, begun_precision, check_begun, check_same, model_in, model_path_of, note_stage, only_one, path_of,
-    refuse_processes,
+    refuse_processes, refuse_run,
 )
 from adasearch.settings import to_dict
 from adasearch.sparse_model import attach_masks, encoder_linears, has_split_blocks, mean_sparsity, sparsity_of
@@ -98,12 +99,14 @@ def pretrain_sparse(config: SparsePretrainingConfig, progress: Progress | None =
     with only_one(folder):
         if not (folder / "report.json").exists():
             this = _open(config, folder, progress or Progress())
-            if not (folder / TEACHER / "config.json").exists():
-                _prepare_teacher(this)
-            if not (folder / SPARSE / "config.json").exists():
-                _prune(this)
-            write_json(folder / "report.json", _report(this))
-            stop_trackers(this.accelerator)
+            try:
+                if not (folder / TEACHER / "config.json").exists():
+                    _prepare_teacher(this)
+                if not (folder / SPARSE / "config.json").exists():
+                    _prune(this)
+                write_json(folder / "report.json", _report(this))
+            finally:
+                stop_trackers(this.accelerator)
         report = read_json(folder / "report.json")
         write_pretraining(folder, report, config.figures)
     return report
@@ -119,12 +122,19 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     """Check all that can be checked, then make or reopen the run's folder."""
     check_trackers(config)
     cache = Path(config.cache_dir) if config.cache_dir else folder / "cache"
+    setting = _setting(config)
+    refuse_run(setting, config.teacher or config.model)
     source = model_path(config.teacher or config.model, cache, config.demo_assets)
-    tokenizer = _tokenizer(source)
+    tokenizer = _tokenizer(source, setting)
     masking = Masking.of(tokenizer, config.mask_share, config.seed)
-    model, is_new = load_masked_model(source)
+    model, is_new = load_masked_model(source, setting=setting)
     _check_start(config, model)
     _check_model(config, model, is_new, tokenizer)
+    if model.config.model_type not in FAMILIES:
+        progress.warning(
+            f"{setting}: {config.teacher or config.model!r} is a {model.config.model_type!r} model, which `adasearch compress prune-ofa` does not"
+            f" take: it fine-tunes {', '.join(FAMILIES)}; the sparse model is then for your own fine-tuning"
+        )
     train, validation = load_blocks(config, tokenizer, cache=cache, progress=progress)
     accelerator = make_accelerator(config, begun_precision(folder))
     blocks = {"train": train, "validation": validation}
@@ -136,33 +146,45 @@ def _open(config: SparsePretrainingConfig, folder: Path, progress: Progress) -> 
     return PretrainingRun(config, folder, source, tokenizer, train, validation, masking, accelerator, progress)
 
 
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    with loading(f"model: {name!r} has no tokenizer that can be loaded", "a folder or a hub id of a masked language model"):
+def _setting(config: SparsePretrainingConfig) -> str:
+    """Which setting names the model that the run begins with."""
+    return "teacher" if config.teacher else "model"
+
+
+def _tokenizer(name: str, setting: str) -> PreTrainedTokenizerBase:
+    with loading(f"{setting}: {name!r} has no tokenizer that can be loaded", "a folder or a hub id of a masked language model"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def _check_model(config: SparsePretrainingConfig, model: PreTrainedModel, is_new: bool, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether pattern, block length, vocabulary and head are possible; before the text is read. The model is used up."""
-    name = config.teacher or config.model
+    """Whether kind, pattern, block length, vocabulary and head are possible; before the text is read. The model is used up."""
+    name, setting = config.teacher or config.model, _setting(config)
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{setting}: {name!r} has an encoder and a decoder; choices: an encoder, as BERT, RoBERTa, DistilBERT, MiniLM")
     try:
         attach_masks(model, config.pattern)
     except ModelError as error:
-        raise ModelError(f"model: {name!r}: {error}") from error
+        raise ModelError(f"{setting}: {name!r}: {error}") from error
     most = min(positions_of(model.config) or config.block_length, tokenizer.model_max_length)
     if config.block_length > most:
         raise ConfigError(f"block_length: {config.block_length} is out of range; choices: 4 to {most} for {name!r}")
-    check_vocabulary("teacher" if config.teacher else "model", name, tokenizer, model.config)
-    if is_new and config.teacher:
-        raise ModelError(f"teacher: {name!r} has no head for masked language; choices: a prepared teacher, as the folder teacher/ of a run")
+    check_vocabulary(setting, name, tokenizer, model.config)
+    if is_new and config.kd_weight and config.teacher:
+        raise ModelError(
+            f"teacher: {name!r} has no trained head for masked language to teach with; choices: a prepared teacher, as the folder teacher/ of a run"
+            " with teacher_steps, or --kd_weight 0 with --layer_weight 1"
+        )
     if is_new and not config.teacher_steps and config.kd_weight:
-        raise ConfigError(f"teacher_steps: 0, but {name!r} has no head for masked language to teach with; choices: 1 or more")
+        raise ConfigError(
+            f"teacher_steps: 0, but {name!r} has no trained head for masked language to teach with; choices: 1 or more, or --kd_weight 0"
+        )
 
 
 def _check_start(config: SparsePretrainingConfig, model: PreTrainedModel) -> None:
     """Whether the student can begin with ``config.start``, as a copy of ``model`` that has lost weights."""
     if config.start is None:
         return
-    student, _ = load_masked_model(model_in(config.start))
+    student, _ = load_masked_model(model_in(config.start), setting="start")
     if [tensor.shape for tensor in student.base_model.parameters()] != [tensor.shape for tensor in model.base_model.parameters()]:
         raise ModelError(f"start: {config.start!r} has other layers than {config.teacher or config.model!r}; choices: one made of the same model")
     if (own := mean_sparsity(student)) > config.sparsity + ROUNDING:
@@ -198,14 +220,17 @@ def _prepare_teacher(this: PretrainingRun) -> None:
         method = TeacherPreparation(fit_config, this.masking, late)
         facts |= _fit(this, model, method, TEACHER, "prepare the teacher") | {"head_warmup_steps": late}
     note_stage(this.folder, TEACHER, **facts, total_seconds=time.monotonic() - start)
-    _save(this, model, TEACHER)  # last: a stage whose folder is there is not done again, and its facts would never be known
+    # last: a stage whose folder is there is not done again, and its facts would never be known
+    _save(this, model, TEACHER, is_untrained=is_new and not facts["steps"])
 
 
 def _prune(this: PretrainingRun) -> None:
     """``sparse/``: a copy of the teacher that has lost its weights."""
     config, folder = this.config, this.folder / TEACHER
-    teacher, _ = load_masked_model(str(folder))
-    student, _ = _learner(this, model_in(config.start) if config.start else str(folder))
+    teacher, is_untrained = load_masked_model(str(folder))
+    student, is_new = _learner(this, model_in(config.start) if config.start else str(folder))
+    if config.start and is_new:
+        _take_head(student, teacher)
     own = min(mean_sparsity(student), config.sparsity) if config.start else 0.0
     schedule = replace(config.schedule, initial=max(config.initial_sparsity, own))
     pruning = GradualPruning(schedule, Pattern.parse(config.pattern), config.scope, holds_zeros=config.start is not None)
@@ -223,7 +248,14 @@ def _prune(this: PretrainingRun) -> None:
 
     facts = _fit(this, student, method, SPARSE, f"prune to {config.sparsity:g}", evaluate, after)
     note_stage(this.folder, SPARSE, **facts, initial_sparsity=schedule.initial)
-    _save(this, student, SPARSE)
+    _save(this, student, SPARSE, is_untrained=is_untrained and not config.task_weight)
+
+
+def _take_head(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Edit in place: a student that begins without a head of its own has its teacher's, as a copy of that one would."""
+    with torch.no_grad():
+        for own, given in zip(head_parameters(student), head_parameters(teacher), strict=True):
+            own.copy_(given)
 
 
 def _steps_before(this: PretrainingRun) -> int:
@@ -257,7 +289,13 @@ def _fit(
     return {"steps": history[-1]["step"], "seconds": seconds, "seconds_per_step": seconds and seconds / history[-1]["step"]}
 
 
-def _save(this: PretrainingRun, model: PreTrainedModel, name: str) -> None:
+def _save(this: PretrainingRun, model: PreTrainedModel, name: str, *, is_untrained: bool) -> None:
+    """A model's folder; its config says where the head is ``is_untrained``, so that it is not taken for one that knows words."""
+    if is_untrained:
+        setattr(model.config, UNTRAINED_HEAD, True)
+    elif hasattr(model.config, UNTRAINED_HEAD):
+        delattr(model.config, UNTRAINED_HEAD)
+
     def save(partial: Path) -> None:
         model.cpu().save_pretrained(partial)
         this.tokenizer.save_pretrained(partial)
@@ -281,7 +319,7 @@ def _report(this: PretrainingRun) -> dict[str, Any]:
     weights = {name: module.weight for name, module in encoder_linears(sparse).items()}
     layers = {name: {"weights": weight.numel(), "zeros": int((weight == 0).sum())} for name, weight in weights.items()}
     return {
-        "model": config.teacher or config.model, "model_type": sparse.config.model_type, "class": type(sparse).__name__,
+        "model": made_of(config.teacher) if config.teacher else config.model, "model_type": sparse.config.model_type, "class": type(sparse).__name__,
         "sparsity": mean_sparsity(sparse), "sparsity_asked": config.sparsity, "pattern": config.pattern, "scope": config.scope,
         "sparsity_by_layer": sparsity_of(sparse), "layers": layers,
         "params": sum(p.numel() for p in sparse.parameters()), "params_encoder_linear": sum(layer["weights"] for layer in layers.values()),

@@ -110,7 +110,7 @@ def _check_divides(outputs: int, inputs: int, rows: int, columns: int, pattern: 
     if outputs % rows or inputs % columns:
         raise ModelError(
             f"pattern {pattern}: a weight of {outputs} outputs by {inputs} inputs; outputs must be a multiple of {rows},"
-            f" inputs of {columns}"
+            f" inputs of {columns}; choices: unstructured, or a pattern that divides them"
         )
 
 

@@ -15,6 +15,7 @@ UNDECIDED_ENTROPY = 0.95  # share of the maximum above which the choice of opera
 SMALLER_ON_PURPOSE = ("pruned", "sparse", "dense", "dense_int8")  # kinds that a student is no better than, but smaller or faster
 HELD_AGAINST = {"direct": "sparse"}  # a control -> the kind it is a control of, where that is not the student
 TIMED_ALIKE = ("runtime", "threads", "batch_size", "seq_len")  # in what two times must agree to be divided; precision is a method's work
+LEAST_AGREEMENT = 0.99  # of a graph with what was trained; rounding alone leaves 99.3% and more
 FEW_EXAMPLES = 300  # held-out examples; the standard error of an accuracy of 80% is then 2.3 points
 BUSY_QUOTIENT = 2.0  # a 90th percentile of so many medians; on a quiet machine it has been below 1.3
 NOISE_ERRORS = 2.0  # fewer standard errors than this are noise: 95% level of many seeds, 88% of three against three
@@ -164,6 +165,10 @@ def warnings(report: Report) -> list[str]:
     setups = {(s.runtime, s.threads, s.batch_size) for s in report.systems if s.kind not in ("tfidf",) and s.runtime}
     if len(setups) > 1:
         found.append("The systems differ in runtime, threads or batch size: their latencies do not compare.")
+    for s in report.systems:
+        if s.agreement is not None and s.agreement < LEAST_AGREEMENT:
+            share = f"{100 * s.agreement:.1f}%"
+            found.append(f"The int8 graph of {s.name!r} predicts as the model that was trained on {share} of the examples: its own score is below.")
     if busy := _busy(report):
         found.append(busy)
     if missed := report.latency.get("warning"):

@@ -66,7 +66,7 @@ def command(args: argparse.Namespace, task: str) -> list[str]:
     settings = args.configs / f"{task}.yaml" if args.configs else None
     if settings and not settings.is_file():
         raise ConfigError(f"configs: {settings} is no file; choices: a folder with <task>.yaml for each of --tasks")
-    spent = pretraining_stages(args.sparse_model)["sparse"]["steps"] if args.equal_total_steps else 0
+    spent = steps_before(pretraining_stages(args.sparse_model)) if args.equal_total_steps else 0
     flags = {
         "config": settings,
         "sparse_model": args.sparse_model,
@@ -80,6 +80,12 @@ def command(args: argparse.Namespace, task: str) -> list[str]:
     }
     given = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     return [sys.executable, "-m", "adasearch", "compress", "prune-ofa", task, *given, *args.rest]
+
+
+def steps_before(stages: dict[str, Any]) -> int | None:
+    """All steps that the sparse model took, its teacher's preparation included; None where a part is not known."""
+    steps = [stage["steps"] for stage in stages.values()]
+    return None if None in steps else sum(steps)
 
 
 def collect(reports: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def main() -> None:
     stages = pretraining_stages(args.sparse_model)
     if args.equal_total_steps and "sparse" not in stages:
         raise ConfigError(f"equal_total_steps: {args.sparse_model}: its run.json, which says how many steps it took, is not there")
-    if args.equal_total_steps and stages["sparse"]["steps"] is None:
+    if args.equal_total_steps and steps_before(stages) is None:
         raise ConfigError(
             f"equal_total_steps: {args.sparse_model}: how many steps it took is not known, as a run that it went on from is not found;"
             " choices: put that run back where it was, or leave equal_total_steps out"

@@ -44,6 +44,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     deployment = make_deployment(left_out=["a"])
     assert save_deployment(deployment, tmp_path) == tmp_path / "deploy.json"
     assert load_deployment(tmp_path) == deployment
+    chosen_by_none = make_deployment(max_drop=None)
+    save_deployment(chosen_by_none, tmp_path)
+    assert load_deployment(tmp_path) == chosen_by_none
     assert [path.name for path in tmp_path.iterdir()] == ["deploy.json"]
 
 

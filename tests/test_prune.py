@@ -28,7 +28,8 @@ from adasearch.config import RunConfig, TransferConfig, VocabularyConfig, to_dic
 from adasearch.errors import ConfigError, DataError, ModelError
 from adasearch.export import save_student
 from adasearch.files import write_json
-from adasearch.finished import find_run
+from adasearch.finished import FinishedRun, find_run
+from adasearch.metrics import choose_metrics
 from adasearch.predict import predict_file
 from adasearch.prepare import Problem, prepare
 from adasearch.progress import Progress
@@ -42,6 +43,7 @@ from adasearch.score_models import score_models
 from adasearch.shrink import build_student
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 from adasearch.tasks import load_task
+from adasearch.sources import PRESETS
 from adasearch.streams import own_lengths
 from adasearch.texts import Split
 from adasearch.tokens import TokenStore
@@ -473,3 +475,12 @@ def test_the_verb(ran: tuple[Path, Problem], tmp_path: Path, capsys: pytest.Capt
     assert "no student's folder" in capsys.readouterr().err
 
 
+
+
+def test_other_examples_are_scored_by_the_metric_of_the_run(tmp_path: Path) -> None:
+    def first(kind: str = "single_label", **config: object) -> str:
+        return choose_metrics(kind, 2, **FinishedRun(tmp_path, config).metrics_of(kind))[0]
+
+    assert first(task="own") == "accuracy" and first(task="own", metric="f1") == "f1"
+    assert first(task="cola") == PRESETS["cola"].metrics[0] == "matthews_correlation"
+    assert first("multi_label", task="cola") == first("multi_label", task="own"), "its labels are not the preset's"

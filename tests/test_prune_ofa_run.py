@@ -126,6 +126,7 @@ def test_the_graph_agrees_and_the_small_file_computes_the_same(run: Path, report
 def test_the_report_is_like_every_other_and_counts_from_the_files(run: Path, report: Report) -> None:
     assert [system.kind for system in report.systems] == ["teacher", "student", "sparse"]
     student, sparse = report.find("student"), report.find("sparse")
+    assert student.graph_scores["accuracy"] == pytest.approx(student.score_mean, abs=0.026) and not sparse.graph_scores
     assert (student.precision, sparse.precision, student.runtime) == ("int8", "fp32", "onnxruntime")
     assert sparse.encoder_sparsity == pytest.approx(SPARSITY, abs=0.01) and student.encoder_sparsity >= sparse.encoder_sparsity
     assert student.size_ratios["nominal"] >= 4 / (1 - SPARSITY) > 0 and student.size_ratios["nominal"] > student.size_ratios["with_index"]
@@ -246,12 +247,17 @@ def test_pruning_on_the_task_alone_takes_pattern_and_scope_of_the_sparse_model(t
     assert (at_once.pattern, at_once.scope) == ("2:4", "layer")
 
 
-def test_a_wrong_sparse_model_is_refused_before_the_dense_one_is_trained(tmp_path: Path) -> None:
+def test_a_wrong_sparse_model_is_refused_before_the_dense_one_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_prune_ofa(tmp_path, sparse_model=str(tmp_path / "absent"))
     with pytest.raises(ModelError, match="sparse_model: .*absent has no tokenizer"):
         prune_once_for_all(config)
     with pytest.raises(ConfigError, match="has no zeros"):
         prune_once_for_all(dataclasses.replace(config, sparse_model=config.model, output_dir=str(tmp_path / "dense")))
+    with pytest.raises(ConfigError, match="pattern: 2:4 says how --sparsity prunes"):
+        prune_once_for_all(dataclasses.replace(config, pattern="2:4", output_dir=str(tmp_path / "dense")))
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="export: int8 graphs need torch 2.8 or newer"):
+        patched.delattr(torch.onnx, "ops")
+        prune_once_for_all(tiny_prune_ofa(tmp_path, output_dir=str(tmp_path / "dense")))
     for name in ("run", "dense"):
         assert not (tmp_path / name / "teacher").exists() and not (tmp_path / name / "work").exists(), name
 
@@ -356,6 +362,7 @@ def test_the_choice_that_is_saved_tells_scores_on_the_validation_examples(tmp_pa
     chosen = load_deployment(run / "student")
     found = quantize(run, QuantizeConfig(precisions=["fp32", "int8"], runtimes=[chosen.runtime], max_drop=100.0, repeats=2))
     (int8,) = (row["score"] for row in found.tried if row["precision"] == "int8")
+    assert chosen.max_drop is None, "nothing was chosen by what it loses"
     assert (chosen.metric, chosen.score, chosen.score_fp32) == (found.metric, int8, found.score_fp32)
     assert read_report(run).find("student").scores[0] != chosen.score, "the report's is of the test examples"
 
@@ -398,10 +405,11 @@ def test_the_seconds_of_pretraining_are_those_of_both_its_stages_and_layers_teac
     assert read_report(tmp_path / "run").method["facts"]["time to make the sparse model, once for all tasks"] == "6 s"
 
 
+GOLD_ALONE = TeachConfig(teacher_weight=0.0, gold_weight=0.7)
 ALL_TEACH = TeachConfig(teacher_weight=0.7, gold_weight=0.3, temperature=3.0, layer_weight=0.5)
 
 
-@pytest.mark.parametrize("teach", [TeachConfig(), ALL_TEACH], ids=["published", "all"])
+@pytest.mark.parametrize("teach", [TeachConfig(), ALL_TEACH, GOLD_ALONE], ids=["published", "all", "gold"])
 def test_every_stage_learns_from_teacher_labels_and_layers_by_their_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teach: TeachConfig
 ) -> None:
@@ -437,11 +445,14 @@ def test_every_stage_learns_from_teacher_labels_and_layers_by_their_weights(
         return history
 
     monkeypatch.setattr(Workplace, "fit", look)
+    if not teach.teacher_weight:
+        monkeypatch.delattr(EncoderProblem, "teacher_logits")  # a teacher that is not listened to is not asked
     config = dataclasses.replace(config, max_steps=1)
     recipes = {recipe.key: recipe for recipe in prune_ofa_recipes(config, open_source(config, problem))}
     for key in ("sparse_int8", "direct"):
         train_recipe(recipes[key], problem, config, 42)
     assert seen.keys() == {"lock", "int8", "direct"}
     for stage, terms in seen.items():
-        assert terms.keys() == ({"kd", "ce", "layers"} if teach.layer_weight else {"kd"}) and min(terms.values()) > 1e-4, stage
+        weights = {"kd": teach.teacher_weight, "ce": teach.gold_weight, "layers": teach.layer_weight}
+        assert terms.keys() == {name for name, weight in weights.items() if weight} and min(terms.values()) > 1e-4, stage
         assert terms == pytest.approx(expected[stage], rel=1e-3), stage

@@ -32,6 +32,7 @@ from adasearch.quantize import (
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
 from adasearch.runtimes import OnnxRuntime, load_runtime
+from adasearch.sources import PRESETS
 from adasearch.student import AdasearchConfig, AdasearchForSequenceClassification
 
 FAST = {"runtimes": ["torch", "onnxruntime", "openvino"], "repeats": 2, "warmup": 1, "seq_length": 8}  # nothing to compile
@@ -300,6 +301,10 @@ def test_a_folder_in_a_run_takes_the_runs_texts(made: Path, tmp_path: Path) -> N
         assert material.model_dir == tmp_path / "student" and material.seq_len == 6 and material.metrics[0] == "accuracy"
         assert (len(material.calibration), len(material.validation), len(material.labels)) == (40, 60, 60)
         assert max(map(len, material.validation.ids)) == 7
+    for given, metric in (({"metric": "matthews_correlation"}, "matthews_correlation"), ({"task": "mrpc"}, PRESETS["mrpc"].metrics[0])):  # of other examples it is the same one
+        (tmp_path / "config.yaml").write_text(json.dumps({**settings, **given}))
+        assert load_material(tmp_path, config_of(made)).metrics[0] == metric
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
     (tmp_path / "student" / "config.json").write_text(
         json.dumps({**json.loads((made / "student" / "config.json").read_text()), "id2label": {"0": "a", "1": "b", "2": "c"}})
     )

@@ -28,7 +28,7 @@ def script() -> ModuleType:
 
 def write_finished(folder: Path) -> list[str]:
     """A sparse model and the finished run of a task; the script's arguments."""
-    stages = {"teacher": {"steps": 1, "seconds": 2.0}, "sparse": {"steps": 100, "seconds": 8.0}}
+    stages = {"teacher": {"steps": 20, "seconds": 2.0}, "sparse": {"steps": 100, "seconds": 8.0}}
     write_json(folder / "sparse" / "run.json", {"command": "made so", "stages": stages, "config": {}})
     run = folder / "runs" / "sst2"
     systems = [
@@ -57,7 +57,7 @@ def test_every_run_is_called_so_that_results_never_tell_of_settings_that_it_refu
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code == 2 and not (tmp_path / "results.json").exists()
-    assert len(called) == 1 and "--direct_more_steps=25" in called[0] and "--direct=true" in called[0]
+    assert len(called) == 1 and "--direct_more_steps=30" in called[0] and "--direct=true" in called[0]
     monkeypatch.setattr(sys, "argv", [*typed, "--direct_tasks", "mrpc"])
     with pytest.raises(SystemExit):
         script.main()
@@ -117,7 +117,7 @@ def test_steps_of_earlier_runs_are_found_from_where_the_run_was_begun_or_asked_f
     write_json(tmp_path / "sparse" / "run.json", {**run, "config": config, "directory": str(tmp_path / "begun")})
     monkeypatch.chdir(tmp_path)
     found = pretraining_stages(tmp_path / "sparse")
-    assert {name: facts["steps"] for name, facts in found.items()} == {"teacher": 2, "sparse": 200}
+    assert {name: facts["steps"] for name, facts in found.items()} == {"teacher": 40, "sparse": 200}
     (tmp_path / "begun").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     assert pretraining_stages(tmp_path / "sparse") == found, "runs that were moved are looked for from here"

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from hearing import KillAt, Killed
+from hearing import Heard, KillAt, Killed
 from tiny_encoder import forward
 from tiny_masked import VOCABULARY, save_lines, save_masked, tiny_bert, tiny_blocks, tiny_masking
+from tiny_words import PIECES, save_words
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
-    AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification,
-    BertModel, PreTrainedModel,
+    AlbertConfig, AlbertForMaskedLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BartConfig,
+    BartForConditionalGeneration, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertModel, PreTrainedModel,
 )  # fmt: skip
 
 from adasearch.classifier import check_settings
@@ -47,7 +48,7 @@ from adasearch.qdq_export import export_folder
 from adasearch.quantize_config import QuantizeConfig
 from adasearch.quantize_texts import load_material
 from adasearch.report_files import rebuild_report
-from adasearch.sparse_model import broken_zeros, encoder_linears, find_masks, lock_pattern, pattern_of, prune_once, sparsity_of
+from adasearch.sparse_model import bake_masks, broken_zeros, encoder_linears, find_masks, lock_pattern, pattern_of, prune_once, sparsity_of
 from adasearch.sparse_pattern import Pattern
 from adasearch.sparse_pretraining_config import SparsePretrainingConfig
 from adasearch.sparse_pretraining_report import model_card, scores_table
@@ -504,6 +505,47 @@ def test_a_new_head_that_learns_beside_the_zeros_is_asked(tmp_path: Path) -> Non
     assert report["can_guess"] == {"model": False, "teacher": False, "sparse": True}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_that_never_learned_teaches_no_other_run(tmp_path: Path) -> None:
+    """It is in the folder of the model, whose config says that it was only drawn."""
+    layers = {"task_weight": 0.0, "layer_weight": 1.0, "figures": False}
+    pretrain_sparse(settings(tmp_path, kd_weight=0.0, teacher_steps=0, **layers))
+    run, other = tmp_path / "run", str(tmp_path / "other")
+    assert load_masked_model(str(run / "teacher"))[1] and load_masked_model(str(run / "sparse"))[1]
+    with pytest.raises(ModelError, match="teacher: .*no trained head.*teacher_steps, or --kd_weight 0"):
+        pretrain_sparse(settings(tmp_path, teacher=str(run / "teacher"), output_dir=other, **layers))
+    with pytest.raises(ConfigError, match="teacher_steps: 0, but .*no trained head"):
+        pretrain_sparse(settings(tmp_path, model=str(run / "sparse"), teacher_steps=0, output_dir=other, **layers))
+    report = pretrain_sparse(settings(tmp_path, teacher=str(run / "teacher"), kd_weight=0.0, output_dir=other, **layers))
+    assert not any(report["can_guess"].values()) and report["model"] == str(tmp_path / "tiny")
+    config = settings(tmp_path, kd_weight=0.0, **{**layers, "task_weight": 1.0}, teacher=str(run / "teacher"), output_dir=str(tmp_path / "third"))
+    assert pretrain_sparse(config)["can_guess"] == {"model": False, "teacher": False, "sparse": True}
+    assert not load_masked_model(str(tmp_path / "third" / "sparse"))[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_start_without_a_head_has_its_teachers(tmp_path: Path) -> None:
+    model = tiny_bert(BertModel, vocab_size=len(PIECES))
+    prune_once(model, 0.5)
+    bake_masks(model)
+    model.save_pretrained(tmp_path / "half")
+    config = settings(tmp_path, BertForMaskedLM, start=str(tmp_path / "half"), figures=False, kd_weight=0.0, task_weight=0.0, layer_weight=1.0)
+    pretrain_sparse(config)
+    teacher, sparse = (load_masked_model(str(tmp_path / "run" / name))[0] for name in ("teacher", "sparse"))
+    assert all(torch.equal(*pair) for pair in zip(head_parameters(teacher), head_parameters(sparse), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_family_that_no_task_takes_is_told_before_it_is_trained(tmp_path: Path) -> None:
+    save_words(tmp_path / "albert")
+    sizes = {"vocab_size": len(PIECES), "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    AlbertForMaskedLM(AlbertConfig(**sizes, intermediate_size=32, max_position_embeddings=16)).save_pretrained(tmp_path / "albert")
+    heard = Heard()
+    pretrain_sparse(settings(tmp_path, model=str(tmp_path / "albert"), steps=2, teacher_steps=1, figures=False), heard)
+    assert "'albert' model, which `adasearch compress prune-ofa` does not take" in heard.warnings[0]
+    assert "locked, as below." in (tmp_path / "run" / "sparse" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_that_no_generator_takes_are_refused(tmp_path: Path, seed: int) -> None:
     with pytest.raises(ConfigError, match="seed: "):
@@ -581,6 +623,8 @@ def test_a_sparse_model_goes_on_to_more_zeros_and_keeps_its_own(tmp_path: Path) 
         ({"task_weight": 0, "kd_weight": 0, "layer_weight": 0}, "nothing is learned"),
         ({"corpora": ["imdbb"]}, "corpora[0]: 'imdbb' is not known (did you mean 'imdb'?)"),
         ({"train_file": "absent.txt"}, "absent.txt"),
+        ({"stream_tokens": 100}, "stream_tokens: 100 without stream"),
+        ({"teacher": "nowhere/at/all"}, "teacher: 'nowhere/at/all'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -588,6 +632,16 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
         pretrain_sparse(settings(tmp_path, **changes))
     assert says in str(error.value)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_with_a_decoder_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    save_words(tmp_path / "bart")
+    sizes = {"vocab_size": len(PIECES), "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
+    config = BartConfig(**sizes, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=16)
+    BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
+    with pytest.raises(ModelError, match="model: .* has an encoder and a decoder"):
+        pretrain_sparse(settings(tmp_path, model=str(tmp_path / "bart")))
 
 
 @pytest.mark.parametrize("stage", ["teacher", "sparse"])
@@ -600,7 +654,7 @@ def test_a_stage_is_noted_before_its_folder_is_there(stage: str, tmp_path: Path,
     monkeypatch.setattr("adasearch.sparse_pretraining_run._steps_before", lambda _: 0)
     config = settings(tmp_path, figures=False)
     model = load_masked_model(config.model)[0]
-    monkeypatch.setattr("adasearch.sparse_pretraining_run.load_masked_model", lambda *_: (model, False))
+    monkeypatch.setattr("adasearch.sparse_pretraining_run.load_masked_model", lambda *_, **__: (model, False))
     run = SimpleNamespace(
         config=config, folder=tmp_path, source=config.model, masking=tiny_masking(), score=lambda _: {},
         accelerator=SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"),
