@@ -38,6 +38,12 @@ class Budget:
             return self.axes.sparsity(values)
         return 1.0 - self.milliseconds(values) / self.milliseconds(GateValues())
 
+    def describe(self, share: float) -> str:
+        """A share that is saved, in words: percent and, of a call's time, the milliseconds that are left of it."""
+        if self.latency is None:
+            return f"{share:.1%}"
+        return f"{share:.1%} of a call's time ({(1 - share) * float(self.milliseconds(GateValues())):.3g} ms left)"
+
     def milliseconds(self, values: GateValues) -> Tensor:
         """Predicted milliseconds of a call."""
         assert self.latency is not None, "this budget is of parameters"

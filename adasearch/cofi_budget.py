@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from adasearch.encoder_latency_bench import build_encoder_table, shape_of
 from adasearch.encoder_parts import EncoderConfig
 from adasearch.encoder_problem import EncoderProblem
 from adasearch.errors import ConfigError
+from adasearch.hard_concrete import LEAST_OPEN
 from adasearch.latency import Deployment, Lengths, knots_for, length_histogram
 from adasearch.latency_bench import deployment_here
 from adasearch.structure import Axes, GateValues
@@ -56,20 +58,25 @@ def check_budgets(config: CofiConfig, problem: EncoderProblem, targets: Sequence
 
 
 def budget_for(config: CofiConfig, axes: Axes, target: float, table: EncoderLatencyTable | None, lengths: Lengths) -> Budget:
-    """What is to be saved of an encoder. Raises ``ConfigError`` for what cannot be reached, and for milliseconds that need no pruning."""
-    least = _least(config, axes)
+    """What is to be saved of an encoder. Raises ``ConfigError`` for what cannot be reached, and for milliseconds that need no pruning.
+
+    Reached is what gates save by themselves, on average and ``sparsity_epsilon`` short of it at most, and what can be cut.
+    """
+    least, closed = _least(config, axes), _closed(config, axes)
     if table is None:
         budget = Budget(axes, target)
-        if target > (most := float(budget.saved(least))):
+        most = min(float(budget.saved(least)), float(budget.saved(closed)) + config.sparsity_epsilon)
+        if target > most:
             raise ConfigError(
-                f"target_sparsity: {target:g}: of families {', '.join(config.families)} no more than {most:.3f} of the encoder's parameters are;"
-                " choices: a smaller target, or more families"
+                f"target_sparsity: {target:g}: of families {', '.join(config.families)} no more than {math.floor(1e3 * most) / 1e3:.3f} of the"
+                f" encoder's parameters can be saved (every gate stays open with a probability of {LEAST_OPEN:.3f}); choices: a smaller target, or"
+                " more families"
             )
         return budget
     latency = table.at(lengths)
     budget = Budget.of_time(axes, target, latency)
-    whole_ms, least_ms = (float(budget.milliseconds(values)) for values in (GateValues(), least))
-    if not least_ms < target < whole_ms:
+    whole_ms, least_ms, closed_ms = (float(budget.milliseconds(values)) for values in (GateValues(), least, closed))
+    if not (least_ms := max(least_ms, closed_ms - config.sparsity_epsilon * whole_ms)) < target < whole_ms:
         raise ConfigError(
             f"target_latency_ms: {target:g}: the dense encoder takes {whole_ms:.4g} ms a call, and nearly nothing of it"
             f" {least_ms:.4g} ms ({table.deployment.describe()}); choices: between the two"
@@ -86,3 +93,8 @@ def _least(config: CofiConfig, axes: Axes) -> GateValues:
         for neurons in least.neurons or []:
             neurons[:1] = 1.0
     return least
+
+
+def _closed(config: CofiConfig, axes: Axes) -> GateValues:
+    """The probabilities of gates that are as closed as they can be: none is ever surer (``HardConcrete.clamp_``)."""
+    return axes.ones(config.families).map(lambda tensor: torch.full_like(tensor, LEAST_OPEN))

@@ -87,7 +87,7 @@ class CofiConfig(TaughtRunConfig):
         train_embeddings: learn the embeddings too; the published code keeps them.
         layer_weight: of the layers' distances to the teacher's.
         prediction_weight: of the distance between predictions.
-        gold_weight: of the loss on gold labels; published 0.
+        gold_weight: of the loss on gold labels; published 0. A text without a label counts with 0 in a batch's mean.
         temperature: of the predictions' distillation.
         teacher_layers: layers of the teacher that teach, counted from 0; up to four, evenly spaced, the last among them, when
             absent (2 5 8 11 of twelve).
@@ -225,6 +225,8 @@ class CofiConfig(TaughtRunConfig):
             check_choice(f"families[{index}]", family, FAMILIES)
         if not self.families:
             raise ConfigError(f"families: none is named; choices: {', '.join(FAMILIES)}")
+        if len(set(self.families)) < len(self.families):
+            raise ConfigError(f"families: {self.families}: one is named twice; name every family once")
         if self.exact_target and "neurons" not in self.families:
             raise ConfigError(
                 "exact_target: neurons are what is closed or opened, but families leaves them out; choices: --exact_target false"
@@ -240,6 +242,10 @@ class CofiConfig(TaughtRunConfig):
             raise ConfigError(
                 f"latency.{name}: {getattr(self.latency, name)!r} has no effect without target_latency_ms; choices: leave it out, or"
                 " --target_latency_ms"
+            )
+        if "neurons" not in self.families and self.neuron_drop != CofiConfig.neuron_drop:
+            raise ConfigError(
+                f"neuron_drop: {self.neuron_drop!r} has no effect, families leaves neurons out; choices: leave it out, or name neurons"
             )
         if self.matching not in ASK_WHO_LIVES and self.alive != CofiConfig.alive:
             raise ConfigError(

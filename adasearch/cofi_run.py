@@ -37,6 +37,7 @@ from adasearch.progress import Progress
 from adasearch.shrink_encoder import shrink_encoder
 from adasearch.structure import GateValues
 
+GATED = {"layers": "attention and feed-forward sublayers", "heads": "heads", "neurons": "neurons", "hidden": "hidden dimensions"}  # by family
 CHOSEN_BY_SCORE = (
     "there are no labelled test examples: the evaluation of a CoFi model that was kept was chosen by the examples it is scored on, which"
     " flatters it a little"
@@ -49,7 +50,8 @@ def compress_cofi(config: CofiConfig, progress: Progress | None = None) -> Path:
     A finished run may be given more targets; its first stays the first, whose model is ``student/``. Raises
     ``ConfigError``, ``DataError`` or ``ModelError`` before any training when request, data or models are wrong.
     """
-    run, problem = begin_encoders(config, ABOUT, progress, ("target_sparsity", "target_latency_ms"))
+    about = dataclasses.replace(ABOUT, summary=summary_of(config))
+    run, problem = begin_encoders(config, about, progress, ("target_sparsity", "target_latency_ms"))
     check_chain(config, problem.folder)
     check_models(config, problem)
     if problem.task.test is None and config.evaluations > 1:
@@ -178,7 +180,7 @@ def _prune(
         over = expected - budget.target
         if method.target == budget.target and over >= -config.sparsity_epsilon:
             is_near = over <= config.sparsity_epsilon
-            best.offer(scores, model, layers, is_near=is_near, values=values.to_plain(), expected_saved=expected)
+            best.offer(scores, model, is_near=is_near, layers=layers.state_dict(), values=values.to_plain(), expected_saved=expected)
         return {**scores, "saved": float(budget.saved(values.kept()))}
 
     place.fit(student, method, "prune", after=after, examples=problem.lesson, evaluate=evaluate, evaluations=config.evaluations)
@@ -188,9 +190,10 @@ def _prune(
         found = best.take()
         is_met = found is not None
         if found is None:
+            longer = "a larger max_steps" if steps["prune"] == config.max_steps else "more prune_epochs or min_prune_steps"
             problem.progress.warning(
-                f"{place.title}: the target was not met: {method.expected_saved():.1%} is saved on average, {budget.target:.1%} asked for;"
-                " choices: more prune_epochs or min_prune_steps, a larger gate_learning_rate, a smaller target"
+                f"{place.title}: the target was not met: {budget.describe(method.expected_saved())} is saved on average,"
+                f" {budget.describe(budget.target)} asked for; choices: {longer}, a larger gate_learning_rate, a milder target"
             )
             found = {"values": method.decide().to_plain(), "expected_saved": method.expected_saved(), "validation": None}
         else:
@@ -199,8 +202,9 @@ def _prune(
     values = GateValues.from_plain(found["values"]).map(lambda tensor: tensor.to(student.device))
     pruned, saved = shrink_encoder(student, values), float(budget.saved(values.kept()))
     with place.watch.paused():
-        if abs(saved - budget.target) > config.sparsity_epsilon:
-            problem.progress.warning(f"{place.title}: {saved:.1%} is saved, {budget.target:.1%} was asked for; nothing nearer could be cut")
+        if abs(saved - budget.target) > max(config.sparsity_epsilon, CLOSE):
+            why = "nothing nearer could be cut" if config.exact_target else "with exact_target false gates are cut as they stand"
+            problem.progress.warning(f"{place.title}: {budget.describe(saved)} is saved, {budget.describe(budget.target)} was asked for; {why}")
         kept_D = torch.arange(len(layers.projection.weight[0])) if values.hidden_D is None else values.hidden_D.nonzero().flatten().cpu()
         _save(place.folder / "layers.pt", layers.narrowed(kept_D.tolist()).state_dict())
         config_left = pruned.config
@@ -227,7 +231,7 @@ def _finetune(
     def evaluate(model: EncoderPreTrainedModel) -> dict[str, float]:
         scores = problem.scores(model, problem.validation)
         if config.keep_best:
-            best.offer(scores, model, layers)
+            best.offer(scores, model)
         return scores
 
     place.fit(
@@ -250,8 +254,9 @@ class Best:
 
     def __init__(self, place: Workplace, phase: str):
         self.path, self.metric = place.folder / phase / "best.pt", place.problem.task.metric
+        self.rank: tuple[bool, float] | None = None  # of the one kept; where another process has kept it, the file tells
 
-    def offer(self, scores: dict[str, float], model: nn.Module, layers: nn.Module, *, is_near: bool = True, **facts: Any) -> None:
+    def offer(self, scores: dict[str, float], model: nn.Module, *, is_near: bool = True, **facts: Any) -> None:
         """Keep this one, with what is known of it, if it is better than the one kept.
 
         One that ``is_near``, whose gates save what was asked for, comes before all whose gates save more: those were scored
@@ -259,10 +264,11 @@ class Best:
         """
         higher = METRICS[self.metric].higher_is_better if self.metric in METRICS else True
         score = scores[self.metric] if higher else -scores[self.metric]
-        kept = self.take()
-        if kept is None or (is_near, score) > (kept["is_near"], kept["score"]):
-            state = {"is_near": is_near, "score": score, "validation": scores, "model": model.state_dict(), "layers": layers.state_dict()}
-            _save(self.path, {**state, **facts})
+        if self.rank is None and (kept := self.take()) is not None:
+            self.rank = kept["is_near"], kept["score"]
+        if self.rank is None or (is_near, score) > self.rank:
+            _save(self.path, {"is_near": is_near, "score": score, "validation": scores, "model": model.state_dict(), **facts})
+            self.rank = is_near, score
 
     def take(self) -> dict[str, Any] | None:
         """The one kept; None where there is none."""
@@ -315,10 +321,20 @@ def _notes(trained: Sequence[Compressed]) -> list[str]:
     return found
 
 
-ABOUT = About(
-    "CoFi", "cofi", "[Xia et al. 2022](https://arxiv.org/abs/2204.00408)",
-    "Attention and feed-forward sublayers, heads, neurons and hidden dimensions are gated; the gates learn, under a constraint on"
-    " what they keep, beside the weights, which learn the dense model's predictions and layers. What is left is cut out and"
-    " distilled once more.",
-    _facts, notes=_notes,
+def summary_of(config: CofiConfig) -> str:
+    """What a run with these settings does."""
+    *others, last = [words for family, words in GATED.items() if family in config.families]
+    gated = f"{', '.join(others)} and {last}" if others else last
+    weights = {"predictions": config.prediction_weight, "layers": config.layer_weight}
+    lessons = [f"the dense model's {' and '.join(name for name, weight in weights.items() if weight)}"] if config.is_taught else []
+    lessons += ["gold labels"] if config.gold_weight else []
+    again = f" and {'distilled' if config.is_taught else 'trained'} once more" if config.finetune_epochs else ""
+    return (
+        f"{gated[0].upper()}{gated[1:]} are gated; the gates learn, under a constraint on what they keep, beside the weights, which learn"
+        f" {', and '.join(lessons)}. What is left is cut out{again}."
+    )
+
+
+ABOUT = About(  # its summary is that of a run with default settings
+    "CoFi", "cofi", "[Xia et al. 2022](https://arxiv.org/abs/2204.00408)", summary_of(CofiConfig()), _facts, notes=_notes,
 )  # fmt: skip

@@ -7,6 +7,7 @@ The ticket is plain data, ``ticket.json`` beside each model: from it and the che
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 
 from adasearch.earlybert_config import EarlyBertConfig
 from adasearch.encoder_layers import EncoderPreTrainedModel
-from adasearch.encoder_run import About, run_encoders
+from adasearch.encoder_problem import EncoderProblem
+from adasearch.encoder_run import About, begin_encoders, run_recipes
 from adasearch.encoder_training import Compressed, Outcome, Recipe, Workplace
 from adasearch.files import write_json
-from adasearch.fit_config import FitConfig, steps_behind
+from adasearch.fit_config import FitConfig, finetuning, steps_behind
 from adasearch.gate_values import GateValues
 from adasearch.methods.earlybert import FAMILIES, EarlyBert
 from adasearch.methods.finetune_encoder import FinetuneEncoder
@@ -34,7 +36,30 @@ def compress_earlybert(config: EarlyBertConfig, progress: Progress | None = None
 
     Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any training when request, data or models are wrong.
     """
-    return run_encoders(config, earlybert_recipes(config), ABOUT, progress)
+    run, problem = begin_encoders(config, dataclasses.replace(ABOUT, summary=summary_of(config)), progress)
+    _warn_of_few_checks(config, problem)
+    return run_recipes(run, problem, earlybert_recipes(config))
+
+
+def _warn_of_few_checks(config: EarlyBertConfig, problem: EncoderProblem) -> None:
+    """Say before any training that the search will end before the detector has seen a full window."""
+    if config.ticket.draw != "detector" or (problem.folder / "models").exists():
+        return
+    method, window = _search_method(config, problem), config.ticket.window
+    if (checks := method.last_step // method.check_every) >= window:
+        return
+    longer = "a larger max_steps" if method.last_step == config.max_steps else "more ticket.epochs"
+    problem.progress.warning(
+        f"ticket.window: {window} masks in a row are to be alike, but a search of {method.last_step} steps that looks every {method.check_every}"
+        f" sees {checks}: its ticket will be drawn as it is at the end; choices: {longer}, a smaller ticket.check_every or ticket.window,"
+        " ticket.draw fixed"
+    )
+
+
+def _search_method(config: EarlyBertConfig, problem: EncoderProblem, seed: int = 0) -> EarlyBert:
+    settings = config.ticket
+    fit_config = finetuning(settings, problem.steps(settings.schedule_epochs, settings.batch_size), config.max_steps)
+    return EarlyBert(fit_config, settings, problem.steps(1.0, settings.batch_size), problem.forward, problem.loss, seed=seed)
 
 
 def earlybert_recipes(config: EarlyBertConfig) -> list[Recipe]:
@@ -80,8 +105,7 @@ def _search(config: EarlyBertConfig, place: Workplace) -> EncoderPreTrainedModel
     """The smaller network that the ticket leaves, with the weights it is to start from."""
     problem, settings = place.problem, config.ticket
     epoch = problem.steps(1.0, settings.batch_size)
-    fit_config = place.fit_config(problem.steps(settings.schedule_epochs, settings.batch_size), settings)
-    method = EarlyBert(fit_config, settings, epoch, problem.forward, problem.loss, seed=place.seed)
+    method = _search_method(config, problem, place.seed)
     model = problem.pretrained(place.seed)
     steps = place.fit(model, method, "search", evaluations=0)[-1]["step"]
     if settings.draw == "detector" and not bool(method.is_found):
@@ -130,9 +154,19 @@ def _facts(trained: Sequence[Compressed]) -> dict[str, str]:
     }
 
 
-ABOUT = About(
-    "EarlyBERT", "earlybert", "[Chen et al. 2021](https://arxiv.org/abs/2101.00063)",
-    "Heads and neurons are ranked by coefficients that learn beside the weights, until the ranking has settled; the rest is cut"
-    " away, and the smaller network is trained from the pre-trained weights. The random ticket leaves as many, at random.",
-    _facts,
+def summary_of(config: EarlyBertConfig) -> str:
+    """What a run with these settings does."""
+    ticket = config.ticket
+    ranked = " and ".join(name for name, ratio in (("heads", ticket.head_ratio), ("neurons", ticket.neuron_ratio)) if ratio)
+    end = "until the ranking has settled" if ticket.draw == "detector" else "up to a fixed step"
+    start = "from the pre-trained weights" if config.train.start == "rewind" else "on, from the weights that the search left"
+    control = " The random ticket leaves as many, at random." if config.random_ticket else ""
+    return (
+        f"{ranked.capitalize()} are ranked by coefficients that learn beside the weights, {end}; the rest is cut away, and the smaller network"
+        f" is trained {start}.{control}"
+    )
+
+
+ABOUT = About(  # its summary is that of a run with default settings
+    "EarlyBERT", "earlybert", "[Chen et al. 2021](https://arxiv.org/abs/2101.00063)", summary_of(EarlyBertConfig()), _facts,
 )  # fmt: skip

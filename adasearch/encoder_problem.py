@@ -216,9 +216,14 @@ def load_problem(
     are made once and kept in ``cache/``. Not ``with_teacher`` the pre-trained model stands in the teacher's place, for those
     who need none.
     Raises ``ModelError`` when a model cannot be loaded, is of no kind that can be pruned or has fewer embeddings than its tokenizer
-    tokens, ``ConfigError`` when teacher and model have different vocabularies, or too few positions for the settings' texts.
+    tokens, ``ConfigError`` when teacher and model have different vocabularies, or too few positions for the settings' texts, and for a
+    length that questions do not heed.
     """
     cache, is_asked = folder / "cache", task.problem_type == QUESTION_ANSWERING
+    if is_asked and config.max_seq_length != type(config).max_seq_length:
+        raise ConfigError(
+            f"max_seq_length: {config.max_seq_length} has no effect on questions, which are read in windows; choices: --question.max_seq_length"
+        )
     checkpoint, given = (name and model_path(name, cache, config.demo_assets) for name in (config.model, config.teacher))
     torch.manual_seed(config.seed)
     try:
@@ -248,7 +253,8 @@ def load_problem(
         progress.message(teacher.note)
     if is_asked:
         train, validation, held_out = (
-            tokenize_questions(split, tokenizer, config.question, cache=cache, name=name, progress=progress) for name, split in task.splits.items()
+            tokenize_questions(split, tokenizer, config.question, cache=cache, name=name, notes=notes, progress=progress)
+            for name, split in task.splits.items()
         )
         validation = validation.spread(config.question.glance)
     else:

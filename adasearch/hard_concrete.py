@@ -24,6 +24,7 @@ LOW, HIGH = -0.1, 1.1  # the interval that it is stretched to before it is clipp
 EPSILON = 1e-6  # how far uniform numbers and probabilities keep from 0 and 1
 INIT_STD = 0.01  # of the initial log alpha around its mean
 LEAST, MOST = 0.01, 100.0  # alpha is clamped between them after each step, so that no gate is ever lost (P(open) 0.047 to 0.998)
+LEAST_OPEN = 1 / (1 + (-LOW / HIGH) ** TEMPERATURE / LEAST)  # P(open) at the lower clamp, 0.047: no gate is ever surer to be closed
 SHARPNESS = 0.8  # of the deterministic values, sigmoid(SHARPNESS * log alpha / beta). From FLOP (Wang et al. 2020)
 OPEN_MEAN = 10.0  # initial log alpha of heads, sublayers and hidden dimensions: as good as open
 NEURON_DROP = 0.5  # initial drop rate of neurons as released, ln((1 - p) / p) = 0; "mostly a typo, harmless" (its author)
@@ -38,11 +39,12 @@ class HardConcrete(Gate):
         init_mean: mean of the initial log alpha.
         is_each: whether each element is decided for itself (open when P >= 0.5: sublayers), instead of the expected number
             of them together.
+        fewest: elements that are never closed by the deterministic values, where ``is_each`` is not.
     """
 
-    def __init__(self, axis: str, size: int, *, init_mean: float = OPEN_MEAN, is_each: bool = False):
+    def __init__(self, axis: str, size: int, *, init_mean: float = OPEN_MEAN, is_each: bool = False, fewest: int = 0):
         super().__init__(axis)
-        self.size, self.is_each = size, is_each
+        self.size, self.is_each, self.fewest = size, is_each, fewest
         self.temperature.fill_(TEMPERATURE)
         self.log_alpha_S = nn.Parameter(init_mean + INIT_STD * torch.randn(size))
 
@@ -73,8 +75,8 @@ class HardConcrete(Gate):
     def deterministic(self) -> Tensor:
         """The values without chance, (S,): the expected number of zeros is where the smallest values are.
 
-        round(S - sum P) elements are 0 (``is_each``: those of P < 0.5), the others keep sigmoid(sharpness log alpha / beta):
-        never quite 1, which is why they are folded into weights.
+        round(S - sum P) elements are 0, but for the ``fewest`` (``is_each``: those of P < 0.5), the others keep
+        sigmoid(sharpness log alpha / beta): never quite 1, which is why they are folded into weights.
         """
         p_S = self.open_probability()
         value_S = self.soft()
@@ -83,7 +85,7 @@ class HardConcrete(Gate):
             kept_S[p_S < 0.5] = 0
         else:
             zeros = round(self.size - float(p_S.cpu().double().sum()))
-            kept_S[value_S.argsort(stable=True)[:zeros]] = 0
+            kept_S[value_S.argsort(stable=True)[: min(zeros, self.size - self.fewest)]] = 0
         return value_S * kept_S
 
     def soft(self) -> Tensor:
@@ -135,7 +137,7 @@ class StructureGates(nn.Module):
         self.mha, self.ffn = (
             HardConcrete(name, axes.layers, is_each=True) if "layers" in has else None for name in ("mha", "ffn")
         )
-        self.hidden = HardConcrete("hidden", axes.hidden) if "hidden" in has else None
+        self.hidden = HardConcrete("hidden", axes.hidden, fewest=1) if "hidden" in has else None  # without a dimension there is no encoder
 
     def gates(self) -> list[HardConcrete]:
         """All of them."""

@@ -66,6 +66,8 @@ def inspect(path: Path, output_dir: Path | None) -> str:
             if any(s.get("score_mean") is not None and s.get("latency_ms_p50") for s in report.get("systems", [])):
                 written += save_figure(comparison_figure(report), folder / "comparison")
     if not text and not written:
+        if (path / "run.json").is_file() and not (path / "report.json").is_file():
+            raise ConfigError(f"path: {path}: nothing to draw is there yet; the run is not finished: give the same command again")
         raise ConfigError(f"path: {path}: nothing to draw is there; choices: {DRAWABLE}")
     return "\n\n".join([*text, "\n".join(map(str, written))])
 
@@ -87,10 +89,8 @@ def _find(path: Path) -> tuple[Architecture | None, dict[str, Any] | None]:
         return Architecture.from_dict(config["architecture"], where=f"{path}: architecture"), config
     if found.is_file():
         return Architecture.load(found), None
-    if (path / "search" / "history.jsonl").is_file() or (path / "report.json").is_file():
+    if any((path / name).is_file() for name in ("search/history.jsonl", "report.json", "run.json")):
         return None, None
-    if (path / "run.json").is_file():
-        raise ConfigError(f"path: {path}: nothing to draw is there yet; the run is not finished: give the same command again")
     raise ConfigError(f"path: {path}: {'nothing to draw is there' if path.exists() else 'no such folder'}; choices: {DRAWABLE}")
 
 

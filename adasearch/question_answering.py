@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from adasearch.errors import ConfigError, ModelError
-from adasearch.files import fingerprint, write_array
+from adasearch.files import fingerprint, read_json, write_array, write_json
 from adasearch.progress import Progress
 from adasearch.question_config import QuestionConfig, check_questions
 from adasearch.questions import Questions
@@ -146,28 +146,34 @@ class Frame:
 
 def tokenize_questions(
     questions: Questions, tokenizer: PreTrainedTokenizerBase, config: QuestionConfig, *,
-    cache: Path, name: str, progress: Progress | None = None,
+    cache: Path, name: str, notes: list[str] | None = None, progress: Progress | None = None,
 ) -> QuestionExamples:
     """All questions as windows, mapped from ``cache``. Done once: the files' name holds a fingerprint of what they are made of.
 
-    Raises ``ModelError`` for a tokenizer without a fast version or without special tokens around a pair, ``ConfigError``
-    when the settings leave a window no room.
+    Adds to ``notes`` how many questions of the split ``name`` were cut. Raises ``ModelError`` for a tokenizer without a fast version or
+    without special tokens around a pair, ``ConfigError`` when the settings leave a window no room.
     """
     rules = tokenizer_rules(tokenizer, questions.texts, questions.contexts)
     _check_room(config, tokenizer, Frame.of(tokenizer))
     sizes = (config.max_seq_length, config.doc_stride, config.max_question_length)
-    name = f"{name}-{fingerprint(questions.texts, questions.contexts, questions.answers, questions.starts, rules, sizes)}"
-    if TokenStore.load(cache, name) is None:
+    stem = f"{name}-{fingerprint(questions.texts, questions.contexts, questions.answers, questions.starts, rules, sizes)}"
+    facts = cache / f"{stem}.json"  # windows of an older version lack it and are cut again
+    if TokenStore.load(cache, stem) is None or not facts.exists():
         examples = cut_windows(questions, tokenizer, config, progress=progress)
         for part in ("windows_W5", "pieces_P2", "contexts_C1", "labels_W2"):
             if getattr(examples, part) is not None:
-                write_array(cache / f"{name}.{part}.npy", getattr(examples, part))
-        examples.tokens.save(cache, name)  # last: its presence says that all is there
-    store = TokenStore.load(cache, name)
+                write_array(cache / f"{stem}.{part}.npy", getattr(examples, part))
+        write_json(facts, {"questions": len(questions), "cut": examples.cut_questions, "max_question_length": config.max_question_length})
+        examples.tokens.save(cache, stem)  # last: its presence says that all is there
+    store, cut = TokenStore.load(cache, stem), read_json(facts)["cut"]
     assert store is not None
-    paths = {part: cache / f"{name}.{part}.npy" for part in ("windows_W5", "pieces_P2", "contexts_C1", "labels_W2")}
+    if cut and notes is not None:
+        notes.append(
+            f"{name}: {cut} of {len(questions)} questions are longer than question.max_question_length {config.max_question_length} and were cut"
+        )
+    paths = {part: cache / f"{stem}.{part}.npy" for part in ("windows_W5", "pieces_P2", "contexts_C1", "labels_W2")}
     arrays = {part: np.load(path, mmap_mode="r") for part, path in paths.items() if path.exists()}
-    return QuestionExamples(store, tokenizer.pad_token_id, questions, **arrays)
+    return QuestionExamples(store, tokenizer.pad_token_id, questions, **arrays, cut_questions=cut)
 
 
 def cut_windows(

@@ -320,5 +320,6 @@ def hand_over(model: Path, student: Path) -> None:
 
 
 def _architecture_of(model: Path) -> Any:
-    """The cells of a searched student; None of any other model."""
-    return read_json(model / "config.json").get("architecture")
+    """The cells of a searched student; what is left of a pruned encoder's layers; nothing of any other model."""
+    config = read_json(model / "config.json")
+    return [config.get(name) for name in ("architecture", "heads", "neurons", "hidden_size")]

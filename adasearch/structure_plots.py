@@ -26,7 +26,10 @@ PER_ROW = 6  # heads side by side
 
 @dataclass(frozen=True)
 class Structure:
-    """The sizes of one model, and the ``full`` sizes of what it was cut from; ``sparsity`` of its encoder where known."""
+    """The sizes of one model, and the ``full`` sizes of what it was cut from; ``sparsity`` of its encoder where known.
+
+    Where not ``is_full_known`` the full sizes are only those that it is drawn against: of its own largest layer.
+    """
 
     name: str
     kind: str
@@ -37,6 +40,7 @@ class Structure:
     full_heads: list[int]
     full_neurons: list[int]
     sparsity: float | None = None
+    is_full_known: bool = True
 
 
 def write_structures(folder: Path, structures: Sequence[Structure]) -> None:
@@ -54,7 +58,7 @@ def read_structures(path: Path) -> list[Structure]:
     hidden, heads, neurons = config["hidden_size"], config["heads"], config["neurons"]
     # what it was cut from is not in its folder: the largest layer stands for it
     full = hidden, [max(heads, default=0)] * len(heads), [max(neurons, default=0)] * len(neurons)
-    return [Structure(path.name, "student", hidden, heads, neurons, *full)]
+    return [Structure(path.name, "student", hidden, heads, neurons, *full, is_full_known=False)]
 
 
 def describe_structures(structures: Sequence[Structure]) -> str:
@@ -63,11 +67,12 @@ def describe_structures(structures: Sequence[Structure]) -> str:
 
 
 def _describe(structure: Structure) -> str:
-    lines = [f"{_title(structure)}: {structure.hidden} of {structure.full_hidden} hidden dimensions"]
+    lines = [f"{_title(structure)}: {_of(structure, structure.hidden, structure.full_hidden)} hidden dimensions"]
     rows = [["layer", "heads", "neurons"]]
     layers = zip(structure.heads, structure.full_heads, structure.neurons, structure.full_neurons, strict=True)
-    rows += [[str(n), _of(*sizes[:2]), _of(*sizes[2:])] for n, sizes in enumerate(layers)]
-    rows.append(["all", _of(sum(structure.heads), sum(structure.full_heads)), _of(sum(structure.neurons), sum(structure.full_neurons))])
+    rows += [[str(n), _of(structure, *sizes[:2]), _of(structure, *sizes[2:])] for n, sizes in enumerate(layers)]
+    sums = [sum(sizes) for sizes in (structure.heads, structure.full_heads, structure.neurons, structure.full_neurons)]
+    rows.append(["all", _of(structure, *sums[:2]), _of(structure, *sums[2:])])
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(lines + ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows])
 
@@ -77,8 +82,10 @@ def _title(structure: Structure) -> str:
     return f"{structure.name}{gone}"
 
 
-def _of(left: int, full: int) -> str:
-    return f"{left:,} of {full:,}" if left else f"none of {full:,}"
+def _of(structure: Structure, left: int, full: int) -> str:
+    """How many are left, and of how many where that is known."""
+    count = f"{left:,}" if left else "none"
+    return f"{count} of {full:,}" if structure.is_full_known else count
 
 
 def structure_figure(structures: Sequence[Structure]) -> Figure:
@@ -108,7 +115,7 @@ def _put_name(axes: Axes, structure: Structure, x: float, top: float, width: flo
     axes.text(x, top - 0.3, gone, size=7.5, color=INK, va="center")
     y, height, full = top - HEADS_HEIGHT - GAP - NEURONS_HEIGHT, 0.13, width - 0.3
     _put_bar(axes, x, y, full, height, structure.hidden / max(1, structure.full_hidden), COLOURS["convolution"])
-    axes.text(x, y + height + 0.1, f"hidden {structure.hidden:,} of {structure.full_hidden:,}", size=7.5, color=INK, va="center")
+    axes.text(x, y + height + 0.1, f"hidden {_of(structure, structure.hidden, structure.full_hidden)}", size=7.5, color=INK, va="center")
 
 
 def _put_heads(axes: Axes, x: float, top: float, left: int, full: int) -> None:

@@ -15,8 +15,8 @@ FILE = "mask_distances.json"  # beside a model: ``check_every`` and, for heads a
 
 
 def read_distances(path: Path) -> dict[str, dict[str, Any]]:
-    """Those of a run's models by folder, in the folders' order; of one model's folder; none where there are none."""
-    found = [path / FILE] if (path / FILE).is_file() else sorted((path / "models").glob(f"*/{FILE}"))
+    """Those of a run's models by folder, in the order in which they were made; of one model's folder; none where there are none."""
+    found = [path / FILE] if (path / FILE).is_file() else sorted((path / "models").glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime_ns)
     return {file.parent.name: read_json(file) for file in found}
 
 

@@ -46,7 +46,7 @@ from adasearch.layer_matching import LayerDistillation
 from adasearch.methods.cofi import CofiPrune, Guide, alive_layers, neuron_importance
 from adasearch.progress import Progress
 from adasearch.shrink_encoder import shrink_encoder
-from adasearch.structure import GateValues
+from adasearch.structure import Axes, GateValues
 from adasearch.fit_config import steps_of
 from adasearch.task_config import TransferConfig
 from adasearch.tasks import load_task
@@ -295,6 +295,23 @@ def test_the_lesson_s_terms_are_those_written_out_each_times_its_own_weight() ->
     assert {name: term.item() for name, term in method.lesson(student, batch, None).items()} == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("changes", "asked", "has_states"), [
+    ({}, 1, True), ({"prediction_weight": 0.0}, 1, True), ({"layer_weight": 0.0}, 1, False),
+    ({"layer_weight": 0.0, "prediction_weight": 0.0, "gold_weight": 1.0}, 0, False),
+])  # fmt: skip
+def test_a_lesson_computes_what_its_terms_need(changes: dict[str, float], asked: int, has_states: bool) -> None:
+    method, student, batch = pruning(**changes)
+    calls: list[tuple[Any, bool]] = []
+
+    def watched(model: Any, batch: dict[str, Any], **inputs: Any) -> Any:
+        calls.append((model, inputs["output_hidden_states"]))
+        return forward(model, batch, **inputs)
+
+    method._guide = (dataclasses.replace(method.guide, forward=watched),)
+    method.lesson(student, batch, method.gates())
+    assert [model for model, _ in calls] == [student, method.guide.model][: 1 + asked] and {states for _, states in calls} == {has_states}
+
+
 def test_the_teacher_is_no_part_of_what_learns_or_is_saved() -> None:
     method, student, batch = pruning()
     assert not any(parameter.requires_grad for parameter in method.guide.model.parameters())
@@ -456,10 +473,26 @@ def test_the_best_that_was_offered_is_kept_whatever_came_after(tmp_path: Path, m
         model, layers = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
         torch.nn.init.constant_(model.weight, score)
         torch.nn.init.constant_(layers.weight, -score)
-        kept.offer({metric: score, "loss": -score}, model, layers, told=str(score))
+        kept.offer({metric: score, "loss": -score}, model, layers=layers.state_dict(), told=str(score))
     found = kept.take()
     assert found["validation"] == {metric: best, "loss": -best} and found["told"] == str(best)
     assert (found["model"]["weight"].item(), found["layers"]["weight"].item()) == pytest.approx((best, -best))
+
+
+def test_the_model_that_is_kept_is_read_once_and_only_by_who_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = SimpleNamespace(folder=tmp_path, problem=SimpleNamespace(task=SimpleNamespace(metric="accuracy")))
+    read, load, model = [], cofi_run._load, torch.nn.Linear(1, 1)
+    monkeypatch.setattr(cofi_run, "_load", lambda path: read.append(path) or load(path))
+    first = Best(place, "phase")
+    for score, is_near in ((0.7, True), (0.9, False), (0.6, True)):
+        first.offer({"accuracy": score}, model, is_near=is_near)
+    assert not read
+    again = Best(place, "phase")
+    for score, is_near in ((0.6, True), (0.95, False), (0.65, True)):
+        again.offer({"accuracy": score}, model, is_near=is_near)
+    assert len(read) == 1 and again.take()["validation"] == {"accuracy": 0.7}
+    again.offer({"accuracy": 0.8}, model)
+    assert again.take()["validation"] == {"accuracy": 0.8}
 
 
 def test_each_phase_hands_on_its_best_evaluation(problem: EncoderProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,10 +510,10 @@ def test_each_phase_hands_on_its_best_evaluation(problem: EncoderProblem, tmp_pa
         seen.append(copy_of(model))
         return {self.task.metric: 1 / (1 + abs(len(seen) - 1 - peak))}
 
-    def offered(self: Best, scores: dict[str, float], model: torch.nn.Module, layers: torch.nn.Module, **facts: Any) -> None:
-        if scores[self.metric] == 1:
-            maps[self.path.parent.name] = copy_of(layers)
-        offer(self, scores, model, layers, **facts)
+    def offered(self: Best, scores: dict[str, float], model: torch.nn.Module, **facts: Any) -> None:
+        if scores[self.metric] == 1 and "layers" in facts:
+            maps[self.path.parent.name] = {name: tensor.clone() for name, tensor in facts["layers"].items()}
+        offer(self, scores, model, **facts)
 
     def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -638,14 +671,45 @@ def test_a_target_before_one_that_is_half_pruned_is_refused(problem: EncoderProb
     check_chain(between, tmp_path)
 
 
-def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path) -> None:
-    heard: list[str] = []
-    progress = Progress()
-    progress.warning = heard.append
-    config = settings(tmp_path, gate_learning_rate=1e-6, finetune_epochs=0.0, prune_epochs=1.0, exact_target=False)
+@pytest.mark.parametrize(("max_steps", "choice"), [(None, "more prune_epochs or min_prune_steps"), (3, "a larger max_steps")])
+def test_a_target_that_is_missed_is_said(problem: EncoderProblem, tmp_path: Path, max_steps: int | None, choice: str) -> None:
+    progress = Heard()
+    config = settings(tmp_path, gate_learning_rate=1e-6, finetune_epochs=0.0, prune_epochs=1.0, exact_target=False, max_steps=max_steps)
     outcome = train(problem, config, tmp_path, progress)
-    assert "the target was not met" in heard[0] and outcome.facts["sparsity"] < 0.3 and outcome.facts["validation_after_prune"] is None
+    missed, cut = progress.warnings
+    assert "the target was not met" in missed and f"choices: {choice}, a larger gate_learning_rate" in missed
+    assert cut.endswith("60.0% was asked for; with exact_target false gates are cut as they stand")
+    assert outcome.facts["sparsity"] < 0.3 and outcome.facts["validation_after_prune"] is None
     assert outcome.facts["met_by_gates"] is False and outcome.facts["expected_saved"] < 0.59, "of the 0.6 that were asked for"
+
+
+def test_a_target_that_is_met_is_no_miss_however_near_gates_were_to_come(problem: EncoderProblem, tmp_path: Path) -> None:
+    progress = Heard()
+    train(problem, settings(tmp_path, sparsity_epsilon=0.0, finetune_epochs=0.0), tmp_path, progress)
+    assert not [text for text in progress.warnings if "could be cut" in text]
+
+
+def test_a_share_of_the_time_is_told_in_milliseconds_too() -> None:
+    axes = axes_of(make_encoder())
+    whole = float(LATENCY.predict(axes.expected_sizes()))
+    assert Budget.of_time(axes, 0.25 * whole, LATENCY).describe(0.75) == f"75.0% of a call's time ({0.25 * whole:.3g} ms left)"
+    assert Budget(axes, 0.6).describe(0.6) == "60.0%"
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({}, "Attention and feed-forward sublayers, heads, neurons and hidden dimensions are gated; the gates learn, under a constraint on what they"
+     " keep, beside the weights, which learn the dense model's predictions and layers. What is left is cut out and distilled once more."),
+    ({"families": ["neurons", "heads"], "layer_weight": 0.0, "gold_weight": 1.0, "finetune_epochs": 0.0}, "Heads and neurons are gated; the gates"
+     " learn, under a constraint on what they keep, beside the weights, which learn the dense model's predictions, and gold labels. What is left is"
+     " cut out."),
+    ({"families": ["neurons"], "layer_weight": 0.0, "prediction_weight": 0.0, "gold_weight": 1.0}, "Neurons are gated; the gates learn, under a"
+     " constraint on what they keep, beside the weights, which learn gold labels. What is left is cut out and trained once more."),
+])  # fmt: skip
+def test_what_is_said_of_the_method_is_what_the_settings_make_of_it(
+    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cofi_run, "run_recipes", lambda run, problem, recipes: run.about.summary)  # which the report shows
+    assert compress_cofi(settings(tmp_path, target_sparsity=[0.1], **changes)) == says
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
@@ -671,6 +735,8 @@ def test_a_target_that_gates_have_missed_is_a_note_of_the_report(changes: dict[s
     ({"target_sparsity": [0.5, 1.5]}, r"target_sparsity\[1\]: 1.5 is out of range"),
     ({"target_sparsity": [0.5, 0.5]}, "one is named twice"),
     ({"families": ["heads", "toes"]}, r"families\[1\]: 'toes' is not known; choices: heads"),
+    ({"families": ["heads", "neurons", "heads"]}, r"families: .*: one is named twice; name every family once"),
+    ({"families": ["heads"], "exact_target": False, "neuron_drop": 0.1}, "neuron_drop: 0.1 has no effect, families leaves neurons out; choices: "),
     ({"families": ["heads"]}, "exact_target: neurons are what is closed"),
     ({"matching": "nearest"}, "matching: 'nearest' is not known; choices: paper"),
     ({"teacher_layers": [3, 1]}, "teacher_layers: .* choices: ascending"),
@@ -737,14 +803,46 @@ def test_what_the_families_have_not_is_said_before_any_training(families: list[s
 
 
 def test_the_shortest_time_is_that_of_what_stays() -> None:
-    """Without a gate on sublayers a neuron a layer stays, and with it what a sublayer takes."""
+    """Without a gate on sublayers a neuron a layer stays, and with it what a sublayer takes; and what gates leave that are never closed for sure."""
     parts = {part: [1.0 if part == "ffn" else 0.1] for part in PARTS}
     table, axes = EncoderLatencyTable(deployment_here("torch", 1, 1), SHAPE, (8,), parts), axes_of(make_encoder())
     for families, least in ((["neurons"], 4.8), (["neurons", "layers"], 0.2)):
-        config = CofiConfig(families=families)
+        config = CofiConfig(families=families, sparsity_epsilon=1.0)  # gates may stop short of the target as far as they like
         with pytest.raises(ConfigError) as said:
             budget_for(config, axes, 1e-3, table, {8: 1.0})
         assert float(re.search(r"nearly nothing of it (\S+) ms", str(said.value))[1]) == pytest.approx(least), families
+    with pytest.raises(ConfigError) as said:
+        budget_for(dataclasses.replace(config, sparsity_epsilon=0.01), axes, 0.21, table, {8: 1.0})
+    budget = Budget.of_time(axes, 0.21, table.at({8: 1.0}))
+    by_gates = float(budget.milliseconds(as_closed_as_can_be(axes, families))) - 0.01 * float(budget.milliseconds(GateValues()))
+    assert 0.21 < by_gates == pytest.approx(float(re.search(r"nearly nothing of it (\S+) ms", str(said.value))[1]), rel=1e-3)
+    assert budget_for(dataclasses.replace(config, sparsity_epsilon=0.01), axes, by_gates + 1e-3, table, {8: 1.0}).target < 1
+
+
+def as_closed_as_can_be(axes: Axes, families: list[str]) -> GateValues:
+    """The probabilities of gates after training has pushed them down without end."""
+    gates = StructureGates(axes, families)
+    with torch.no_grad():
+        for gate in gates.gates():
+            gate.log_alpha_S.fill_(-100.0)
+    gates.clamp_()
+    return gates.open_probability().detach()
+
+
+@pytest.mark.parametrize(("families", "reached"), [
+    (["heads", "neurons"], 0.953), (["neurons"], 0.635), (["neurons", "hidden"], 0.982), (["heads", "neurons", "layers", "hidden"], 0.9999),
+])  # fmt: skip
+def test_no_more_is_asked_for_than_gates_can_save_by_themselves(families: list[str], reached: float) -> None:
+    """Of BERT-base, whose heads and neurons could all be cut: no gate is ever closed for sure, so that they save less on average."""
+    axes, config = Axes(768, 64, [12] * 12, [3072] * 12), CofiConfig(families=families, sparsity_epsilon=0.005)
+    most = float(Budget(axes, 0.5).saved(as_closed_as_can_be(axes, families)))
+    assert most == pytest.approx(reached, abs=5e-4)
+    assert budget_for(config, axes, min(0.99, most + 0.0049), None, {}).target >= min(0.99, most)
+    if most + 0.0051 < 0.99:
+        with pytest.raises(ConfigError) as said:
+            budget_for(config, axes, most + 0.0051, None, {})
+        named = float(re.search(r"no more than (\S+) of the encoder's parameters can be saved", str(said.value))[1])
+        assert most + 0.0035 < named <= most + 0.005 and budget_for(config, axes, named, None, {}), "what is named can be asked for"
 
 
 def test_teacher_layers_are_counted_before_any_training(tmp_path: Path) -> None:

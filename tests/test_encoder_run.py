@@ -350,6 +350,36 @@ def test_a_ticket_of_a_fixed_step_has_not_failed_to_settle(tmp_path: Path) -> No
         assert sum("before ticket.draw_step" in warning for warning in heard.warnings) == said
 
 
+@pytest.mark.parametrize(("ticket", "max_steps", "choice"), [
+    ({"check_every": 1, "window": 8}, None, "more ticket.epochs"), ({"check_every": 2, "window": 3}, 5, "a larger max_steps"),
+    ({"check_every": 1, "window": 7}, None, None), ({"draw": "fixed", "draw_step": 5}, 3, None),
+])  # fmt: skip
+def test_a_search_too_short_for_its_detector_is_told_before_any_training(
+    ticket: dict[str, Any], max_steps: int | None, choice: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch has seven steps."""
+    monkeypatch.setattr(earlybert_run, "run_recipes", lambda run, problem, recipes: run.folder)
+    heard = Heard()
+    run = compress_earlybert(tiny_earlybert(tmp_path, ticket=TicketConfig(batch_size=16, **ticket), max_steps=max_steps), heard)
+    said = [text for text in heard.warnings if text.startswith("ticket.window")]
+    assert len(said) == (choice is not None) and all(f"choices: {choice}, a smaller ticket.check_every" in text for text in said)
+    assert not (run / "teacher").exists()
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({}, "Heads and neurons are ranked by coefficients that learn beside the weights, until the ranking has settled; the rest is cut away, and the"
+     " smaller network is trained from the pre-trained weights. The random ticket leaves as many, at random."),
+    ({"ticket": TicketConfig(draw="fixed", head_ratio=0.0), "train": TrainConfig(start="continue"), "random_ticket": False}, "Neurons are ranked by"
+     " coefficients that learn beside the weights, up to a fixed step; the rest is cut away, and the smaller network is trained on, from the weights"
+     " that the search left."),
+])  # fmt: skip
+def test_what_is_said_of_the_method_is_what_the_settings_make_of_it(
+    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(earlybert_run, "run_recipes", lambda run, problem, recipes: run.about.summary)  # which the report shows
+    assert compress_earlybert(tiny_earlybert(tmp_path, **changes)) == says
+
+
 def test_side_by_side_trainings_end_as_alone_and_count_their_own_time(finished: Path, tmp_path: Path) -> None:
     config = tiny_earlybert(tmp_path, model=str(finished.parent / "encoder"))
     _, problem = open_encoders(config, ABOUT, with_teacher=False)
@@ -367,7 +397,7 @@ def test_side_by_side_trainings_end_as_alone_and_count_their_own_time(finished: 
 def test_a_reader_of_questions_is_cut_down_too(tmp_path: Path) -> None:
     config = tiny_earlybert(tmp_path, **question_settings(tmp_path), random_ticket=False)
     run = compress_earlybert(config)
-    assert AutoTokenizer.from_pretrained(run / "teacher").model_max_length == config.question.max_seq_length > config.max_seq_length
+    assert AutoTokenizer.from_pretrained(run / "teacher").model_max_length == config.question.max_seq_length != config.max_seq_length
     report = read_report(compress_earlybert(config))  # its dense model, as it was saved, reads the same windows
     assert report.metrics == ["f1", "exact_match"] and [system.kind for system in report.systems] == ["teacher", "student"]
     assert report.systems[1].encoder_sparsity > 0.3 and report.systems[1].latency_ms_p50 > 0

@@ -9,7 +9,7 @@ import torch
 
 from adasearch.errors import ConfigError
 from adasearch.gates import gates_of
-from adasearch.hard_concrete import HardConcrete, StructureGates
+from adasearch.hard_concrete import LEAST_OPEN, HardConcrete, StructureGates
 from adasearch.structure import Axes
 
 BETA = 2 / 3
@@ -66,6 +66,7 @@ def test_clamped_gates_keep_a_chance() -> None:
     gate.clamp_()
     assert gate.log_alpha_S.tolist() == pytest.approx([math.log(0.01), 0, math.log(100)])
     assert gate.open_probability().tolist() == pytest.approx([0.0471, 0.8318, 0.9980], abs=1e-4)
+    assert LEAST_OPEN == pytest.approx(gate.open_probability()[0].item(), rel=1e-5)
 
 
 def test_deterministic_values_have_the_expected_number_of_zeros() -> None:
@@ -81,6 +82,18 @@ def test_deterministic_values_have_the_expected_number_of_zeros() -> None:
     for p, kept_indices in (((0.2, 0.9), [1]), ((0.7, 0.9), [0, 1])):  # 0.9 zeros are one, 0.4 none
         edge = BETA * math.log(11)
         assert gate_at(*(math.log(share / (1 - share)) - edge for share in p)).decide() == kept_indices
+
+
+def test_a_hidden_dimension_stays_however_few_there_are() -> None:
+    """The expected number of 4 as closed as they can be is 0.19: none of them, but for an encoder's need of one."""
+    gates = StructureGates(SMALL)
+    with torch.no_grad():
+        for gate in gates.gates():
+            gate.log_alpha_S.fill_(-4.6)
+        gates.hidden.log_alpha_S[2] = -4.5
+    values = gates.deterministic()
+    assert values.hidden_D.nonzero().flatten().tolist() == gates.hidden.decide() == [2]
+    assert not torch.cat([values.mha_N, values.ffn_N, *values.heads, *values.neurons]).any(), "everything else may go"
 
 
 def test_single_decisions_are_by_one_half() -> None:

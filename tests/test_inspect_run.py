@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from adasearch.errors import ConfigError
 from adasearch.files import write_json
 from adasearch.formats import format_count
 from adasearch.report import figures_of
+from adasearch.structure_plots import MODEL_TYPE, Structure, write_structures
 from adasearch.student import AdasearchForSequenceClassification
+from adasearch.ticket_plots import read_distances
 
 
 def test_inspect_draws_all_that_a_run_holds(tmp_path: Path) -> None:
@@ -93,3 +96,35 @@ def test_every_layer_that_teaches_is_drawn() -> None:
     figure = prunings_figure({"cofi-sparsity-0.5-1": [{**record, "match": {str(layer): layer for layer in range(12)}}]})
     _, _, matched, _ = figure.axes
     assert [line.get_ydata()[0] for line in matched.get_lines()] == list(range(12))
+
+
+def test_of_a_cut_encoder_alone_nobody_says_of_how_much(tmp_path: Path) -> None:
+    """Its folder tells what is left, and not what it was cut from."""
+    config = {"model_type": MODEL_TYPE, "hidden_size": 200, "heads": [3, 0], "neurons": [1500, 12]}
+    write_json(tmp_path / "student" / "config.json", config)
+    text = inspect_run.inspect(tmp_path / "student", None)
+    assert "student: 200 hidden dimensions" in text and " of " not in text and "1,500" in text and "none" in text
+    drawn = (tmp_path / "student" / "figures" / "structure.svg").read_text(encoding="utf-8")
+    assert "hidden 200" in drawn and "hidden 200 of" not in drawn
+    layers = {"full_heads": [12, 12], "full_neurons": [1536, 1536], "heads": config["heads"], "neurons": config["neurons"]}
+    write_structures(tmp_path / "run", [Structure(name="CoFi", kind="student", hidden=200, full_hidden=384, **layers)])
+    write_json(tmp_path / "run" / "run.json", {"stages": {}})
+    assert "CoFi: 200 of 384 hidden dimensions" in inspect_run.inspect(tmp_path / "run", None)
+
+
+def test_the_tickets_drawn_are_those_of_the_model_made_first(tmp_path: Path) -> None:
+    for order, seed in enumerate((2, 10, 1)):
+        file = tmp_path / "models" / f"earlybert-{seed}" / "mask_distances.json"
+        write_json(file, {"check_every": 1, "heads": [[0.0, 0.5], [0.5, 0.0]]})
+        os.utime(file, ns=(order, order))
+    assert list(read_distances(tmp_path)) == ["earlybert-2", "earlybert-10", "earlybert-1"]
+    write_json(tmp_path / "run.json", {"stages": {}})
+    inspect_run.inspect(tmp_path, None)
+    assert "earlybert-2: share" in (tmp_path / "figures" / "tickets.svg").read_text(encoding="utf-8")
+
+
+def test_what_an_unfinished_run_has_made_is_drawn(tmp_path: Path) -> None:
+    record = {"step": 1, "target": 0.5, "expected_saved": 0.4, "saved": 0.5, "open": {"heads": 0.9}, "multipliers": [0.0, 0.0], "match": {}}
+    write_json(tmp_path / "run.json", {"stages": {}})
+    write_json(tmp_path / "models" / "cofi-sparsity-0.5-1" / "history.json", [{**history(1, 0)[0], **record}])
+    assert "pruning.svg" in inspect_run.inspect(tmp_path, None) and (tmp_path / "figures" / "pruning.png").is_file()

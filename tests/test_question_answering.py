@@ -203,6 +203,21 @@ def test_windows_are_cut_once_and_mapped(tmp_path: Path) -> None:
     assert tokenize_questions(unlabelled, tokenizer, TINY, cache=tmp_path, name="train").labels is None
 
 
+def test_how_many_questions_were_cut_is_known_of_windows_from_files_too(tmp_path: Path) -> None:
+    contexts = ["the actor was good"] * 3
+    questions, tokenizer = Questions(["film " * 30, "film", "film " * 10], contexts), tokenizer_with_limit()
+    says = "train: 1 of 3 questions are longer than question.max_question_length 10 and were cut"
+    for is_older in (False, False, True, False):  # a version that did not count them wrote no .json
+        for path in tmp_path.glob("*.json") if is_older else ():
+            path.unlink()
+        notes: list[str] = []
+        assert tokenize_questions(questions, tokenizer, TINY, cache=tmp_path, name="train", notes=notes).cut_questions == 1
+        assert notes == [says]
+    notes.clear()
+    assert tokenize_questions(Questions(["film"], contexts[:1]), tokenizer, TINY, cache=tmp_path, name="other", notes=notes).cut_questions == 0
+    assert not notes
+
+
 def test_a_batch_has_what_is_known_padded() -> None:
     examples = windows_of(random_questions(10))
     logits_T2 = np.random.default_rng(0).normal(size=(len(examples.tokens.ids), 2)).astype(np.float32)

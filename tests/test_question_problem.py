@@ -152,6 +152,15 @@ def test_a_folder_without_windows_is_asked_as_published_and_a_damaged_one_refuse
         QuestionAnswerer(folder, runtime="torch")
 
 
+def test_a_length_for_other_tasks_is_refused_and_cut_questions_are_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path, max_seq_length=64)
+    with pytest.raises(ConfigError, match=r"^max_seq_length: 64 has no effect on questions, .*; choices: --question.max_seq_length$"):
+        load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    config = config_of(tmp_path, question=dataclasses.replace(WINDOWS, max_question_length=1))
+    problem = load_problem(config, load_task(config), tmp_path / "run", Accelerator(cpu=True), Progress())
+    assert "train: 60 of 60 questions are longer than question.max_question_length 1 and were cut" in problem.notes
+
+
 def test_settings_of_windows_are_checked_with_the_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="question.n_best: 0 is out of range"):
         config_of(tmp_path, question=QuestionConfig(n_best=0)).check()

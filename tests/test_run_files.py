@@ -360,6 +360,19 @@ def test_a_student_of_another_architecture_makes_room(tmp_path: Path) -> None:
     assert read_json(tmp_path / "student" / "config.json") == {"architecture": [2]} and not (tmp_path / "student" / "README.md").exists()
 
 
+def test_so_does_a_pruned_encoder_of_another_structure(tmp_path: Path) -> None:
+    cut = {"model_type": "adasearch-encoder", "hidden_size": 8, "heads": [2, 1], "neurons": [5, 6]}
+    for number, changes in enumerate(({}, {}, {"heads": [2, 2]}, {"neurons": [6, 5]}, {"hidden_size": 7})):
+        cut |= changes
+        model = tmp_path / f"model-{number}"
+        model.mkdir()
+        write_json(model / "config.json", cut)
+        hand_over(model, tmp_path / "student")
+        assert read_json(tmp_path / "student" / "config.json") == cut
+        assert (tmp_path / "student" / "README.md").exists() == (number == 1), "what is alike stays, with what was made since"
+        (tmp_path / "student" / "README.md").write_text("made since")
+
+
 def test_a_kill_between_the_first_two_files_locks_nobody_out(tmp_path: Path) -> None:
     begin_run(tmp_path, changed(seed=1), "no")
     (tmp_path / "config.yaml").unlink()  # written second

@@ -44,5 +44,6 @@ def question_settings(folder: Path) -> dict[str, Any]:
     return {
         "problem_type": "question_answering", "train_file": str(folder / "questions.jsonl"),
         "validation_file": str(folder / "validation.jsonl"), "model": str(folder / "base"),
+        "max_seq_length": EarlyBertConfig.max_seq_length,  # of other tasks: questions have lengths of their own
         "question": QuestionConfig(max_seq_length=32, doc_stride=8, max_question_length=10, glance=5),
     }  # fmt: skip

@@ -85,20 +85,21 @@ class CofiDistill(Method):
             self.guide.model.to(student.device)
 
     def loss(self, student: EncoderPreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        """``prediction``, ``layers`` and, with gold_weight, ``ce``, each times its weight."""
+        """``prediction``, ``layers`` and ``ce``, each times its weight; those of weight 0 are left out, and what they alone would need."""
         return self.lesson(student, batch, None)
 
     def lesson(self, student: EncoderPreTrainedModel, batch: Batch, gates: GateValues | None) -> dict[str, Tensor]:
         """The same under gates."""
-        config, mask_BL = self.settings, batch["attention_mask"]
-        own = self.guide.forward(student, batch, output_hidden_states=True, gates=gates)
-        with torch.no_grad():
-            target = self.guide.forward(self.guide.model, batch, output_hidden_states=True)
+        config, mask_BL, has_layers = self.settings, batch["attention_mask"], self.settings.layer_weight > 0
+        own = self.guide.forward(student, batch, output_hidden_states=has_layers, gates=gates)
+        if config.is_taught:
+            with torch.no_grad():
+                target = self.guide.forward(self.guide.model, batch, output_hidden_states=has_layers)
         terms = {}
         if config.prediction_weight:
             error_B = teacher_loss(predictions(own), predictions(target), mask_BL, self.problem_type, config.temperature)
             terms["prediction"] = config.prediction_weight * error_B.mean()
-        if config.layer_weight:
+        if has_layers:
             alive_N = alive_layers(student, gates, config.alive)
             error, self.match = self.layers(own.hidden_states[1:], target.hidden_states[1:], mask_BL, alive_N)
             terms["layers"] = config.layer_weight * error
