@@ -21,6 +21,7 @@ from typing import Any
 
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint, read_json, write_json
+from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, check_same, commit, only_one, path_of, refuse_processes, typed_command
@@ -134,7 +135,7 @@ def _jobs(config: SweepConfig, runs: Sequence[SweepRun], kind: str, tables: Sequ
 
 
 def _job(config: SweepConfig, name: str, kind: str, settings: Any, needs: Path | None, table: Path | None = None) -> Job:
-    return Job(name, kind, settings, needs, code_for_workers(), Path.cwd(), config.folder / "logs" / f"{name}.log", table)
+    return Job(name, kind, settings, needs, code_for_workers(Operation), Path.cwd(), config.folder / "logs" / f"{name}.log", table)
 
 
 class Board:

@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from adasearch.errors import AdasearchError, TrainingError
+from adasearch.operations import Operation
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, refuse_processes
 from adasearch.tune_check import check_request
@@ -118,7 +119,7 @@ def _run_processes(study: Study, found: optuna.Study, storage: BaseStorage, prog
     """
     config, context = study.config, multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # workers inherit it, before they load torch
-    code = code_for_workers()
+    code = code_for_workers(Operation)
 
     def start(index: int) -> BaseProcess:
         process = context.Process(target=_worker, args=(config, index, code), daemon=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from adasearch.errors import ConfigError
 from adasearch.files import fingerprint
-from adasearch.operations import Operation
 
 OTHERS = {"adasearch", "site-packages", "dist-packages"}  # folders whose files are no user's, wherever the user's own lie
 _imported: dict[str, str] = {}  # what ``import_user_code`` was asked for, files as whole paths -> the module's name
@@ -68,12 +67,13 @@ def import_once(name: str) -> None:
         import_user_code(name)
 
 
-def code_for_workers() -> tuple[str, ...]:
-    """What a new process must import to know what this one knows, in order: all that ``--import`` named, and modules with operations.
+def code_for_workers(base: type) -> tuple[str, ...]:
+    """What a new process must import to know what this one knows, in order: all that ``--import`` named, modules with subclasses of ``base``.
 
-    Files as whole paths, modules of a package by name: their own relative imports need it.
+    Files as whole paths, modules of a package by name: their own relative imports need it. The class is handed in, so that help and bad
+    usage, which know of ``--import``, load no torch.
     """
-    found, classes = set(), [Operation]
+    found, classes = set(), [base]
     while classes:
         classes += (cls := classes.pop()).__subclasses__()
         found.add(cls.__module__)

@@ -27,6 +27,7 @@ from adasearch import latency_bench, latency_target, sweep_table
 from adasearch.config import BenchConfig, RetrainConfig, RunConfig, SearchConfig, TransferConfig, to_dict
 from adasearch.errors import ConfigError, DataError
 from adasearch.files import read_json, write_json
+from adasearch.operations import Operation
 from adasearch.pipeline import run, search
 from adasearch.run_files import note_stage
 from adasearch.search_method import STRATEGIES
@@ -505,7 +506,7 @@ def test_workers_are_told_of_operations_by_file_and_of_those_in_a_package_by_nam
     try:
         for name in names:
             importlib.import_module(name)
-        told = code_for_workers()
+        told = code_for_workers(Operation)
         assert {str(strategy), str(tmp_path / "alone.py"), "users_package.alone"} <= {*told}
         assert not any("adasearch/" in name for name in told)
     finally:
