@@ -40,7 +40,10 @@ To repeat them from nothing, in the project's root, with a task's files at hand 
 
 (rte wants snli and mrpc beside it, sst2 imdb: texts without labels, and snli for rte's teacher.) Of the commands below,
 `runs/latency-adasearch.json` is what `adasearch bench --build_lut true --space adasearch --runtime onnxruntime --output FILE` writes,
-`runs/demo/cache/demo_model` what `bash scripts/demo.sh` leaves.
+`runs/demo/cache/demo_model` what `bash scripts/demo.sh` leaves, `runs/teachers` an older `runs/glue/teachers`, `runs/<task>.architecture.json`
+the `search/architecture.json` of an earlier run of the task, `runs/warm_pairs` a folder of `adasearch warm`
+([docs](../docs/how-to-warm-start.md)), `runs/prune-ofa/sparse0.85` what its table's first command makes, `runs/language` what
+`python scripts/train_small_language_models.py` does, and `../shared/data` or `shared_/data` is DIR.
 """
 SEARCHED = ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo", "diagnosis_*")
 MENDS = (  # what a table was made before, patterns of the tables that are concerned, and those among them that came later
@@ -52,6 +55,12 @@ MENDS = (  # what a table was made before, patterns of the tables that are conce
     ("a width gate behind layer norm was applied once", SEARCHED, ()),
     ("cut models were what their gates had learned", ("cofi_*", "methods*"), ("cofi_sst2", "cofi_mrpc", "cofi_long_sst2", "cofi_long_held_sst2", "cofi_long_runtimes")),
 )  # fmt: skip
+REMARKS = {  # what a table's own fields do not say
+    "demo": "Two other trainings shared the two cores: the search takes 1.3 minutes where it has them to itself.",
+    "snli": "Trained on 9,342 pairs, the small splits of SNLI, not on its 549,367.",
+    "cofi_long_sst2": "By the command beneath with `quadratic_rate: 1` in its settings, as the file has it now.",
+    "cofi_long_held_sst2": "By the command beneath with `quadratic_rate: 50` in its settings, the default: cofi_long_sst2 differs by this alone.",
+}
 FEWEST_RANKED = 5  # members of which a rank correlation says anything
 THEMES = {  # heading -> patterns of the results' names, in this order
     "Students and their teachers": ("sst2", "sst2_large", "mrpc", "rte", "qnli", "snli", "demo"),
@@ -123,11 +132,11 @@ def table(report: dict[str, Any]) -> list[str]:
 
 
 def machine(found: dict[str, Any]) -> str:
-    """Where a result is from: its command (and the one that made a table of it), commit, processor and the versions that matter."""
+    """Where a result is from: its command (behind the one that made its model, before the one that made its table), commit, processor and the versions that matter."""
     facts = found["hardware"]
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "onnxruntime", "openvino") if facts.get(name))
     where = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores_usable']} core{'s'[: facts['cores_usable'] > 1]}, Python {facts['python']}, {versions}"
-    commands = ", then ".join(f"`{found[key]}`" for key in ("command", "then") if key in found)
+    commands = ", then ".join(f"`{found[key]}`" for key in ("sparse_model_command", "command", "then") if found.get(key))
     return f"{commands}\n\nCommit {found['commit']}; {where}."
 
 
@@ -148,6 +157,11 @@ def made_before(name: str) -> list[str]:
 
     found = [text for text, concerned, later in MENDS if is_one(concerned) and not is_one(later)]
     return ["", f"*Before* {'; '.join(found)}."] if found else []
+
+
+def remarks(name: str) -> list[str]:
+    """What is to be known of one table, as a line; none where it speaks for itself."""
+    return ["", REMARKS[name]] if name in REMARKS else []
 
 
 def section(name: str, report: dict[str, Any]) -> list[str]:
@@ -171,7 +185,7 @@ def section(name: str, report: dict[str, Any]) -> list[str]:
     lines.append(f"Space `{search['space']}`: {search['depth']} cells of width {search['width']}; {operations}.")
     if "seconds" in search:
         lines.append(f"Search: {search['steps']} steps, {search['seconds'] / 60:.1f} minutes, peak memory {search['peak_rss_bytes'] / 2**30:.2f} GiB.")
-    return [*lines, *made_before(name), "", machine(report), ""]
+    return [*lines, *remarks(name), *made_before(name), "", machine(report), ""]
 
 
 def benchmark(name: str, found: dict[str, Any]) -> list[str]:
@@ -185,7 +199,7 @@ def benchmark(name: str, found: dict[str, Any]) -> list[str]:
     for kind in kinds:
         if (RESULTS / "figures" / f"{name}{kind}.png").exists():
             lines += ["", f"![{name.replace('_', ' ')}](figures/{name}{kind}.png)"]
-    return [*lines, *made_before(name), "", machine(found), ""]
+    return [*lines, *remarks(name), *made_before(name), "", machine(found), ""]
 
 
 def ratio_table(found: dict[str, Any]) -> list[str]:
