@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from adasearch.encoder_config import TaughtRunConfig
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig, FitConfig, capped_steps, steps_of
-from adasearch.settings import check_choice, check_range, part_of
+from adasearch.settings import check_choice, check_idle, check_range, part_of
 from adasearch.task_config import QUESTION_ANSWERING
 
 FAMILIES = ("heads", "neurons", "layers", "hidden")
@@ -237,20 +237,15 @@ class CofiConfig(TaughtRunConfig):
 
     def _check_read(self) -> None:
         """Settings that nothing would read are refused."""
-        if self.target_latency_ms is None and self.latency != (usual := LatencyTargetConfig()):
-            name = next(name for name, value in vars(self.latency).items() if value != getattr(usual, name))
-            raise ConfigError(
-                f"latency.{name}: {getattr(self.latency, name)!r} has no effect without target_latency_ms; choices: leave it out, or"
-                " --target_latency_ms"
-            )
-        if "neurons" not in self.families and self.neuron_drop != CofiConfig.neuron_drop:
-            raise ConfigError(
-                f"neuron_drop: {self.neuron_drop!r} has no effect, families leaves neurons out; choices: leave it out, or name neurons"
-            )
-        if self.matching not in ASK_WHO_LIVES and self.alive != CofiConfig.alive:
-            raise ConfigError(
-                f"alive: {self.alive!r} has no effect with matching {self.matching}; choices: leave it out, or matching {' or '.join(ASK_WHO_LIVES)}"
-            )
+        if self.target_latency_ms is None:
+            for name, value in vars(self.latency).items():
+                usual = getattr(LatencyTargetConfig(), name)
+                check_idle(f"latency.{name}", value, usual, "without target_latency_ms", "leave it out, or --target_latency_ms")
+        if "neurons" not in self.families:
+            check_idle("neuron_drop", self.neuron_drop, CofiConfig.neuron_drop, "where families leaves neurons out", "leave it out, or name neurons")
+        if self.matching not in ASK_WHO_LIVES:
+            choices = f"leave it out, or matching {' or '.join(ASK_WHO_LIVES)}"
+            check_idle("alive", self.alive, CofiConfig.alive, f"with matching {self.matching}", choices)
 
 
 def target_name(kind: str, target: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from adasearch.encoder_config import EncoderRunConfig
 from adasearch.errors import ConfigError
 from adasearch.fit_config import FinetuneConfig, check_fit
-from adasearch.settings import check_choice, check_optional, check_range
+from adasearch.settings import check_choice, check_idle, check_optional, check_range
 
 SCOPES = ("layerwise", "global")
 DRAWS = ("detector", "fixed")
@@ -72,10 +72,8 @@ class TicketConfig:
         check_optional("ticket.check_every", self.check_every, 1, 1e9)
         (other,) = (draw for draw in DRAWS if draw != self.draw)
         for name in OF_DRAW[other]:
-            if (value := getattr(self, name)) != getattr(TicketConfig, name):
-                raise ConfigError(
-                    f"ticket.{name}: {value!r} has no effect with ticket.draw {self.draw}; choices: leave it out, or --ticket.draw {other}"
-                )
+            choices = f"leave it out, or --ticket.draw {other}"
+            check_idle(f"ticket.{name}", getattr(self, name), getattr(TicketConfig, name), f"with ticket.draw {self.draw}", choices)
         if not self.head_ratio and not self.neuron_ratio:
             raise ConfigError("ticket.head_ratio, ticket.neuron_ratio: both are 0, so nothing is pruned; choices: one above 0")
 

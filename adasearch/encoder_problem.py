@@ -38,6 +38,7 @@ from adasearch.progress import Progress
 from adasearch.question_answering import tokenize_questions
 from adasearch.reader import load_reader, needs_answers
 from adasearch.runtimes import Runtime, load_classifier
+from adasearch.settings import check_idle
 from adasearch.stopwatch import Stopwatch
 from adasearch.structure import Axes
 from adasearch.task_config import QUESTION_ANSWERING
@@ -220,10 +221,9 @@ def load_problem(
     length that questions do not heed.
     """
     cache, is_asked = folder / "cache", task.problem_type == QUESTION_ANSWERING
-    if is_asked and config.max_seq_length != type(config).max_seq_length:
-        raise ConfigError(
-            f"max_seq_length: {config.max_seq_length} has no effect on questions, which are read in windows; choices: --question.max_seq_length"
-        )
+    if is_asked:
+        usual, read = type(config).max_seq_length, "on questions, which are read in windows"
+        check_idle("max_seq_length", config.max_seq_length, usual, read, "--question.max_seq_length")
     checkpoint, given = (name and model_path(name, cache, config.demo_assets) for name in (config.model, config.teacher))
     torch.manual_seed(config.seed)
     try:

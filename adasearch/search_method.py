@@ -36,6 +36,7 @@ from adasearch.objectives import Distillation
 from adasearch.progress import Progress
 from adasearch.registry import Registry
 from adasearch.search_config import SearchConfig
+from adasearch.settings import check_idle
 from adasearch.supernet import Draw, Supernet, SupernetOutput
 from adasearch.tokens import Examples
 
@@ -79,12 +80,12 @@ class SearchMethod(Method):
         if cls.learns_architecture and config.arch_warmup == 1:
             raise ConfigError("search.arch_warmup: 1.0 leaves the architecture no step to learn in; choices: below 1, or a search.strategy such as random")
         for setting in (*cls.ignores, *(() if cls.learns_architecture else LEARNS_BY)):
-            if (value := getattr(config, setting)) != (usual := getattr(SearchConfig, setting)):
-                why = "" if setting in cls.ignores else ", whose architecture does not learn by gradients"
-                choice = "leave it out" if usual is None else f"{usual:g}" if isinstance(usual, float) else f"{usual}"
-                raise ConfigError(
-                    f"search.{setting}: {value!r} has no effect with search.strategy {name!r}{why}; choices: {choice}, or another search.strategy"
-                )
+            why = "" if setting in cls.ignores else ", whose architecture does not learn by gradients"
+            usual = getattr(SearchConfig, setting)
+            choice = "leave it out" if usual is None else f"{usual:g}" if isinstance(usual, float) else f"{usual}"
+            check_idle(
+                f"search.{setting}", getattr(config, setting), usual, f"with search.strategy {name!r}{why}", f"{choice}, or another search.strategy"
+            )
 
     def __init__(
         self,

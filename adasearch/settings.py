@@ -33,6 +33,12 @@ def check_optional(where: str, value: float | None, low: float, high: float) -> 
         check_range(where, value, low, high)
 
 
+def check_idle(where: str, value: Any, usual: Any, because: str, choices: str) -> None:
+    """Raise ``ConfigError`` for a setting that nothing would read, unless it has its default ``usual``: it would be passed over in silence."""
+    if value != usual:
+        raise ConfigError(f"{where}: {value!r} has no effect {because}; choices: {choices}")
+
+
 def check_seeds(where: str, seeds: list[int] | None) -> None:
     """Raise ``ConfigError`` unless ``seeds`` is left out or names one or more different ones that every generator takes."""
     if seeds is not None and not seeds:

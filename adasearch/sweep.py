@@ -25,7 +25,7 @@ from adasearch.operations import Operation
 from adasearch.pipeline import check, check_settings
 from adasearch.progress import Progress
 from adasearch.run_files import check_folder, check_same, commit, only_one, path_of, refuse_processes, typed_command
-from adasearch.settings import check_choice, cores_here
+from adasearch.settings import check_choice, check_idle, cores_here
 from adasearch.strategies import find_strategy
 from adasearch.sweep_config import SweepConfig, SweepRun, check_sweep, plan, preparation, table_run
 from adasearch.sweep_engines import Engine, LocalEngine, RayEngine, check_ray
@@ -55,11 +55,9 @@ def sweep(config: SweepConfig, progress: Progress | None = None) -> Swept:
     for index, name in enumerate(config.formats):
         check_choice(f"formats[{index}]", name, FORMATS)
     for name in config.strategies or [config.search.strategy]:
-        if config.beta and not find_strategy(dataclasses.replace(config.search, strategy=name)).weighs_cost:
-            setting = "strategies" if config.strategies else "search.strategy"
-            raise ConfigError(
-                f"beta: {config.beta} has no effect with {setting} {name!r}; choices: target_macs, target_params or latency_target_ms, or another strategy"
-            )
+        if not find_strategy(dataclasses.replace(config.search, strategy=name)).weighs_cost:
+            where = f"with {'strategies' if config.strategies else 'search.strategy'} {name!r}"
+            check_idle("beta", config.beta, [], where, "target_macs, target_params or latency_target_ms, or another strategy")
     if config.engine == "ray":
         check_ray()
     runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, threads=threads)) for run in plan(config)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adasearch.errors import ConfigError
-from adasearch.settings import check_choice, check_optional, check_range
+from adasearch.settings import check_choice, check_idle, check_optional, check_range
 
 PROBLEM_TYPES = ("single_label", "multi_label", "regression")  # of texts that are classified
 QUESTION_ANSWERING = "question_answering"  # the problem type that is another: spans are read
@@ -127,8 +127,8 @@ def check_transfer(transfer: TransferConfig, unlabeled_file: str | None) -> None
         raise ConfigError(
             "transfer.masked_lm: replacement needs transfer.masked_lm_model, a masked language model with the teacher's tokenizer"
         )
-    if transfer.masked_lm_model and not transfer.masked_lm:
-        raise ConfigError(f"transfer.masked_lm_model: {transfer.masked_lm_model} has no effect, transfer.masked_lm is 0; choices: a share, such as 0.2")
+    if not transfer.masked_lm:
+        check_idle("transfer.masked_lm_model", transfer.masked_lm_model, None, "where transfer.masked_lm is 0", "a share, such as 0.2")
     if unlabeled_file and not transfer.unlabeled_size:
         raise ConfigError(
             f"unlabeled_file: {unlabeled_file} would not be read, transfer.unlabeled_size is 0; choices: --transfer.unlabeled_size 200000,"
@@ -143,12 +143,8 @@ def check_vocabulary(vocabulary: VocabularyConfig) -> None:
     check_range("vocabulary.min_count", vocabulary.min_count, 0, math.inf)
     if vocabulary.kind == "own" and vocabulary.size is None:
         raise ConfigError("vocabulary.size: kind 'own' needs a size; choices: a number of rows, such as 8000")
-    if vocabulary.kind != "pruned" and vocabulary.min_count != VocabularyConfig.min_count:
-        raise ConfigError(
-            f"vocabulary.min_count: {vocabulary.min_count} has no effect on vocabulary.kind {vocabulary.kind}; choices: --vocabulary.kind pruned"
-        )
-    if vocabulary.kind == "teacher" and vocabulary.size is not None:
-        raise ConfigError(
-            f"vocabulary.size: {vocabulary.size} has no effect on the teacher's vocabulary;"
-            " choices: --vocabulary.kind pruned or own"
-        )
+    if vocabulary.kind != "pruned":
+        of_kind = f"on vocabulary.kind {vocabulary.kind}"
+        check_idle("vocabulary.min_count", vocabulary.min_count, VocabularyConfig.min_count, of_kind, "--vocabulary.kind pruned")
+    if vocabulary.kind == "teacher":
+        check_idle("vocabulary.size", vocabulary.size, None, "on the teacher's vocabulary", "--vocabulary.kind pruned or own")

@@ -736,7 +736,7 @@ def test_a_target_that_gates_have_missed_is_a_note_of_the_report(changes: dict[s
     ({"target_sparsity": [0.5, 0.5]}, "one is named twice"),
     ({"families": ["heads", "toes"]}, r"families\[1\]: 'toes' is not known; choices: heads"),
     ({"families": ["heads", "neurons", "heads"]}, r"families: .*: one is named twice; name every family once"),
-    ({"families": ["heads"], "exact_target": False, "neuron_drop": 0.1}, "neuron_drop: 0.1 has no effect, families leaves neurons out; choices: "),
+    ({"families": ["heads"], "exact_target": False, "neuron_drop": 0.1}, "neuron_drop: 0.1 has no effect where families leaves neurons out; choices: "),
     ({"families": ["heads"]}, "exact_target: neurons are what is closed"),
     ({"matching": "nearest"}, "matching: 'nearest' is not known; choices: paper"),
     ({"teacher_layers": [3, 1]}, "teacher_layers: .* choices: ascending"),

@@ -163,7 +163,7 @@ def test_checks_name_place_value_and_choices() -> None:
 
 
 def test_what_nothing_would_read_is_refused() -> None:
-    with pytest.raises(ConfigError, match="transfer.masked_lm_model: bert has no effect, transfer.masked_lm is 0"):
+    with pytest.raises(ConfigError, match="transfer.masked_lm_model: 'bert' has no effect where transfer.masked_lm is 0"):
         validate(RunConfig(transfer=TransferConfig(masked_lm_model="bert")))
     with pytest.raises(ConfigError, match="unlabeled_file: more.txt would not be read, transfer.unlabeled_size is 0"):
         validate(RunConfig(unlabeled_file="more.txt", transfer=TransferConfig(unlabeled_size=0)))
