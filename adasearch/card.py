@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adasearch.formats import front_matter
-from adasearch.markdown import how_measured, plain_table, scores_table
+from adasearch.markdown import how_measured, plain_table
 from adasearch.report import Report
+from adasearch.report_tables import honest_table
 from adasearch.sparse_tables import SIZES_NOTE, sizes_table
 from adasearch.verdict import served_model, verdict, warnings
 
@@ -117,7 +118,7 @@ def model_card(report: Report, student_name: str, license: str = "other") -> str
 {chr(10).join(_section(snippet) for snippet in usage("path/to/student", report))}{files}
 ## Scores
 
-{scores_table(report)}
+{plain_table(honest_table(report))}
 {sizes}
 Seed{"s" if len(report.seeds) > 1 else ""} {shown}. {how_measured(report)}{served_model(report)}
 

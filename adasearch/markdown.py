@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adasearch.formats import (
-    format_bytes,
-    format_count,
-    format_ms,
-    format_score,
-    format_spread,
-    format_threads,
-    format_usd,
-    markdown_table,
-    metric_name,
-)
-from adasearch.report import FIGURES, Report, System
-from adasearch.report_tables import Table
+from adasearch.formats import format_threads, format_usd, markdown_table
+from adasearch.report import FIGURES, Report
+from adasearch.report_tables import Table, honest_table, shapes_table
 from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,
@@ -25,7 +15,6 @@ from adasearch.verdict import (
     latency_sentence,
     quotient,
     served_model,
-    served_texts_per_s,
     tokenizer_note,
     usd_per_million,
     verdict,
@@ -39,14 +28,14 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
     parts = [f"# {report.task}: {about}", verdict(report)]
     if found := warnings(report):
         parts.append("\n".join(f"> **Warning.** {text}  " for text in found))
-    parts += ["## Scores and costs", scores_table(report), how_measured(report)]
+    parts += ["## Scores and costs", plain_table(honest_table(report)), how_measured(report)]
     if price := price_note(report):
         parts.append(price)
     if latency := latency_sentence(report):
         parts.append(latency)
     runtimes = runtimes_table(report)  # which has all shapes
     if not runtimes and (shapes := shapes_table(report)):
-        parts += ["## Other shapes", "Batch size x word pieces: median latency, texts a second.", shapes]
+        parts += ["## Other shapes", f"{shapes.caption.replace('below', 'in parentheses')}.", plain_table(shapes)]
     if sizes := sizes_table(report):
         parts += ["## Size", SIZES_NOTE, plain_table(sizes)]
     if runtimes:
@@ -126,9 +115,12 @@ def _provenance(report: Report) -> str:
 
 
 def plain_table(table: Table) -> str:
-    """A table of the page in Markdown: units behind the headings, notes in parentheses."""
+    """A table of the page in Markdown: units behind the headings, notes in parentheses, the main row in bold."""
     header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in table.columns]
     rows = [[cell.text.replace("–", "-") + (f" ({cell.note})" if cell.note else "") for cell in row.cells] for row in table.rows]
+    for line, row in zip(rows, table.rows, strict=True):
+        if row.is_main:
+            line[0] = line[0].replace(row.cells[0].text, f"**{row.cells[0].text}**", 1)
     return markdown_table(header, rows)
 
 
@@ -140,69 +132,3 @@ def price_note(report: Report) -> str:
         f"Cost per million texts assumes {format_usd(report.price_per_hour)} for one core and hour (`bench.price_per_hour`),"
         f" fully busy with texts of the task's own lengths, {tokenizer_note(report)}; set it to what yours costs."
     )
-
-
-def scores_table(report: Report) -> str:
-    """The honest table in Markdown: a row a system, then the constant answer."""
-    names = [report.metric, *(name for name in report.metrics if name != report.metric)]
-    costs = ["parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
-    own = [s.task_texts_per_s is not None for s in report.systems]
-    gone, trained = ([getattr(s, name) is not None for s in report.systems] for name in ("encoder_sparsity", "train_seconds"))
-    costs += ["texts/s, own lengths"] * any(own) + ["USD per million"] * (any(own) and report.price_per_hour is not None)
-    pruning = ["encoder sparsity"] * any(gone) + ["training s"] * any(trained)
-    rows = []
-    for s in report.systems:
-        served = served_texts_per_s(s)
-        extra = ["-" if served is None else f"{served:,.0f}", format_usd(usd_per_million(s, report.price_per_hour))]
-        sparsity = "-" if s.encoder_sparsity is None else f"{100 * s.encoder_sparsity:.1f}%"
-        pruned = [sparsity] * any(gone) + ["-" if s.train_seconds is None else f"{s.train_seconds:,.0f}"] * any(trained)
-        share = None if s.params_embedding is None else quotient(s.params_embedding, s.params)
-        rate = "-" if s.texts_per_s is None else f"{s.texts_per_s:,.0f}"
-        label = f"**{s.name}**" if s.kind == "student" else s.name
-        rows.append([
-            f"{label} ({s.note})" if s.note else label, *(_score_cell(s, name, report.metric) for name in names),
-            format_count(s.params), "-" if share is None else f"{100 * share:.0f}%", format_count(s.macs),
-            format_bytes(s.size_bytes), format_ms(s.latency_ms_p50), format_ms(s.latency_ms_p90), rate,
-            *extra[: len(costs) - 7], *pruned,
-        ])  # fmt: skip
-    if any(report.majority.get(name) is not None for name in names):
-        constant = [format_score(report.majority.get(name), name) for name in names]
-        rows.append(["constant answer", *constant, *["-"] * (len(costs) + len(pruning))])
-    return markdown_table(["system", *map(metric_name, names), *costs, *pruning], rows)
-
-
-def _score_cell(system: System, name: str, main: str) -> str:
-    """Mean and spread of one metric."""
-    fallback = {"mean": system.score_mean, "sd": system.score_sd} if name == main else {}
-    found = system.metrics.get(name) or fallback
-    mean = found.get("mean")
-    return "-" if mean is None else format_score(mean, name) + format_spread(found.get("sd"), name)
-
-
-def shapes_table(report: Report) -> str:
-    """Every shape timed, a column each: median milliseconds and texts a second; "" where only one was.
-
-    A shape that a system was not timed at is "-". Systems that read raw texts name no length: theirs go by their place.
-    """
-    timed = [s for s in report.systems if s.timings]
-    shapes = list(dict.fromkeys(_shape(t) for s in timed for t in s.timings if all(_shape(t))))
-    if len(shapes) < 2:
-        return ""
-    rows = []
-    for s in timed:
-        is_raw = not any(t.get("seq_len") for t in s.timings)
-        by_shape = dict(zip(shapes, s.timings)) if is_raw else {_shape(t): t for t in s.timings}
-        rows.append([s.name, *(_timing_cell(by_shape.get(shape)) for shape in shapes)])
-    return markdown_table(["system", *(f"{batch} x {length}" for batch, length in shapes)], rows)
-
-
-def _shape(timing: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Batch size and word pieces."""
-    return timing.get("batch_size"), timing.get("seq_len")
-
-
-def _timing_cell(timing: dict[str, Any] | None) -> str:
-    """Median latency and rate, as far as they are known."""
-    latency, rate = (timing or {}).get("latency_ms_p50"), (timing or {}).get("texts_per_s")
-    known = [f"{format_ms(latency)} ms"] * (latency is not None) + ([] if rate is None else [f"{rate:,.0f}/s"])
-    return ", ".join(known) or "-"

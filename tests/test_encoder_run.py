@@ -105,7 +105,7 @@ def test_the_table_tells_what_every_model_is_and_took(finished: Path) -> None:
     assert student.params == sum(tensor.numel() for tensor in state.values())
     text = (finished / "report.md").read_text()
     assert report.notes[-1] == "4 models were made" and "- 4 models were made" in text
-    assert "| encoder sparsity | training s |" in text and "tickets that had settled: 2 of 2" in text
+    assert "| encoder sparsity, % | training, s |" in text and "tickets that had settled: 2 of 2" in text
     page = (finished / "report.html").read_text()
     assert 'id="method"' in page and "encoder sparsity" in page and "What is left in each layer" in page
 

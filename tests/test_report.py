@@ -22,7 +22,7 @@ from adasearch.files import write_json
 from adasearch.inspect_run import inspect
 from adasearch.report import KINDS, Report, System
 from adasearch.report_files import read_report, rebuild_report, write_report
-from adasearch.report_tables import cascade_table, honest_table
+from adasearch.report_tables import cascade_table, honest_table, shapes_table
 from adasearch.student import AdasearchForSequenceClassification
 from adasearch.verdict import compute_ratios
 from reports import RANDOM, STUDENT, TFIDF, full_report, make_report, system, timing
@@ -33,6 +33,11 @@ def cells(table: str) -> dict[str, list[str]]:
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     assert len({len(row) for row in rows}) == 1, "a row is longer or shorter than the header"
     return {row[0].strip("* "): row[1:] for row in rows}
+
+
+def scores(report: Report) -> dict[str, list[str]]:
+    """The honest table as report.md has it."""
+    return cells(markdown.plain_table(honest_table(report)))
 
 
 # --- ratios and verdict --------------------------------------------------------------------------------------------
@@ -245,12 +250,14 @@ def test_cost_is_the_price_of_the_cores_that_a_million_texts_keep_busy() -> None
     read = dataclasses.replace(row, tokenizer_texts_per_s=1000.0)  # a millisecond to read a text, two to score it
     assert verdict.served_texts_per_s(read) == pytest.approx(1000 / 3) and verdict.usd_per_million(read, 0.09) == pytest.approx(0.075)
     report = make_report(row, system("teacher", (0.9,), 10, 30.0), price_per_hour=0.09)
-    rows = cells(markdown.scores_table(report))
-    assert rows["system"][-2:] == ["texts/s, own lengths", "USD per million"]
-    assert rows["student"][-2:] == ["500", "$0.050"] and rows["teacher"][-2:] == ["-", "-"] and rows["constant answer"][-2:] == ["-", "-"]
+    rows = scores(report)
+    own, cost = (rows["system"].index(name) for name in ("own lengths, texts/s", "cost, USD / million"))
+    assert {name: (rows[name][own], rows[name][cost]) for name in ("student", "teacher", "constant answer")} == {
+        "student": ("500", "$0.050"), "teacher": ("-", "-"), "constant answer": ("-", "-"),
+    }  # fmt: skip
     assert "assumes $0.090 for one core and hour" in markdown.markdown(report)
     without = dataclasses.replace(report, price_per_hour=None)
-    assert cells(markdown.scores_table(without))["student"][-1] == "500" and "assumes" not in markdown.markdown(without)
+    assert scores(without)["student"][own] == "500" and "USD" not in str(scores(without)) and "assumes" not in markdown.markdown(without)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.0, "$0"), (0.00559, "$0.0056"), (0.05, "$0.050"), (1.44, "$1.4"), (9.96, "$10"), (1234.5, "$1,234")])
@@ -262,13 +269,16 @@ def test_dollars_have_two_digits_that_mean_something(value: float | None, expect
 
 
 def test_the_table_is_the_hand_worked_one() -> None:
-    rows = cells(markdown.scores_table(make_report()))
-    assert rows["system"] == ["accuracy", "parameters", "in embeddings", "MACs", "on disk", "p50 ms", "p90 ms", "texts/s"]
-    # 3.9M of 5.1M = 76%; 4 bytes x 5.1M = 20.4 MB; 1000 / 2 ms = 500
-    assert rows["student"] == ["88.0 ± 0.2", "5.1M", "76%", "12.3M", "20.4 MB", "2.00", "3.00", "500"]
-    assert rows["tfidf"] == ["83.9", "30k", "-", "-", "0.1 MB", "0.20", "0.30", "5,000"]
-    assert rows["reference"] == ["-", "109M", "-", "-", "437.9 MB", "160", "240", "6"]
-    assert rows["constant answer"] == ["50.9", *["-"] * 7]
+    rows = scores(make_report())
+    assert rows["system"] == [
+        "accuracy, points", "speed, × teacher", "size, × smaller", "latency, p50, ms", "latency, p90, ms", "rate, texts/s", "parameters",
+        "embeddings, % of parameters", "MACs, a text", "on disk, MB",
+    ]  # fmt: skip
+    # 28.4 / 2.0 = 14.2; 22.7M / 5.1M = 4.5; 3.9M of 5.1M = 76%; 4 bytes x 5.1M = 20.4 MB; 1000 / 2 ms = 500
+    assert rows["student"] == ["88.0 ± 0.2", "14.2×", "4.5×", "2.00", "3.00", "500", "5.1M", "76", "12.3M", "20.4"]
+    assert rows["tfidf"] == ["83.9", "142×", "757×", "0.20", "0.30", "5,000", "30k", "-", "-", "0.1"]
+    assert rows["reference"] == ["-", "0.18×", "0.21×", "160", "240", "6", "109M", "-", "-", "437.9"]
+    assert rows["constant answer"] == ["50.9", *["-"] * 9]
 
 
 @pytest.mark.parametrize(("method", "expected"), [({}, "of a student without its search"), ({"name": "CoFi"}, "search included")])
@@ -284,8 +294,8 @@ def test_skewed_classes_show_every_metric_against_the_constant_answer() -> None:
         system("student", (0.74, 0.76), metrics=both), metric="f1", metrics=["accuracy", "f1"],
         majority={"accuracy": 0.684, "f1": 0.812, "is_skewed": True},
     )  # fmt: skip
-    rows = cells(markdown.scores_table(report))
-    assert rows["system"][:2] == ["F1", "accuracy"]  # the metric that counts comes first
+    rows = scores(report)
+    assert rows["system"][:2] == ["F1, points", "accuracy, points"]  # the metric that counts comes first
     assert rows["student"][:2] == ["83.0", "75.0 ± 1.0"] and rows["constant answer"][:2] == ["81.2", "68.4"]
     assert "read every metric against the constant answer" in markdown.markdown(report)
 
@@ -296,7 +306,7 @@ def test_what_is_not_known_is_a_dash_and_breaks_nothing(kind: str, tmp_path: Pat
         System("bare", kind), majority={}, seeds=[], hardware={}, search={}, command=None, commit=None, notes=[],
     )  # fmt: skip
     text = write_report(tmp_path, report).read_text(encoding="utf-8")
-    assert cells(markdown.scores_table(report))["bare"] == ["-"] * 8
+    assert scores(report)["bare"] == []  # a column of which no system knows anything is left out
     card = model_card(report, "bare").replace("session.run(None", "")  # that one is code
     assert "None" not in text and "None" not in card and "nan" not in text
 
@@ -322,13 +332,15 @@ def test_other_shapes_are_timed_in_their_own_table() -> None:
     raw_texts = dataclasses.replace(raw_texts, seq_len=0, timings=[{**t, "seq_len": 0} for t in raw_texts.timings])
     fewer = system("reference", (), 100, 10.0)
     fewer = dataclasses.replace(fewer, timings=fewer.timings[:1])
-    rows = cells(markdown.shapes_table(make_report(system("student", STUDENT, 10, 2.0), raw_texts, fewer)))
-    assert rows["system"] == ["1 x 128", "32 x 128", "1 x 32"]
-    assert rows["student"] == ["2.00 ms, 500/s", "64.0 ms, 500/s", "2.00 ms, 500/s"]
-    assert rows["tfidf"] == ["0.20 ms, 5,000/s", "6.40 ms, 5,000/s", "0.20 ms, 5,000/s"]  # its length is 0: by place
-    assert rows["reference"] == ["10.0 ms, 100/s", "-", "-"]  # no system is left out
+    table = shapes_table(make_report(system("student", STUDENT, 10, 2.0), raw_texts, fewer))
+    assert table is not None
+    rows = cells(markdown.plain_table(table))
+    assert rows["system"] == ["1 × 128, ms", "32 × 128, ms", "1 × 32, ms"]
+    assert rows["student"] == ["2.00 (500/s)", "64.0 (500/s)", "2.00 (500/s)"]
+    assert rows["tfidf"] == ["0.20 (5,000/s)", "6.40 (5,000/s)", "0.20 (5,000/s)"]  # its length is 0: by place
+    assert rows["reference"] == ["10.0 (100/s)", "-", "-"]  # no system is left out
     only = dataclasses.replace(system("student", STUDENT, 10, 2.0), timings=[timing(1, 128, 2.0)])
-    assert markdown.shapes_table(make_report(only)) == ""
+    assert shapes_table(make_report(only)) is None
 
 
 def test_the_report_says_what_was_run_and_what_the_search_cost() -> None:
@@ -458,7 +470,7 @@ def test_the_card_is_one_the_hub_reads() -> None:
 def test_the_cards_numbers_are_the_reports() -> None:
     report = make_report()
     card = model_card(report, "sst2")
-    assert verdict.verdict(report) in card and markdown.scores_table(report) in card and "trust_remote_code=True" in card
+    assert verdict.verdict(report) in card and markdown.plain_table(honest_table(report)) in card and "trust_remote_code=True" in card
 
 
 def test_a_card_names_a_teacher_only_where_there_was_one() -> None:
@@ -476,7 +488,7 @@ def test_reports_say_whether_the_tokenizer_is_in_the_rates() -> None:
     for systems, note, rate in (([*old, raw], "the tokenizer not counted", "| 500 |"), ([*new, raw], "the tokenizer included", "| 444 |")):
         report = make_report(*systems, price_per_hour=0.04)
         assert note in markdown.price_note(report) and note in {column.tip for column in honest_table(report).columns if column.label == "own lengths"}.pop()
-        assert rate in markdown.scores_table(report)
+        assert rate in markdown.plain_table(honest_table(report))
     assert "one thread of it reads 2,000 to 4,000 texts a second" in markdown.how_measured(report)
     assert verdict.tokenizer_note(make_report(old[0], new[1])) == "the tokenizer not counted"
 
