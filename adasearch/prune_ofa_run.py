@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adasearch.accelerator import keeping_threads
-from adasearch.encoder_run import About, begin_encoders, run_recipes
+from adasearch.encoder_run import About, begin_encoders, run_folder, run_recipes
 from adasearch.encoder_training import Compressed
 from adasearch.progress import Progress
 from adasearch.prune_ofa_config import PruneOfaTaskConfig
 from adasearch.prune_ofa_source import open_source
 from adasearch.prune_ofa_systems import prune_ofa_recipes
+from adasearch.run_files import note_settings
 
 FREE = ("baselines", "direct", "dense")  # they add rows
+OF_DIRECT = ("direct_epochs", "direct_more_steps")  # which nothing in a folder without a model of ``direct`` depends on
 
 
 @keeping_threads()
@@ -29,8 +31,12 @@ def prune_once_for_all(config: PruneOfaTaskConfig, progress: Progress | None = N
     Raises ``ConfigError``, ``DataError`` or ``ModelError`` before any training where request, data or models are wrong: a
     sparse model of another vocabulary, of other sizes than ``model``, without zeros, or one that is quantised already.
     """
-    run, problem = begin_encoders(config, ABOUT, progress, FREE)
-    return run_recipes(run, problem, prune_ofa_recipes(config, open_source(config, problem)))
+    is_begun = any(run_folder(config, ABOUT.slug).glob("*/direct-*"))
+    run, problem = begin_encoders(config, ABOUT, progress, FREE if is_begun else (*FREE, *OF_DIRECT))
+    recipes = prune_ofa_recipes(config, open_source(config, problem))
+    if (run.folder / "run.json").exists():  # now, since a killed training goes on with them
+        note_settings(run.folder, {name: getattr(config, name) for name in OF_DIRECT})
+    return run_recipes(run, problem, recipes)
 
 
 def _facts(trained: Sequence[Compressed]) -> dict[str, str]:

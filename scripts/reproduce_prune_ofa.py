@@ -66,14 +66,15 @@ def command(args: argparse.Namespace, task: str) -> list[str]:
     settings = args.configs / f"{task}.yaml" if args.configs else None
     if settings and not settings.is_file():
         raise ConfigError(f"configs: {settings} is no file; choices: a folder with <task>.yaml for each of --tasks")
-    spent = steps_before(pretraining_stages(args.sparse_model)) if args.equal_total_steps else 0
+    is_direct = args.direct_tasks is None or task in args.direct_tasks
+    spent = steps_before(pretraining_stages(args.sparse_model)) if args.equal_total_steps and is_direct else 0
     flags = {
         "config": settings,
         "sparse_model": args.sparse_model,
         "data_dir": args.data_dir,
         "seeds": f"[{','.join(map(str, args.seeds))}]",
-        "direct": str(args.direct_tasks is None or task in args.direct_tasks).lower(),
-        "direct_more_steps": spent // args.equal_total_steps if args.equal_total_steps else None,
+        "direct": str(is_direct).lower(),
+        "direct_more_steps": spent // args.equal_total_steps if spent else None,
         "threads": args.threads,
         "output_dir": Path(args.output_dir) / task,
         "teacher": teacher if teacher and (teacher / "config.json").exists() else None,

@@ -153,8 +153,11 @@ def test_a_run_goes_on_with_the_same_weights(tmp_path: Path) -> None:
     for name in ("models/sparse_int8-42", "student", "report.json"):  # killed after the lock
         path = again / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    config = tiny_prune_ofa(tmp_path, **WITHOUT_GRAPHS, output_dir=str(again), baselines=True, direct=True, dense=True, max_steps=4)
+    config = tiny_prune_ofa(
+        tmp_path, **WITHOUT_GRAPHS, output_dir=str(again), baselines=True, direct=True, direct_more_steps=1, dense=True, max_steps=4
+    )
     prune_once_for_all(config)
+    assert read_json(again / "run.json")["config"]["direct_more_steps"] == 1
     before, after = (AutoModelForSequenceClassification.from_pretrained(folder / "student").state_dict() for folder in (run, again))
     assert all(torch.equal(before[name], after[name]) for name in before)
     found = read_report(again)  # what adds rows may differ from the settings it was begun with
@@ -164,6 +167,8 @@ def test_a_run_goes_on_with_the_same_weights(tmp_path: Path) -> None:
     assert [len(system.size_ratios) for system in found.systems] == [0, 4, 4, 4, 0, 4]
     with pytest.raises(ConfigError, match="other settings"):
         prune_once_for_all(dataclasses.replace(config, int8=Int8Config(per="tensor")))
+    with pytest.raises(ConfigError, match="other settings .*direct_more_steps"):  # the folder has a model of it now
+        prune_once_for_all(dataclasses.replace(config, direct_more_steps=2))
 
 
 def test_every_verb_works_on_the_folder(run: Path, tmp_path: Path) -> None:

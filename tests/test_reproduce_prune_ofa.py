@@ -58,10 +58,10 @@ def test_every_run_is_called_so_that_results_never_tell_of_settings_that_it_refu
         script.main()
     assert ended.value.code == 2 and not (tmp_path / "results.json").exists()
     assert len(called) == 1 and "--direct_more_steps=30" in called[0] and "--direct=true" in called[0]
-    monkeypatch.setattr(sys, "argv", [*typed, "--direct_tasks", "mrpc"])
+    monkeypatch.setattr(sys, "argv", [*typed, "--equal_total_steps", "4", "--direct_tasks", "mrpc"])
     with pytest.raises(SystemExit):
         script.main()
-    assert "--direct=false" in called[1]
+    assert "--direct=false" in called[1] and not any("direct_more_steps" in part for part in called[1])
 
 
 def test_the_dense_model_that_teaches_and_the_one_fine_tuned_alike_are_two(
