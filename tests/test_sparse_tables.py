@@ -52,7 +52,7 @@ def test_a_size_is_said_in_four_ways() -> None:
     assert "in a file 5.0x smaller than its own weights in float32 (its encoder's alone 17.8x, 40.0x by their values)" in said
     page, text = html.html(sparse_report()), markdown.markdown(sparse_report())
     assert 'id="sizes"' in page and 'id="runtimes"' in page and "smaller as the sparse file: 18.7 MB" in page
-    assert "| student | 90.00 | 40.0 | 17.8 | 12.5 | 5.0 | 18.7 | 99.54 | 87.1 |" in text
+    assert "| **student** | 90.00 | 40.0 | 17.8 | 12.5 | 5.0 | 18.7 | 99.54 | 87.1 |" in text
     assert "onnxruntime fp32 (student in int8; dense int8 in int8), all systems interleaved" in text
     assert "## Other shapes" not in text and "## Other shapes" in markdown.markdown(make_report()), "one table has all shapes"
 
