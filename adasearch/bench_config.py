@@ -65,14 +65,14 @@ def check_bench(bench: BenchConfig, where: str = "") -> None:
         check_choice(f"{where}references[{index}]", name, REFERENCE_SHAPES)
         if name in bench.references[:index]:
             raise ConfigError(f"{where}references[{index}]: {name!r} is there already; name every shape once")
-    if not bench.reference and bench.references != BenchConfig().references:
-        raise ConfigError(f"{where}references: {', '.join(bench.references)}: not timed, {where}reference is false; choices: --{where}reference true")
 
 
 def check_run_bench(bench: BenchConfig) -> None:
     """Check how a run measures, which is in one runtime at fp32; raises ``ConfigError``."""
     check_choice("bench.runtime", bench.runtime, ("auto", "torch", "torch_compile", "onnxruntime", "openvino"))
     check_bench(bench, "bench.")
+    if not bench.reference and bench.references != BenchConfig().references:
+        raise ConfigError(f"bench.references: {', '.join(bench.references)}: not timed, bench.reference is false; choices: --bench.reference true")
     if bench.runtimes or bench.precisions != ["fp32"]:
         raise ConfigError(
             "bench.runtimes, bench.precisions: a run times its systems in one runtime at fp32; choices: bench.runtime here, "

@@ -70,7 +70,7 @@ def prune_vocabulary(
     student_dir: str | Path, texts: Sequence[str] | TokenStore, *, output_dir: str | Path,
     labelled: Sequence[str] | TokenStore | None = None, size: int | None = None, sizes: Sequence[int] | None = None,
     min_count: int = 1, max_drop: float = 0.5, evaluate: Evaluate | None = None, refit: Refit | None = None,
-    progress: Progress | None = None,
+    calibrate: Callable[[Path], None] | None = None, progress: Progress | None = None,
 ) -> Pruned:  # fmt: skip
     """Write a student with the pieces that ``texts`` use to ``output_dir``, a model folder like the first.
 
@@ -82,6 +82,8 @@ def prune_vocabulary(
         sizes: several of which the smallest is taken that loses no more than ``max_drop`` points of the score; with
             ``evaluate`` and without a size, ``SIZES`` and the table that ``min_count`` leaves.
         refit: trains the student after each cut. Sizes are then tried from the smallest on until one is good enough.
+        calibrate: writes the temperature into the new folder, before its graph is written: whoever is stopped there has a folder
+            whose probabilities are right.
 
     Special pieces and single characters stay, so a word whose piece is gone is split and not unknown. Texts of kept
     pieces give the same logits. What was tried is in ``vocabulary.json`` of the new folder; it has an ONNX file where the
@@ -121,6 +123,8 @@ def prune_vocabulary(
     found = Pruned(output_dir, before, chosen, tuple(tried))
     facts = {key: value for key, value in dataclasses.asdict(found).items() if key != "folder"}
     write_json(output_dir / REPORT, {"source": str(student_dir), **facts})
+    if calibrate is not None:
+        calibrate(output_dir)
     if (student_dir / "onnx" / ONNX_FILES["fp32"]).is_file():
         progress.stage("export")
         export_student(output_dir)

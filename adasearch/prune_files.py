@@ -81,12 +81,10 @@ def prune_student(
         split, metric = task.validation, task.metric
     evaluate = None if split is None else scorer(split, metric)
     refit = _refit(run, task, student_dir, refit_steps, seed, progress) if refit_steps else None
-    found = prune_vocabulary(
+    return prune_vocabulary(
         student_dir, texts, output_dir=output_dir, labelled=labelled, size=size, sizes=sizes, min_count=min_count,
-        max_drop=max_drop, evaluate=evaluate, refit=refit, progress=progress,
+        max_drop=max_drop, evaluate=evaluate, refit=refit, calibrate=lambda pruned: _calibrate(student_dir, pruned, split), progress=progress,
     )  # fmt: skip
-    _calibrate(student_dir, found.folder, split)
-    return found
 
 
 def _calibrate(student_dir: Path, pruned: Path, split: Split | None) -> None:

@@ -118,6 +118,8 @@ def do_bench(settings: BenchSettings, progress: Progress) -> str:
     if settings.build_lut:
         return _build_lut(settings, progress)
     _refuse_idle(settings, ("space", "lengths", "batch_size", "output"), "without --build_lut")
+    if not settings.reference:
+        _refuse_idle(settings, ("references",), "with --reference false")
     if not settings.models:
         raise ConfigError("models: no folder to time; name one or more: adasearch bench FOLDER ...")
     config = part_of(BenchConfig, settings)

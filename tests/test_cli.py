@@ -283,6 +283,8 @@ def test_bench_settings_are_those_of_a_run_and_need_models(capsys: pytest.Captur
         (["some", "--batch_size", "8"], "batch_size: it is not read without --build_lut; choices: --batch_sizes"),
         (["--build_lut", "--seq_lengths", "16"], "seq_lengths: it is not read with --build_lut; choices: --lengths"),
         (["--build_lut", "--runtimes", "torch"], "runtimes: it is not read with --build_lut; choices: --runtime"),
+        (["nowhere", "--reference", "false", "--references", "bert_base"], "references: it is not read with --reference false"),
+        (["nowhere", "--reference", "false"], "models: nowhere"),  # the verb's own default of the shapes is no request
     ):
         assert cli.main(["bench", *request]) == 2 and says in capsys.readouterr().err
 

@@ -278,6 +278,21 @@ def test_a_refit_trains_the_cut_student_on_the_lesson(ran: tuple[Path, Problem],
     assert near < 0.7 * far
 
 
+def test_who_is_stopped_while_the_graph_is_written_has_honest_probabilities(
+    ran: tuple[Path, Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adasearch.prune.export_student", stop)
+    run = shutil.copytree(ran[0], tmp_path / "run")
+    (run / "student" / "onnx").mkdir(exist_ok=True)
+    (run / "student" / "onnx" / "model.onnx").touch()  # the cut student has a graph where the whole one has
+    with pytest.raises(KeyboardInterrupt):
+        prune_student(run, tmp_path / "cut", size=REQUIRED + 2)
+    assert load_calibration(tmp_path / "cut") is not None
+
+
 def test_a_pruned_students_probabilities_stay_honest(ran: tuple[Path, Problem], student: Path, tmp_path: Path) -> None:
     """Its temperature is its own where there are examples to fit it, and the whole student's where there are none."""
     folder, problem = ran
