@@ -71,8 +71,8 @@ class TicketConfig:
             check_range(f"ticket.{name}", getattr(self, name), low, high)
         check_optional("ticket.check_every", self.check_every, 1, 1e9)
         (other,) = (draw for draw in DRAWS if draw != self.draw)
+        choices = f"leave it out, or --ticket.draw {other}"
         for name in OF_DRAW[other]:
-            choices = f"leave it out, or --ticket.draw {other}"
             check_idle(f"ticket.{name}", getattr(self, name), getattr(TicketConfig, name), f"with ticket.draw {self.draw}", choices)
         if not self.head_ratio and not self.neuron_ratio:
             raise ConfigError("ticket.head_ratio, ticket.neuron_ratio: both are 0, so nothing is pruned; choices: one above 0")

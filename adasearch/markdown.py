@@ -7,7 +7,7 @@ from typing import Any
 
 from adasearch.formats import format_threads, format_usd, markdown_table
 from adasearch.report import FIGURES, Report
-from adasearch.report_tables import Table, honest_table, shapes_table
+from adasearch.report_tables import Cell, Table, honest_table, shapes_table
 from adasearch.sparse_tables import RUNTIMES_NOTE, SIZES_NOTE, runtimes_table, sizes_table, zeros_sentences
 from adasearch.verdict import (
     cascade_sentence,
@@ -35,7 +35,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
         parts.append(latency)
     runtimes = runtimes_table(report)  # which has all shapes
     if not runtimes and (shapes := shapes_table(report)):
-        parts += ["## Other shapes", f"{shapes.caption.replace('below', 'in parentheses')}.", plain_table(shapes)]
+        parts += ["## Other shapes", "Median latency by batch size × word pieces; texts a second in parentheses.", plain_table(shapes)]
     if sizes := sizes_table(report):
         parts += ["## Size", SIZES_NOTE, plain_table(sizes)]
     if runtimes:
@@ -117,11 +117,13 @@ def _provenance(report: Report) -> str:
 def plain_table(table: Table) -> str:
     """A table of the page in Markdown: units behind the headings, notes in parentheses, the main row in bold."""
     header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in table.columns]
-    rows = [[cell.text.replace("–", "-") + (f" ({cell.note})" if cell.note else "") for cell in row.cells] for row in table.rows]
-    for line, row in zip(rows, table.rows, strict=True):
-        if row.is_main:
-            line[0] = line[0].replace(row.cells[0].text, f"**{row.cells[0].text}**", 1)
+    rows = [[_plain_cell(cell, row.is_main and place == 0) for place, cell in enumerate(row.cells)] for row in table.rows]
     return markdown_table(header, rows)
+
+
+def _plain_cell(cell: Cell, is_bold: bool) -> str:
+    text = cell.text.replace("–", "-")
+    return (f"**{text}**" if is_bold else text) + (f" ({cell.note})" if cell.note else "")
 
 
 def price_note(report: Report) -> str:

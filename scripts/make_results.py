@@ -2,7 +2,7 @@
 
     python scripts/make_results.py [RUN_FOLDER ...]     # seconds; without arguments only the page is rewritten
 
-Each report names its command, commit, seeds and hardware. No number of the page is typed by hand.
+Each report names its command, commit, seeds and hardware. No number of a table is typed by hand.
 """
 
 from __future__ import annotations
